@@ -1,0 +1,1 @@
+"""afnext: Audio Flamingo Next, fast and faithful."""

@@ -1,0 +1,30 @@
+"""Fast ops for audio language models: C++ kernels on CPU, plain torch where there are none.
+
+Torch tensors or NumPy arrays in, the same out. Shapes are tokens first; every op's docstring gives its
+contract, and ``afnext.ops.reference`` states each one in a few lines of torch.
+"""
+
+from ._library import force_reference
+from .attention import attention
+from .linear import linear
+from .log_mel import log_mel
+from .merge_attention import merge_attention
+from .paged_append import paged_append
+from .paged_attention import paged_attention
+from .rms_norm import rms_norm
+from .rotate import Rotation, rotate
+from .silu_mul import silu_mul
+
+__all__ = [
+    "Rotation",
+    "attention",
+    "force_reference",
+    "linear",
+    "log_mel",
+    "merge_attention",
+    "paged_append",
+    "paged_attention",
+    "rms_norm",
+    "rotate",
+    "silu_mul",
+]

@@ -1,0 +1,56 @@
+"""Argument checks of the plain-torch path, in the words of the compiled one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.bfloat16)
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ``ValueError(message)`` unless ``condition``."""
+    if not condition:
+        raise ValueError(message)
+
+
+def describe(tensor: Tensor) -> str:
+    """``"float32 [3, 4] on cpu"``."""
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return f"{dtype} {list(tensor.shape)} on {tensor.device.type}"
+
+
+def floating(
+    op: str, name: str, tensor: Tensor, dims: int | None = None, like: Tensor | None = None
+) -> None:
+    """``tensor`` must be float32 or bfloat16, of ``dims`` dimensions, of ``like``'s dtype and device."""
+    require(
+        tensor.dtype in FLOATS, f"{op}: {name} must be float32 or bfloat16, got {describe(tensor)}"
+    )
+    if dims is not None:
+        require(
+            tensor.dim() == dims,
+            f"{op}: {name} must have {dims} dimensions, got {describe(tensor)}",
+        )
+    if like is not None:
+        require(
+            tensor.dtype == like.dtype and tensor.device == like.device,
+            f"{op}: {name} must match {describe(like)} in dtype and device, got {describe(tensor)}",
+        )
+
+
+def typed(op: str, name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    """``tensor`` must have exactly this dtype and shape."""
+    wanted = f"{str(dtype).removeprefix('torch.')} {list(shape)}"
+    require(
+        tensor.dtype == dtype and tuple(tensor.shape) == shape,
+        f"{op}: {name} must be {wanted}, got {describe(tensor)}",
+    )
+
+
+def offsets(op: str, name: str, cu_seqlens: Tensor, dtype: torch.dtype = torch.int32) -> None:
+    """``cu_seqlens`` must be a 1-D integer tensor of at least one entry."""
+    require(
+        cu_seqlens.dtype == dtype and cu_seqlens.dim() == 1 and cu_seqlens.shape[0] >= 1,
+        f"{op}: {name} must be {str(dtype).removeprefix('torch.')} [N + 1], got {describe(cu_seqlens)}",
+    )

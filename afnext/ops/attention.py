@@ -1,0 +1,208 @@
+"""Softmax attention over packed sequences, forward and backward, and the merge of partial results."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _check as check
+from . import reference
+from ._compiled import compiled
+from ._library import any_requires_grad, call, define, through_torch
+from .rotate import Rotation, as_times
+
+HEAD_DIM_MAX = 256
+
+
+def _fake(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    key_lengths: Tensor | None,
+    times_q: Tensor | None,
+    times_k: Tensor | None,
+    inv_freq: Tensor | None,
+    interleaved: bool,
+    causal: bool,
+    window_left: int,
+    window_right: int,
+    scale: float,
+    partials: bool,
+) -> tuple[Tensor, Tensor]:
+    op = "attention"
+    check.floating(op, "q", q, 3)
+    check.floating(op, "k", k, 3, like=q)
+    check.typed(op, "v", v, k.dtype, tuple(k.shape))
+    check.require(
+        k.shape[2] == q.shape[2] and k.shape[1] > 0 and q.shape[1] % k.shape[1] == 0,
+        f"attention: k must be [Tk, Hkv, {q.shape[2]}] with Hkv dividing {q.shape[1]}, got "
+        f"{check.describe(k)}",
+    )
+    check.require(
+        0 < q.shape[2] <= HEAD_DIM_MAX, f"attention: q's head dim must be 1 to {HEAD_DIM_MAX}"
+    )
+    check.offsets(op, "cu_seqlens_q", cu_seqlens_q)
+    check.typed(op, "cu_seqlens_k", cu_seqlens_k, torch.int32, tuple(cu_seqlens_q.shape))
+    if key_lengths is not None:
+        check.typed(op, "key_lengths", key_lengths, torch.int32, (cu_seqlens_q.shape[0] - 1,))
+    if inv_freq is not None:
+        assert times_q is not None
+        assert times_k is not None
+        half = inv_freq.shape[-1]
+        check.typed(op, "rotation.inv_freq", inv_freq, torch.float32, (half,))
+        check.typed(op, "rotation.times_q", times_q, torch.float32, (q.shape[0],))
+        check.typed(op, "rotation.times_k", times_k, torch.float32, (k.shape[0],))
+        check.require(
+            2 * half <= q.shape[2],
+            f"attention: rotation.inv_freq turns 2 x {half} of {q.shape[2]} channels",
+        )
+    out = q.new_empty(q.shape, dtype=torch.float32 if partials else q.dtype)
+    return out, q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32)
+
+
+def _cpu(q: Tensor, k: Tensor, v: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    out = torch.empty(q.shape, dtype=torch.float32 if args[-1] else q.dtype)
+    lse = torch.empty(q.shape[1], q.shape[0], dtype=torch.float32)
+    compiled.attention(q, k, v, *args[:-1], out, lse)
+    return out, lse
+
+
+def _fake_backward(
+    grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, *_: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _cpu_backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    *args: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    grads = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+    compiled.attention_backward(
+        grad_out.contiguous(), grad_lse, q, k, v, out, lse, *args[:-1], *grads
+    )
+    return grads
+
+
+_ARGS = (
+    "Tensor cu_seqlens_q, Tensor cu_seqlens_k, Tensor? key_lengths, Tensor? times_q, Tensor? times_k, "
+    "Tensor? inv_freq, bool interleaved, bool causal, int window_left, int window_right, float scale, "
+    "bool partials"
+)
+
+BACKWARD = define(
+    "attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, "
+    f"Tensor lse, {_ARGS}) -> (Tensor, Tensor, Tensor)",
+    cpu=_cpu_backward,
+    reference=reference.attention_backward,
+    fake=_fake_backward,
+)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, cu_q, cu_k, lengths, times_q, times_k, inv_freq, *ctx.policies = inputs
+    ctx.save_for_backward(q, k, v, *output, cu_q, cu_k, lengths, times_q, times_k, inv_freq)
+
+
+def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor | None) -> tuple[Any, ...]:
+    grads = BACKWARD(grad_out, grad_lse, *ctx.saved_tensors, *ctx.policies)
+    return *grads, *(None,) * 12
+
+
+OP = define(
+    f"attention(Tensor q, Tensor k, Tensor v, {_ARGS}) -> (Tensor, Tensor)",
+    cpu=_cpu,
+    reference=reference.attention,
+    fake=_fake,
+    backward=_backward,
+    save=_save,
+)
+
+
+def window_bounds(op: str, window: tuple[int, int] | None) -> tuple[int, int]:
+    """``(left, right)`` with -1 for unlimited, checked."""
+    if window is None:
+        return -1, -1
+    check.require(
+        len(window) == 2 and all(isinstance(w, int) and w >= -1 for w in window),
+        f"{op}: window must be (left, right) with entries >= -1, got {window}",
+    )
+    return window[0], window[1]
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    cu_seqlens_q: Tensor | None = None,
+    cu_seqlens_k: Tensor | None = None,
+    key_lengths: Tensor | None = None,
+    causal: bool = False,
+    window: tuple[int, int] | None = None,
+    softmax_scale: float | None = None,
+    rotation: Rotation | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Attention over packed sequences without an S x S buffer. Differentiable in q, k, v.
+
+    Query head h reads key head ``h // (Hq / Hkv)``. Masks are aligned at the bottom right of each
+    sequence: its last query sees its last key. Causality goes by index, never by time.
+
+    Args:
+        q: float32 or bfloat16 ``[Tq, Hq, D]``, unit stride in D, D <= 256.
+        k, v: ``[Tk, Hkv, D]``, Hkv divides Hq.
+        cu_seqlens_q: int32 ``[N + 1]``, where sequences begin and end among the queries; None is one.
+        cu_seqlens_k: the same among the keys; by default ``cu_seqlens_q``.
+        key_lengths: int32 ``[N]``, how many keys of each sequence count.
+        causal: a query sees no later key.
+        window: (left, right), how many keys before and after its own a query sees; -1 is unlimited.
+        softmax_scale: by default ``D ** -0.5``.
+        rotation: turns q and k on the way in.
+        out_dtype: float32 asks for partial results in float32; by default q's dtype.
+
+    Returns:
+        out ``[Tq, Hq, D]`` and lse, float32 ``[Hq, Tq]``, the natural logarithm of the sum of exponents.
+        A query that sees no key gives 0 and -inf.
+
+    Raises:
+        ValueError: naming the argument whose dtype, shape, stride, device or value is wrong.
+    """
+    if not isinstance(q, Tensor):
+        return through_torch(
+            attention, q, k, v, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
+            key_lengths=key_lengths, causal=causal, window=window, softmax_scale=softmax_scale,
+            rotation=rotation, out_dtype=out_dtype,
+        )  # fmt: skip
+    check.require(q.dim() == 3, f"attention: q must be [Tq, Hq, D], got {check.describe(q)}")
+    check.require(k.dim() == 3, f"attention: k must be [Tk, Hkv, D], got {check.describe(k)}")
+    if cu_seqlens_k is None:
+        cu_seqlens_k = cu_seqlens_q
+    if cu_seqlens_q is None:
+        cu_seqlens_q = torch.tensor([0, q.shape[0]], dtype=torch.int32, device=q.device)
+    if cu_seqlens_k is None:
+        cu_seqlens_k = torch.tensor([0, k.shape[0]], dtype=torch.int32, device=q.device)
+    times_q, times_k, inv_freq, interleaved = rotation or (None, None, None, False)
+    if rotation is not None:
+        times_q, times_k = as_times(rotation.times_q), as_times(rotation.times_k)
+    left, right = window_bounds("attention", window)
+    check.require(
+        out_dtype in (None, q.dtype, torch.float32),
+        f"attention: out_dtype must be float32 or q's, got {out_dtype}",
+    )
+    return call(
+        OP, any_requires_grad(q, k, v), q, k, v, cu_seqlens_q, cu_seqlens_k, key_lengths,
+        times_q, times_k, inv_freq, interleaved, causal, left, right,
+        q.shape[2] ** -0.5 if softmax_scale is None else float(softmax_scale),
+        out_dtype == torch.float32,
+    )  # fmt: skip

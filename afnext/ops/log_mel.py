@@ -1,0 +1,90 @@
+"""Whisper's log-mel spectrogram of 30 s windows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import _check as check
+from . import reference
+from ._compiled import compiled
+from ._library import call, define, through_torch
+
+WINDOW_SAMPLES = reference.WINDOW_SAMPLES
+WINDOW_FRAMES = 3000
+MEL_BINS = 128
+
+
+def _fake(samples: Tensor, cu_samples: Tensor, cu_frames: Tensor, total_frames: int) -> Tensor:
+    check.require(
+        samples.dtype == torch.float32 and samples.dim() == 1,
+        f"log_mel: samples must be float32 [S], got {check.describe(samples)}",
+    )
+    check.offsets("log_mel", "cu_samples", cu_samples, torch.int64)
+    check.typed("log_mel", "cu_frames", cu_frames, torch.int64, tuple(cu_samples.shape))
+    return samples.new_empty(total_frames, MEL_BINS)
+
+
+def _cpu(samples: Tensor, cu_samples: Tensor, cu_frames: Tensor, total_frames: int) -> Tensor:
+    out = samples.new_empty(total_frames, MEL_BINS)
+    compiled.log_mel(samples, cu_samples, cu_frames, out)
+    return out
+
+
+OP = define(
+    "log_mel(Tensor samples, Tensor cu_samples, Tensor cu_frames, SymInt total_frames) -> Tensor",
+    cpu=_cpu,
+    reference=reference.log_mel,
+    fake=_fake,
+)
+
+
+def log_mel(
+    samples: Tensor,
+    cu_samples: Tensor | None = None,
+    frames: Tensor | Sequence[int] | None = None,
+) -> Tensor:
+    """Log-mel features of packed windows, each zero-padded to 30 s as Whisper does.
+
+    Periodic Hann window of 400 samples, hop 160, reflected ends of the 30 s, power spectrum, 128 slaney
+    mel bins from 0 to 8 kHz, log10 clamped at 1e-10, floored at the window's maximum - 8 (over all 3,000
+    frames), then ``(x + 4) / 4``. Equal to transformers' ``WhisperFeatureExtractor`` (transposed).
+
+    Args:
+        samples: float32 ``[S]``, 16 kHz mono, windows one after another.
+        cu_samples: int64 ``[N + 1]``, where windows begin and end; None is one window. At most 480,000
+            samples each.
+        frames: how many 10 ms frames to write for each window (at most 3,000); by default those that
+            hold audio, ceil(n / 160). Frames past the audio are those of silence.
+
+    Returns:
+        float32 ``[sum(frames), 128]``.
+
+    Raises:
+        ValueError: naming the argument whose dtype, shape, device or value is wrong.
+    """
+    if not isinstance(samples, Tensor):
+        return through_torch(log_mel, samples, cu_samples, frames)
+    host = torch.tensor([0, samples.shape[-1]]) if cu_samples is None else cu_samples.cpu()
+    check.offsets("log_mel", "cu_samples", host, torch.int64)
+    lengths = host.diff()
+    if frames is None:
+        counts = (lengths + 159) // 160
+    else:
+        counts = torch.as_tensor(frames, dtype=torch.int64).cpu()
+    check.require(
+        int(host[0]) == 0 and int(host[-1]) == samples.shape[-1],
+        f"log_mel: cu_samples must run from 0 to {samples.shape[-1]}, got {host.tolist()[:4]}...",
+    )
+    check.require(
+        bool(((lengths >= 0) & (lengths <= WINDOW_SAMPLES)).all()),
+        f"log_mel: cu_samples must cut windows of 0 to {WINDOW_SAMPLES} samples",
+    )
+    check.require(
+        counts.shape == lengths.shape and bool(((counts >= 0) & (counts <= WINDOW_FRAMES)).all()),
+        f"log_mel: frames must hold {len(lengths)} counts of 0 to {WINDOW_FRAMES}",
+    )
+    cu_frames = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    return call(OP, False, samples, host, cu_frames, int(cu_frames[-1]))

@@ -1,0 +1,171 @@
+"""Append keys and values to a paged cache, rotating the keys once on their way in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _check as check
+from . import reference
+from ._compiled import compiled
+from ._library import call, define, through_torch
+from .rotate import as_times
+
+
+def check_pages(
+    op: str, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, requests: int
+) -> None:
+    """Pages ``[P, Hkv, slot, D]`` of one dtype and an int32 table ``[N, max_pages]``."""
+    check.floating(op, "k_pages", k_pages, 4)
+    check.typed(op, "v_pages", v_pages, k_pages.dtype, tuple(k_pages.shape))
+    check.require(k_pages.shape[2] > 0, f"{op}: k_pages must have at least one slot a page")
+    check.require(
+        page_table.dtype == torch.int32
+        and page_table.dim() == 2
+        and page_table.shape[0] == requests,
+        f"{op}: page_table must be int32 [{requests}, max_pages], got {check.describe(page_table)}",
+    )
+
+
+def check_table(
+    op: str, page_table: Tensor, lengths: Tensor, pages: int, slots: int, name: str
+) -> None:
+    """Every page that ``lengths`` tokens reach must be a page of the pool (host copies)."""
+    table = page_table.cpu()
+    for n, length in enumerate(lengths.tolist()):
+        used = -(-length // slots)
+        check.require(
+            length >= 0 and used <= table.shape[1],
+            f"{op}: {name}[{n}] = {length} needs {used} pages, page_table has {table.shape[1]}",
+        )
+        ids = table[n, :used]
+        bad = ids[(ids < 0) | (ids >= pages)]
+        check.require(
+            bad.numel() == 0,
+            f"{op}: page_table[{n}] holds page {int(bad[0]) if bad.numel() else 0} of a pool of {pages}",
+        )
+
+
+def _fake(
+    k: Tensor,
+    v: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    page_table: Tensor,
+    cu_seqlens: Tensor,
+    start: Tensor,
+    times: Tensor | None,
+    inv_freq: Tensor | None,
+    interleaved: bool,
+) -> None:
+    op = "paged_append"
+    check.floating(op, "k", k, 3)
+    check.typed(op, "v", v, k.dtype, tuple(k.shape))
+    check.offsets(op, "cu_seqlens", cu_seqlens)
+    check.typed(op, "start", start, torch.int32, (cu_seqlens.shape[0] - 1,))
+    check_pages(op, k_pages, v_pages, page_table, start.shape[0])
+    check.require(
+        k_pages.dtype == k.dtype and (k_pages.shape[1], k_pages.shape[3]) == tuple(k.shape[1:]),
+        f"paged_append: k_pages must be [P, {k.shape[1]}, slot, {k.shape[2]}] of k's dtype, got "
+        f"{check.describe(k_pages)}",
+    )
+    if inv_freq is not None:
+        assert times is not None
+        check.typed(op, "rotation times", times, torch.float32, (k.shape[0],))
+        check.typed(op, "rotation inv_freq", inv_freq, torch.float32, (inv_freq.shape[-1],))
+        check.require(
+            2 * inv_freq.shape[0] <= k.shape[2],
+            f"paged_append: rotation inv_freq turns 2 x {inv_freq.shape[0]} of {k.shape[2]} channels",
+        )
+
+
+def _reference(
+    k: Tensor,
+    v: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    page_table: Tensor,
+    cu_seqlens: Tensor,
+    start: Tensor,
+    *rest: object,
+) -> None:
+    ends = start.cpu() + cu_seqlens.diff().cpu()
+    check_table(
+        "paged_append", page_table, ends, k_pages.shape[0], k_pages.shape[2], "start + length"
+    )
+    reference.paged_append(k, v, k_pages, v_pages, page_table, cu_seqlens, start, *rest)  # type: ignore[arg-type]
+
+
+def _cpu(*args: Any) -> None:
+    compiled.paged_append(*args)
+
+
+OP = define(
+    "paged_append(Tensor k, Tensor v, Tensor(a!) k_pages, Tensor(b!) v_pages, Tensor page_table, "
+    "Tensor cu_seqlens, Tensor start, Tensor? times, Tensor? inv_freq, bool interleaved) -> ()",
+    cpu=_cpu,
+    reference=_reference,
+    fake=_fake,
+)
+
+
+def paged_append(
+    k: Tensor,
+    v: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    page_table: Tensor,
+    cu_seqlens: Tensor,
+    start: Tensor,
+    *,
+    rotation: tuple[Tensor, Tensor] | None = None,
+    interleaved: bool = False,
+) -> None:
+    """Write new keys and values into their pages, in place.
+
+    Token t of request n goes to slot ``(start[n] + t) % slot`` of page
+    ``page_table[n, (start[n] + t) // slot]``. Nothing is written when an argument is refused.
+
+    Args:
+        k, v: float32 or bfloat16 ``[T, Hkv, D]``, unit stride in D.
+        k_pages, v_pages: ``[P, Hkv, slot, D]``, contiguous, of k's dtype; changed in place.
+        page_table: int32 ``[N, max_pages]``, page ids; entries past a request's pages may be anything.
+        cu_seqlens: int32 ``[N + 1]``, where requests begin and end among the new tokens.
+        start: int32 ``[N]``, tokens each request holds already.
+        rotation: (times ``[T]`` int or float32, inv_freq float32 ``[R / 2]``) that turns k.
+        interleaved: pairs of the rotation are (2i, 2i + 1).
+
+    Raises:
+        ValueError: naming the argument whose dtype, shape, stride, device or page id is wrong.
+    """
+    if not isinstance(k, Tensor):
+        through_torch(
+            paged_append,
+            k,
+            v,
+            k_pages,
+            v_pages,
+            page_table,
+            cu_seqlens,
+            start,
+            rotation=rotation,
+            interleaved=interleaved,
+        )
+        return
+    times, inv_freq = (as_times(rotation[0]), rotation[1]) if rotation is not None else (None, None)
+    call(
+        OP,
+        False,
+        k,
+        v,
+        k_pages,
+        v_pages,
+        page_table,
+        cu_seqlens,
+        start,
+        times,
+        inv_freq,
+        interleaved,
+    )

@@ -1,0 +1,139 @@
+"""Attention over a paged cache: decode and chunked prefill."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _check as check
+from . import reference
+from ._compiled import compiled
+from ._library import call, define, through_torch
+from .attention import HEAD_DIM_MAX, window_bounds
+from .paged_append import check_pages, check_table
+from .rotate import as_times
+
+
+def _fake(
+    q: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    page_table: Tensor,
+    cu_seqlens_q: Tensor,
+    kv_lengths: Tensor,
+    times: Tensor | None,
+    inv_freq: Tensor | None,
+    interleaved: bool,
+    causal: bool,
+    window_left: int,
+    window_right: int,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    op = "paged_attention"
+    check.floating(op, "q", q, 3)
+    check.offsets(op, "cu_seqlens_q", cu_seqlens_q)
+    check.typed(op, "kv_lengths", kv_lengths, torch.int32, (cu_seqlens_q.shape[0] - 1,))
+    check_pages(op, k_pages, v_pages, page_table, kv_lengths.shape[0])
+    heads, dim = k_pages.shape[1], k_pages.shape[3]
+    check.require(
+        k_pages.dtype == q.dtype and dim == q.shape[2] and heads > 0 and q.shape[1] % heads == 0,
+        f"paged_attention: k_pages must be [P, Hkv, slot, {q.shape[2]}] of q's dtype with Hkv dividing "
+        f"{q.shape[1]}, got {check.describe(k_pages)}",
+    )
+    check.require(
+        0 < dim <= HEAD_DIM_MAX, f"paged_attention: q's head dim must be 1 to {HEAD_DIM_MAX}"
+    )
+    if inv_freq is not None:
+        assert times is not None
+        check.typed(op, "rotation times", times, torch.float32, (q.shape[0],))
+        check.typed(op, "rotation inv_freq", inv_freq, torch.float32, (inv_freq.shape[-1],))
+        check.require(
+            2 * inv_freq.shape[0] <= dim,
+            f"paged_attention: rotation inv_freq turns 2 x {inv_freq.shape[0]} of {dim} channels",
+        )
+    return q.new_empty(q.shape), q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32)
+
+
+def _cpu(q: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    out = q.new_empty(q.shape)
+    lse = torch.empty(q.shape[1], q.shape[0], dtype=torch.float32)
+    compiled.paged_attention(q, *args, out, lse)
+    return out, lse
+
+
+def _reference(
+    q: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    page_table: Tensor,
+    cu_seqlens_q: Tensor,
+    kv_lengths: Tensor,
+    *rest: Any,
+) -> tuple[Tensor, Tensor]:
+    check_table(
+        "paged_attention", page_table, kv_lengths, k_pages.shape[0], k_pages.shape[2], "kv_lengths"
+    )
+    return reference.paged_attention(
+        q, k_pages, v_pages, page_table, cu_seqlens_q, kv_lengths, *rest
+    )
+
+
+OP = define(
+    "paged_attention(Tensor q, Tensor k_pages, Tensor v_pages, Tensor page_table, Tensor cu_seqlens_q, "
+    "Tensor kv_lengths, Tensor? times, Tensor? inv_freq, bool interleaved, bool causal, "
+    "int window_left, int window_right, float scale) -> (Tensor, Tensor)",
+    cpu=_cpu,
+    reference=_reference,
+    fake=_fake,
+)
+
+
+def paged_attention(
+    q: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    page_table: Tensor,
+    cu_seqlens_q: Tensor,
+    kv_lengths: Tensor,
+    *,
+    causal: bool = True,
+    window: tuple[int, int] | None = None,
+    softmax_scale: float | None = None,
+    rotation: tuple[Tensor, Tensor] | None = None,
+    interleaved: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Attention of each request's last queries over its pages.
+
+    The queries of request n are its last ``cu_seqlens_q[n + 1] - cu_seqlens_q[n]`` tokens, which were
+    appended before the call: one of them is decode, several are a chunk of prefill.
+
+    Args:
+        q: float32 or bfloat16 ``[T, Hq, D]``, unit stride in D.
+        k_pages, v_pages: ``[P, Hkv, slot, D]``, contiguous, of q's dtype; keys already turned.
+        page_table: int32 ``[N, max_pages]``.
+        cu_seqlens_q: int32 ``[N + 1]``.
+        kv_lengths: int32 ``[N]``, tokens each request holds.
+        causal, window, softmax_scale: as in ``attention``, aligned at the bottom right.
+        rotation: (times ``[T]`` int or float32, inv_freq float32 ``[R / 2]``) that turns q.
+        interleaved: pairs of the rotation are (2i, 2i + 1).
+
+    Returns:
+        out ``[T, Hq, D]`` and lse, float32 ``[Hq, T]``.
+
+    Raises:
+        ValueError: naming the argument whose dtype, shape, stride, device or page id is wrong.
+    """
+    if not isinstance(q, Tensor):
+        return through_torch(
+            paged_attention, q, k_pages, v_pages, page_table, cu_seqlens_q, kv_lengths, causal=causal,
+            window=window, softmax_scale=softmax_scale, rotation=rotation, interleaved=interleaved,
+        )  # fmt: skip
+    times, inv_freq = (as_times(rotation[0]), rotation[1]) if rotation is not None else (None, None)
+    left, right = window_bounds("paged_attention", window)
+    scale = q.shape[-1] ** -0.5 if softmax_scale is None else float(softmax_scale)
+    return call(
+        OP, False, q, k_pages, v_pages, page_table, cu_seqlens_q, kv_lengths, times, inv_freq,
+        interleaved, causal, left, right, scale,
+    )  # fmt: skip

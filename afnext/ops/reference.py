@@ -1,0 +1,338 @@
+"""Every op in a few lines of plain torch: what both backends are tested against.
+
+``compute_dtype`` is float64 for tests and float32 where a device has no float64 or speed matters more.
+The functions take the arguments of the registered ops, already checked.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+QUERY_BLOCK = 512
+WINDOW_SAMPLES = 480_000
+
+
+def _compute_dtype(x: Tensor, compute_dtype: torch.dtype | None) -> torch.dtype:
+    if compute_dtype is not None:
+        return compute_dtype
+    return torch.float32 if x.device.type == "mps" else torch.float64
+
+
+# --- log_mel -----------------------------------------------------------------------------------------
+
+
+@lru_cache
+def mel_filters(bins: int = 128, n_fft: int = 400, sample_rate: int = 16_000) -> Tensor:
+    """Slaney-scale, slaney-normalised triangular filters, float64 ``[n_fft // 2 + 1, bins]``.
+
+    Source: M. Slaney, Auditory Toolbox (1998), as librosa and Whisper use it: linear below 1 kHz at
+    200/3 Hz a mel, logarithmic above with 27 steps to a factor of 6.4.
+    """
+    step, knee = 200.0 / 3, 1000.0
+    log_step = math.log(6.4) / 27
+    top = knee / step + math.log((sample_rate / 2) / knee) / log_step
+    mels = torch.linspace(0.0, top, bins + 2, dtype=torch.float64)
+    knee_mel = knee / step
+    edges = torch.where(
+        mels < knee_mel, mels * step, knee * torch.exp(log_step * (mels - knee_mel).clamp(min=0))
+    )
+    frequencies = torch.linspace(0, sample_rate / 2, n_fft // 2 + 1, dtype=torch.float64)[:, None]
+    rise = (frequencies - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    fall = (edges[2:] - frequencies) / (edges[2:] - edges[1:-1])
+    return torch.minimum(rise, fall).clamp(min=0) * (2.0 / (edges[2:] - edges[:-2]))
+
+
+def log_mel(
+    samples: Tensor,
+    cu_samples: Tensor,
+    cu_frames: Tensor,
+    total_frames: int,
+    compute_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Whisper's log-mel of each window, zero-padded to 30 s; float32 ``[total_frames, 128]``."""
+    dtype = _compute_dtype(samples, compute_dtype)
+    hann = torch.hann_window(400, dtype=dtype, device=samples.device)
+    filters = mel_filters().to(samples.device, dtype)
+    ends, frame_ends = cu_samples.tolist(), cu_frames.tolist()
+    out = torch.empty(total_frames, 128, device=samples.device)
+    for i in range(len(ends) - 1):
+        window = samples[ends[i] : ends[i + 1]].to(dtype)
+        # What lies 2 frames beyond the audio is silence: transform no more than is needed.
+        wanted = frame_ends[i + 1] - frame_ends[i]
+        frames = min(3000, max(wanted, -(-len(window) // 160) + 2))
+        padded = F.pad(window, (0, min(WINDOW_SAMPLES, frames * 160 + 400) - len(window)))
+        spectrum = torch.stft(padded, 400, 160, window=hann, return_complex=True)[:, :frames]
+        power = (spectrum.real.square() + spectrum.imag.square()).T @ filters
+        logs = power.clamp(min=1e-10).log10()
+        logs = torch.maximum(logs, logs.max() - 8.0)
+        out[frame_ends[i] : frame_ends[i + 1]] = ((logs + 4.0) / 4.0)[:wanted].float()
+    return out
+
+
+# --- rotation ----------------------------------------------------------------------------------------
+
+
+def phases(times: Tensor, inv_freq: Tensor, compute_dtype: torch.dtype | None = None) -> Tensor:
+    """``times * inv_freq`` in radians, reduced to [-pi, pi] where the dtype allows; ``[T, R/2]``."""
+    if times.device.type == "mps":  # no float64 there
+        return phases(times.cpu(), inv_freq.cpu()).float().to(times.device)
+    dtype = _compute_dtype(times, compute_dtype)
+    return (
+        torch.remainder(times.to(dtype)[:, None] * inv_freq.to(dtype) + math.pi, 2 * math.pi)
+        - math.pi
+    )
+
+
+def rotate_by(x: Tensor, angles: Tensor, interleaved: bool, dtype: torch.dtype) -> Tensor:
+    """Turn the first ``2 * angles.shape[1]`` channels of ``x [T, H, D]`` by ``angles [T, R/2]``."""
+    half = angles.shape[1]
+    cos, sin = angles.cos().to(dtype)[:, None], angles.sin().to(dtype)[:, None]
+    turned, rest = x[..., : 2 * half].to(dtype), x[..., 2 * half :]
+    if interleaved:
+        a, b = turned[..., 0::2], turned[..., 1::2]
+        pair = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
+    else:
+        a, b = turned[..., :half], turned[..., half:]
+        pair = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+    return torch.cat((pair.to(x.dtype), rest), dim=-1)
+
+
+def rotate(
+    x: Tensor,
+    times: Tensor | None,
+    inv_freq: Tensor | None,
+    angles: Tensor | None,
+    interleaved: bool,
+    inverse: bool,
+    compute_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Rotary embedding of ``x [T, H, D]`` by ``times * inv_freq`` or by given ``angles [T, R/2]``."""
+    dtype = _compute_dtype(x, compute_dtype)
+    if angles is None:
+        assert times is not None
+        assert inv_freq is not None
+        angles = phases(times, inv_freq, compute_dtype)
+    return rotate_by(x, -angles if inverse else angles, interleaved, dtype)
+
+
+# --- attention ---------------------------------------------------------------------------------------
+
+
+def visible(
+    q_start: int,
+    q_stop: int,
+    queries: int,
+    keys: int,
+    causal: bool,
+    left: int,
+    right: int,
+    device: torch.device,
+) -> Tensor:
+    """Boolean ``[q_stop - q_start, keys]``: may query i see key j, aligned at the bottom right."""
+    i = torch.arange(q_start, q_stop, device=device)[:, None] + (keys - queries)
+    j = torch.arange(keys, device=device)
+    seen = torch.ones(q_stop - q_start, keys, dtype=torch.bool, device=device)
+    if causal:
+        seen &= j <= i
+    if left >= 0:
+        seen &= j >= i - left
+    if right >= 0:
+        seen &= j <= i + right
+    return seen
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """One block of queries: q ``[n, Hq, D]``, k and v ``[m, Hq, D]``, seen ``[n, m]``."""
+    scores = torch.einsum("nhd,mhd->hnm", q, k) * scale
+    scores = scores.masked_fill(~seen, -math.inf)
+    lse = torch.logsumexp(scores, dim=-1)
+    weights = torch.exp(scores - lse.masked_fill(lse == -math.inf, 0.0)[..., None])
+    return torch.einsum("hnm,mhd->nhd", weights, v), lse
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    key_lengths: Tensor | None,
+    times_q: Tensor | None,
+    times_k: Tensor | None,
+    inv_freq: Tensor | None,
+    interleaved: bool,
+    causal: bool,
+    window_left: int,
+    window_right: int,
+    scale: float,
+    partials: bool,
+    compute_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Softmax attention over packed sequences, a block of queries at a time (nothing of S x S)."""
+    dtype = _compute_dtype(q, compute_dtype)
+    out_dtype = torch.float32 if partials else q.dtype
+    if inv_freq is not None:
+        q = rotate(q.to(dtype), times_q, inv_freq, None, interleaved, False, compute_dtype)
+        k = rotate(k.to(dtype), times_k, inv_freq, None, interleaved, False, compute_dtype)
+    outs, lses = [], []
+    starts_q, starts_k = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
+    lengths = key_lengths.tolist() if key_lengths is not None else None
+    group = q.shape[1] // k.shape[1]
+    for n in range(len(starts_q) - 1):
+        keys = lengths[n] if lengths is not None else starts_k[n + 1] - starts_k[n]
+        rows = slice(starts_k[n], starts_k[n] + keys)
+        kn = k[rows].to(dtype).repeat_interleave(group, dim=1)
+        vn = v[rows].to(dtype).repeat_interleave(group, dim=1)
+        qn = q[starts_q[n] : starts_q[n + 1]].to(dtype)
+        for i in range(0, len(qn), QUERY_BLOCK):
+            stop = min(i + QUERY_BLOCK, len(qn))
+            seen = visible(i, stop, len(qn), keys, causal, window_left, window_right, q.device)
+            out, lse = _attend(qn[i:stop], kn, vn, seen, scale)
+            outs.append(out)
+            lses.append(lse)
+    if not outs:
+        return q.new_zeros(q.shape, dtype=out_dtype), q.new_empty(
+            q.shape[1], 0, dtype=torch.float32
+        )
+    return torch.cat(outs).to(out_dtype), torch.cat(lses, dim=1).float()
+
+
+def attention_backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    *args: object,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of ``attention`` by recomputation under autograd. ``args`` as in ``attention``."""
+    with torch.enable_grad():
+        inputs = [t.detach().requires_grad_() for t in (q, k, v)]
+        outputs = attention(*inputs, *args)  # type: ignore[arg-type]
+        grads = [grad_out, torch.zeros_like(lse) if grad_lse is None else grad_lse]
+        # A row that sees no key has a constant lse of -inf; its gradient is zero, not NaN.
+        grads[1] = grads[1].masked_fill(lse == -math.inf, 0.0)
+        finite = outputs[1].masked_fill(lse == -math.inf, 0.0)
+        dq, dk, dv = torch.autograd.grad((outputs[0], finite), inputs, grads)
+    return dq.nan_to_num(nan=0.0), dk.nan_to_num(nan=0.0), dv
+
+
+def merge_attention(
+    out_a: Tensor,
+    lse_a: Tensor,
+    out_b: Tensor,
+    lse_b: Tensor,
+    compute_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Merge two partial results over disjoint keys by their log-sum-exp."""
+    dtype = _compute_dtype(out_a, compute_dtype)
+    a, b = lse_a.to(dtype), lse_b.to(dtype)
+    lse = torch.logaddexp(a, b)
+    safe = lse.masked_fill(lse == -math.inf, 0.0)
+    wa, wb = (a - safe).exp().T[..., None], (b - safe).exp().T[..., None]
+    out = wa * out_a.to(dtype) + wb * out_b.to(dtype)
+    return out.to(out_a.dtype), lse.float()
+
+
+# --- paged cache -------------------------------------------------------------------------------------
+
+
+def gather_pages(pages: Tensor, table: Tensor, length: int) -> Tensor:
+    """The first ``length`` tokens of one request: pages ``[P, H, slot, D]`` to ``[length, H, D]``."""
+    used = -(-length // pages.shape[2])
+    return pages[table[:used].long()].transpose(1, 2).flatten(0, 1)[:length]
+
+
+def paged_append(
+    k: Tensor,
+    v: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    page_table: Tensor,
+    cu_seqlens: Tensor,
+    start: Tensor,
+    times: Tensor | None,
+    inv_freq: Tensor | None,
+    interleaved: bool,
+    compute_dtype: torch.dtype | None = None,
+) -> None:
+    """Write k (rotated) and v ``[T, Hkv, D]`` into their pages."""
+    if inv_freq is not None:
+        k = rotate(k, times, inv_freq, None, interleaved, False, compute_dtype)
+    slots = k_pages.shape[2]
+    ends, starts = cu_seqlens.tolist(), start.tolist()
+    for n in range(len(starts)):
+        position = torch.arange(ends[n + 1] - ends[n], device=k.device) + starts[n]
+        page = page_table[n][position // slots].long()
+        k_pages[page, :, position % slots] = k[ends[n] : ends[n + 1]].to(k_pages.dtype)
+        v_pages[page, :, position % slots] = v[ends[n] : ends[n + 1]].to(v_pages.dtype)
+
+
+def paged_attention(
+    q: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    page_table: Tensor,
+    cu_seqlens_q: Tensor,
+    kv_lengths: Tensor,
+    times: Tensor | None,
+    inv_freq: Tensor | None,
+    interleaved: bool,
+    causal: bool,
+    window_left: int,
+    window_right: int,
+    scale: float,
+    compute_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Attention of the last queries of each request over its pages (keys were rotated at append)."""
+    if inv_freq is not None:
+        q = rotate(q, times, inv_freq, None, interleaved, False, compute_dtype)
+    lengths = kv_lengths.tolist()
+    keys = [gather_pages(k_pages, page_table[n], length) for n, length in enumerate(lengths)]
+    values = [gather_pages(v_pages, page_table[n], length) for n, length in enumerate(lengths)]
+    empty = k_pages.new_empty(0, k_pages.shape[1], k_pages.shape[3])
+    cu_seqlens_k = torch.cat([kv_lengths.new_zeros(1), kv_lengths.cumsum(0)])
+    return attention(
+        q, torch.cat([empty, *keys]), torch.cat([empty, *values]), cu_seqlens_q, cu_seqlens_k, None,
+        None, None, None, False, causal, window_left, window_right, scale, False, compute_dtype,
+    )  # fmt: skip
+
+
+# --- the rest ----------------------------------------------------------------------------------------
+
+
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, compute_dtype: torch.dtype | None = None
+) -> Tensor:
+    """``x @ weight.T + bias``, accumulated in at least float32."""
+    dtype = compute_dtype or x.dtype
+    return F.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)).to(
+        x.dtype
+    )
+
+
+def rms_norm(
+    x: Tensor,
+    weight: Tensor,
+    eps: float,
+    residual: Tensor | None,
+    compute_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """RMS norm of ``x + residual`` and that sum, in transformers' order of roundings."""
+    dtype = _compute_dtype(x, compute_dtype)
+    total = x if residual is None else x + residual
+    normed = total.to(dtype) * torch.rsqrt(total.to(dtype).square().mean(-1, keepdim=True) + eps)
+    return weight * normed.to(x.dtype), total
+
+
+def silu_mul(gate: Tensor, up: Tensor, compute_dtype: torch.dtype | None = None) -> Tensor:
+    """``silu(gate) * up``."""
+    dtype = _compute_dtype(gate, compute_dtype)
+    return (F.silu(gate.to(dtype)) * up.to(dtype)).to(gate.dtype)

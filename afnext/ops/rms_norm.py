@@ -1,0 +1,126 @@
+"""RMS norm, alone or fused with the residual addition before it."""
+
+from __future__ import annotations
+
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from . import _check as check
+from . import reference
+from ._compiled import compiled
+from ._library import any_requires_grad, call, define, through_torch
+
+
+def _check_args(x: Tensor, weight: Tensor, residual: Tensor | None) -> None:
+    check.floating("rms_norm", "x", x)
+    check.require(x.dim() >= 1, f"rms_norm: x must be [..., D], got {check.describe(x)}")
+    check.typed("rms_norm", "weight", weight, x.dtype, (x.shape[-1],))
+    if residual is not None:
+        check.typed("rms_norm", "residual", residual, x.dtype, tuple(x.shape))
+
+
+def _new(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _fake(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    _check_args(x, weight, None)
+    return _new(x)
+
+
+def _fake_add(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    _check_args(x, weight, residual)
+    return _new(x), _new(x)
+
+
+def _cpu(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    out = _new(x)
+    compiled.rms_norm(x, None, weight, eps, out, None)
+    return out
+
+
+def _cpu_add(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    out, total = _new(x), _new(x)
+    compiled.rms_norm(x, residual, weight, eps, out, total)
+    return out, total
+
+
+def _grads(grad: Tensor, total: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    x, g = total.float(), grad.float()
+    scale = torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+    normed = x * scale
+    gw = g * weight.float()
+    dx = scale * (gw - normed * (gw * normed).mean(-1, keepdim=True))
+    dw = (g * normed).reshape(-1, x.shape[-1]).sum(0)
+    return dx.to(total.dtype), dw.to(weight.dtype)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, ctx.eps = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    return *_grads(grad, *ctx.saved_tensors, ctx.eps), None
+
+
+def _save_add(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.eps = inputs[3]
+    ctx.save_for_backward(output[1], inputs[2])
+
+
+def _backward_add(ctx: Any, grad: Tensor, grad_total: Tensor) -> tuple[Any, ...]:
+    dx, dw = _grads(grad, *ctx.saved_tensors, ctx.eps)
+    dx = dx + grad_total
+    return dx, dx, dw, None
+
+
+OP = define(
+    "rms_norm(Tensor x, Tensor weight, float eps) -> Tensor",
+    cpu=_cpu,
+    reference=lambda x, weight, eps: reference.rms_norm(x, weight, eps, None)[0],
+    fake=_fake,
+    backward=_backward,
+    save=_save,
+)
+OP_ADD = define(
+    "add_rms_norm(Tensor x, Tensor residual, Tensor weight, float eps) -> (Tensor, Tensor)",
+    cpu=_cpu_add,
+    reference=lambda x, residual, weight, eps: reference.rms_norm(x, weight, eps, residual),
+    fake=_fake_add,
+    backward=_backward_add,
+    save=_save_add,
+)
+
+
+@overload
+def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: None = None) -> Tensor: ...
+@overload
+def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor) -> tuple[Tensor, Tensor]: ...
+def rms_norm(
+    x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None
+) -> Tensor | tuple[Tensor, Tensor]:
+    """``weight * (t / sqrt(mean(t**2) + eps))`` over the last axis, with ``t = x + residual``.
+
+    The norm is taken in float32, rounded to x's dtype, then multiplied by ``weight``: the order of
+    transformers' ``Qwen2RMSNorm``. Differentiable.
+
+    Args:
+        x: float32 or bfloat16 ``[..., D]``.
+        weight: ``[D]``, of x's dtype.
+        eps: added to the mean square.
+        residual: ``[..., D]``, added to x first.
+
+    Returns:
+        The norm; with ``residual``, the pair (norm, x + residual).
+
+    Raises:
+        ValueError: naming the argument whose dtype, shape, stride or device is wrong.
+    """
+    if not isinstance(x, Tensor):
+        return through_torch(rms_norm, x, weight, eps, residual)
+    if residual is None:
+        return call(OP, any_requires_grad(x, weight), x, weight, eps)
+    return call(OP_ADD, any_requires_grad(x, residual, weight), x, residual, weight, eps)
