@@ -73,7 +73,7 @@ def define(
 
 def call(op: Callable[..., Any], needs_grad: bool, *args: Any) -> Any:
     """Call ``op``; without gradients, step over torch's Python autograd layer (it costs 6 µs)."""
-    if needs_grad or torch.compiler.is_compiling():
+    if needs_grad or torch.is_inference_mode_enabled() or torch.compiler.is_compiling():
         return op(*args)
     with torch._C._AutoDispatchBelowAutograd():
         return op(*args)

@@ -1,0 +1,146 @@
+"""Tell containers apart by their first bytes, and how much audio the header says there is.
+
+Only formats named here reach libsndfile; its parsers for dozens of rare formats see no byte.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from . import mpeg
+from .source import ByteStream
+
+_HEAD_BYTES = 1 << 16
+_MAX_TAGS = 8
+_MAX_CHUNKS = 256
+_MAX_OGG_PAGE = 65_307
+# Sizes from here on are what writers to a pipe put for "unknown".
+_UNKNOWN_SIZE = 0x7FFF_0000
+
+# Formats for PyAV that are worth naming in an error: offset, magic, name.
+_NAMED = (
+    (4, b"ftyp", "MP4/M4A"),
+    (0, b"\x1a\x45\xdf\xa3", "Matroska/WebM"),
+    (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "WMA/ASF"),
+    (0, b"#!AMR", "AMR"),
+    (0, b"FLV", "FLV"),
+    (0, b"wvpk", "WavPack"),
+    (0, b"MAC ", "Monkey's Audio"),
+    (0, b"riff\x2e\x91\xcf\x11", "W64"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """What the first bytes tell.
+
+    Attributes:
+        name: "WAV", "FLAC", ...; "" when unknown.
+        native: libsndfile reads it.
+        states_length: the length that the decoder reports comes from the header, not from a guess.
+        stated_over_present: bytes of audio that the header states over bytes that the file has.
+        may_be_cut: the stream lacks its end mark.
+    """
+
+    name: str = ""
+    native: bool = False
+    states_length: bool = True
+    stated_over_present: float = 1.0
+    may_be_cut: bool = False
+
+
+def identify(stream: ByteStream) -> Container:
+    """Look at ``stream``; an MP3 is rebased to its first frame. Leaves the position at 0."""
+    head, start = _head_behind_tags(stream)
+    stream.seek(0)
+    if head[8:12] == b"WAVE" and head[:4] in (b"RIFF", b"RIFX", b"RF64"):
+        return Container("WAV", True, stated_over_present=_chunk_ratio(stream, start, b"data"))
+    if head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
+        return Container("AIFF", True, stated_over_present=_chunk_ratio(stream, start, b"SSND"))
+    if head[:4] == b".snd":
+        return Container("AU", True, stated_over_present=_au_ratio(stream, head, start))
+    if head[:4] == b"fLaC":
+        return Container("FLAC", True)
+    if head[:4] == b"caff":
+        return Container("CAF", True)
+    if head[:4] == b"OggS":
+        return Container("OGG", True, may_be_cut=not _ogg_ends(stream))
+    for offset, magic, name in _NAMED:
+        if head[offset:].startswith(magic):
+            return Container(name)
+    return _identify_mpeg(stream, head, start)
+
+
+def _head_behind_tags(stream: ByteStream) -> tuple[bytes, int]:
+    """The first bytes behind any ID3v2 tags, and where they are."""
+    start = 0
+    head = b""
+    for _ in range(_MAX_TAGS):
+        stream.seek(start)
+        head = stream.read(_HEAD_BYTES)
+        if head[:3] != b"ID3" or len(head) < 10 or max(head[6:10]) > 127:
+            break
+        size = 0
+        for byte in head[6:10]:
+            size = size << 7 | byte
+        start += 10 + size + (10 if head[5] & 0x10 else 0)
+    return head, start
+
+
+def _identify_mpeg(stream: ByteStream, head: bytes, start: int) -> Container:
+    found = mpeg.find_first_frame(head, at_end=start + len(head) >= stream.size)
+    if found is None:
+        if len(head) > 1 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0:
+            return Container("AAC")
+        # MPEG layer I or II, which libsndfile knows and which never carries a Xing header.
+        native = len(head) > 1 and head[0] == 0xFF and head[1] & 0xE6 in (0xE4, 0xE6)
+        return Container("MPEG", True, states_length=False) if native else Container()
+    offset, frame = found
+    stated = mpeg.states_length(head, offset, frame)
+    left = stream.size - start - offset
+    stream.rebase(start + offset, b"" if stated else mpeg.unbounded_xing_frame(frame, left))
+    return Container("MP3", True, states_length=stated)
+
+
+def _chunk_ratio(stream: ByteStream, start: int, wanted: bytes) -> float:
+    """Stated over present bytes of the audio chunk of a RIFF, RIFX, RF64 or FORM file."""
+    stream.seek(start)
+    magic = stream.read(12)[:4]
+    order = "<" if magic in (b"RIFF", b"RF64") else ">"
+    long_size = 0
+    offset = start + 12
+    for _ in range(_MAX_CHUNKS):
+        stream.seek(offset)
+        chunk = stream.read(24)
+        if len(chunk) < 8:
+            break
+        name, size = struct.unpack(order + "4sI", chunk[:8])
+        if name == b"ds64" and len(chunk) == 24:
+            long_size = struct.unpack("<8xQ", chunk[8:])[0]
+        if name == wanted:
+            if size == 0xFFFF_FFFF and long_size:
+                return _ratio(long_size, stream.size - offset - 8)
+            return _ratio(size, stream.size - offset - 8) if size < _UNKNOWN_SIZE else 1.0
+        offset += 8 + size + (size & 1)
+    return 1.0
+
+
+def _au_ratio(stream: ByteStream, head: bytes, start: int) -> float:
+    if len(head) < 12:
+        return 1.0
+    offset, size = struct.unpack(">II", head[4:12])
+    return _ratio(size, stream.size - start - offset) if size < _UNKNOWN_SIZE else 1.0
+
+
+def _ratio(stated: int, present: int) -> float:
+    return max(1.0, stated / present) if present > 0 else 1.0
+
+
+def _ogg_ends(stream: ByteStream) -> bool:
+    """Whether the last Ogg page carries the end-of-stream flag (RFC 3533)."""
+    stream.seek(max(0, stream.size - _MAX_OGG_PAGE))
+    tail = stream.read(_MAX_OGG_PAGE)
+    stream.seek(0)
+    page = tail.rfind(b"OggS")
+    return page >= 0 and len(tail) > page + 5 and bool(tail[page + 5] & 4)

@@ -1,0 +1,47 @@
+"""What the CPU kernels run on: instruction set and threads."""
+
+from __future__ import annotations
+
+from ._compiled import compiled
+
+
+def cpu_isa() -> str:
+    """The level in use: the machine's best, capped by ``AFNEXT_CPU_ISA`` or ``set_cpu_isa``."""
+    return compiled.isa()
+
+
+def detected_cpu_isa() -> str:
+    """The machine's best level."""
+    return compiled.detected_isa()
+
+
+def compiled_cpu_isas() -> list[str]:
+    """Levels that this build holds, in rising order."""
+    return compiled.compiled_isas.split(",")
+
+
+def available_cpu_isas() -> list[str]:
+    """Levels that this build holds and this machine has, in rising order."""
+    known = compiled_cpu_isas()
+    detected = detected_cpu_isa()
+    return known[: known.index(detected) + 1] if detected in known else known
+
+
+def set_cpu_isa(name: str) -> None:
+    """Cap the level of this process. Raises ``ValueError`` on a level that the machine lacks."""
+    compiled.set_isa(name)
+
+
+def num_threads() -> int:
+    """Threads that share a kernel's work: ``AFNEXT_NUM_THREADS``, else the available cores."""
+    return compiled.num_threads()
+
+
+def set_num_threads(threads: int) -> None:
+    """Set the number of threads of all CPU kernels, 1 to 1024."""
+    compiled.set_num_threads(threads)
+
+
+def has_cuda() -> bool:
+    """Whether this build holds CUDA kernels."""
+    return compiled.has_cuda

@@ -1,0 +1,365 @@
+"""Questions and answers about a clip whose events are known.
+
+Answers have a fixed form that can be parsed and checked; questions are phrased in many ways. Times are
+seconds with one decimal inside ``<t>...</t>``.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from afnext.training.lexicon import ANY_VERB, UNHEARD, WORDS, article
+from afnext.training.synthesis import CLASSES, Event
+
+Events = Sequence[Event]
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One question about a clip and its true answer."""
+
+    task: str
+    question: str
+    answer: str
+
+
+QUESTIONS: dict[str, tuple[str, ...]] = {
+    "list": (
+        "What do you hear, and when?",
+        "What sounds do you hear, and when?",
+        "What sounds are there and when do they occur?",
+        "What happens in this recording, and when?",
+        "What happens, and at what times?",
+        "What happens when?",
+        "List the sounds with their times.",
+        "List all sound events with timestamps.",
+        "List every event with start and end times.",
+        "Which sounds occur, and at what times?",
+        "Which events can you hear, and when?",
+        "Which sounds are in the audio? Give the times.",
+        "Name the sounds and their timestamps.",
+        "Detect the sound events.",
+        "Describe the audio with timestamps.",
+        "What can be heard?",
+        "What do you hear?",
+        "What is in this recording?",
+        "What sounds are in the clip?",
+        "What is going on in this audio?",
+        "Tell me what happens and when.",
+        "Give me a timeline of the sounds.",
+    ),
+    "when": (
+        "When does the {noun} {verb}?",
+        "When does {a} {verb}?",
+        "When do you hear the {noun}?",
+        "When do you hear {a}?",
+        "When is the {noun}?",
+        "When is there {a}?",
+        "When can the {noun} be heard?",
+        "At what time does the {noun} {verb}?",
+        "At what times is the {noun} heard?",
+        "What time does the {noun} {verb}?",
+        "Where in the recording is the {noun}?",
+        "Find the {noun}.",
+        "Give the times of the {noun}.",
+        "Timestamps of the {noun}?",
+        "When does the sound of the {noun} occur?",
+        "From when to when is the {noun} heard?",
+    ),
+    "presence": (
+        "Is there {a}?",
+        "Is there {a} in the recording?",
+        "Is there {a} in this clip?",
+        "Is {a} audible?",
+        "Is the {noun} there?",
+        "Do you hear {a}?",
+        "Do you hear the {noun}?",
+        "Can you hear {a}?",
+        "Can you hear {a} in the audio?",
+        "Can {a} be heard?",
+        "Does {a} {verb}?",
+        "Does the {noun} {verb} in this recording?",
+        "Does the audio contain {a}?",
+        "Was there {a}?",
+        "Are there any sounds of {a}?",
+        "Any {noun}?",
+    ),
+    "count": (
+        "How many sounds are there?",
+        "How many sounds do you hear?",
+        "How many events are in the recording?",
+        "How many sound events can be heard?",
+        "How many different things happen?",
+        "Count the sounds.",
+        "Count the events in this clip.",
+        "What is the number of sounds?",
+    ),
+    "count_of": (
+        "How many times does the {noun} {verb}?",
+        "How often does the {noun} {verb}?",
+        "How often do you hear {a}?",
+        "How many times do you hear the {noun}?",
+        "Count how often the {noun} is heard.",
+    ),
+    "first": (
+        "Which sound is first?",
+        "Which sound comes first?",
+        "What comes first?",
+        "What is the first sound?",
+        "What do you hear first?",
+        "What happens first?",
+        "What does the recording begin with?",
+        "Name the first sound.",
+    ),
+    "last": (
+        "Which sound is last?",
+        "Which sound comes last?",
+        "What is the last sound?",
+        "What do you hear last?",
+        "What happens last?",
+        "What happens at the end?",
+        "What does the recording end with?",
+        "Name the last sound.",
+    ),
+    "after": (
+        "What comes after the {noun}?",
+        "What happens after the {noun}?",
+        "What follows the {noun}?",
+        "Which sound comes right after the {noun}?",
+        "What do you hear after the {noun}?",
+        "What is the next sound after the {noun}?",
+    ),
+    "before": (
+        "What comes before the {noun}?",
+        "What happens before the {noun}?",
+        "Which sound comes right before the {noun}?",
+        "What do you hear before the {noun}?",
+        "What precedes the {noun}?",
+    ),
+    "which_first": (
+        "Which comes first, the {noun} or the {other}?",
+        "Which is first: the {noun} or the {other}?",
+        "What do you hear first, the {noun} or the {other}?",
+        "Which sound is earlier, the {noun} or the {other}?",
+    ),
+    "is_before": (
+        "Does the {noun} come before the {other}?",
+        "Is the {noun} before the {other}?",
+        "Do you hear the {noun} before the {other}?",
+        "Does the {noun} start earlier than the {other}?",
+    ),
+    "at": (
+        "What do you hear at {time} seconds?",
+        "What can be heard at {time} seconds?",
+        "What happens at {time} seconds?",
+        "Which sound is there at {time} s?",
+        "What is heard at <t>{time}</t>?",
+        "What sound is playing {time} seconds in?",
+    ),
+    "caption": (
+        "Describe the audio.",
+        "Describe this recording.",
+        "Describe what you hear.",
+        "Describe the sounds in a sentence.",
+        "Write a caption.",
+        "Caption this audio.",
+        "Give me a short description of the clip.",
+        "Summarize the recording.",
+        "Generate a caption for the input audio.",
+        "Generate a detailed caption for the input audio.",
+    ),
+    "transcribe": (
+        "Transcribe the input speech.",
+        "Transcribe the input audio.",
+        "Transcribe this recording.",
+        "What is being said?",
+        "What do they say?",
+        "Write down what the speaker says.",
+    ),
+}
+"""Phrasings of every task. ``{a}`` is the noun with its article."""
+
+LEADS = ("Please ", "Tell me: ", "In this recording, ", "Listen. ", "Hello! ", "Listen carefully: ")
+
+
+def seconds(value: float) -> str:
+    """A time as it is written in answers: seconds with one decimal."""
+    return f"{value:.1f}"
+
+
+def span(event: Event) -> str:
+    return f"<t>{seconds(event.onset)}-{seconds(event.offset)}</t>"
+
+
+def listing(events: Events) -> str:
+    """``bell <t>1.2-2.5</t>, siren <t>3.0-4.1</t>.``, or ``Nothing.``"""
+    return ", ".join(f"{e.label} {span(e)}" for e in events) + "." if events else "Nothing."
+
+
+def caption(events: Events) -> str:
+    """One sentence; overlapping neighbours are joined by "while", others by "then"."""
+    if not events:
+        return "Nothing happens."
+    text = WORDS[events[0].label].sentence
+    for previous, event in zip(events, events[1:], strict=False):
+        link = "while" if event.onset < previous.offset - 0.2 else "then"
+        text += f", {link} {WORDS[event.label].sentence}"
+    return text[0].upper() + text[1:] + "."
+
+
+def restyle(question: str, rng: random.Random) -> str:
+    """The question as somebody might type it: a lead-in, other case, no final mark."""
+    if rng.random() < 0.12:
+        lead = rng.choice(LEADS)
+        question = lead + (question if lead[-2] in ".!" else question[0].lower() + question[1:])
+    roll = rng.random()
+    if roll < 0.25:
+        question = question.lower()
+    elif roll < 0.28:
+        question = question.upper()
+    return question.rstrip("?.") if rng.random() < 0.15 else question
+
+
+def _ask(task: str, answer: str, rng: random.Random, label: str = "", **fields: str) -> Exchange:
+    """Phrase a question; ``label`` is a class or any other noun."""
+    if label in WORDS:
+        noun = rng.choice(WORDS[label].nouns) if rng.random() < 0.3 else WORDS[label].nouns[0]
+        verbs = WORDS[label].verbs if rng.random() < 0.6 else ANY_VERB
+    else:
+        noun, verbs = label, ANY_VERB
+    if label:
+        fields |= {"noun": noun, "a": article(noun), "verb": rng.choice(verbs)}
+    question = rng.choice(QUESTIONS[task]).format(**fields)
+    return Exchange(task, restyle(question, rng), answer)
+
+
+def absent_label(events: Events, rng: random.Random) -> str:
+    """Something that is not in the clip; half of the time easily confused with what is."""
+    present = {e.label for e in events}
+    roll = rng.random()
+    if roll < 0.2:
+        return rng.choice(UNHEARD)
+    near = [c for e in events for c in WORDS[e.label].confused_with if c not in present]
+    if roll < 0.6 and near:
+        return rng.choice(near)
+    return rng.choice([c for c in CLASSES if c not in present])
+
+
+def _unique(events: Events) -> list[int]:
+    labels = [e.label for e in events]
+    return [i for i, label in enumerate(labels) if labels.count(label) == 1]
+
+
+def _listing(events: Events, rng: random.Random) -> Exchange:
+    return _ask("list", listing(events), rng)
+
+
+def _when(events: Events, rng: random.Random) -> Exchange:
+    if not events or rng.random() < 0.2:
+        label = absent_label(events, rng)
+        return _ask("when", f"There is no {label}.", rng, label)
+    label = rng.choice(events).label
+    return _ask("when", f"At {', '.join(span(e) for e in events if e.label == label)}.", rng, label)
+
+
+def _presence(events: Events, rng: random.Random) -> Exchange:
+    if events and rng.random() < 0.5:
+        return _ask("presence", "Yes.", rng, rng.choice(events).label)
+    return _ask("presence", "No.", rng, absent_label(events, rng))
+
+
+def _count(events: Events, rng: random.Random) -> Exchange:
+    labels = ", ".join(e.label for e in events)
+    return _ask("count", f"{labels}: {len(events)}." if events else "0.", rng)
+
+
+def _count_of(events: Events, rng: random.Random) -> Exchange:
+    present = bool(events) and rng.random() < 0.75
+    label = rng.choice(events).label if present else absent_label(events, rng)
+    hits = [e for e in events if e.label == label]
+    return _ask("count_of", f"{', '.join(map(span, hits))}: {len(hits)}." if hits else "0.", rng, label)
+
+
+def _first(events: Events, rng: random.Random) -> Exchange:
+    return _ask("first", f"{events[0].label}." if events else "Nothing.", rng)
+
+
+def _last(events: Events, rng: random.Random) -> Exchange:
+    return _ask("last", f"{events[-1].label}." if events else "Nothing.", rng)
+
+
+def _neighbour(events: Events, rng: random.Random) -> Exchange | None:
+    if not (unique := _unique(events)):
+        return None
+    i = rng.choice(unique)
+    task, j = rng.choice((("after", i + 1), ("before", i - 1)))
+    answer = f"{events[j].label}." if 0 <= j < len(events) else "Nothing."
+    return _ask(task, answer, rng, events[i].label)
+
+
+def _pair(events: Events, rng: random.Random) -> Exchange | None:
+    if len(unique := _unique(events)) < 2:
+        return None
+    i, j = rng.sample(unique, 2)
+    a, b = events[i].label, events[j].label
+    if rng.random() < 0.5:
+        return _ask("which_first", f"{a if i < j else b}.", rng, a, other=b)
+    return _ask("is_before", "Yes." if i < j else "No.", rng, a, other=b)
+
+
+def _at(events: Events, rng: random.Random) -> Exchange | None:
+    """A moment at least 0.2 s away from every onset and offset."""
+    if not events:
+        return None
+    end = max(e.offset for e in events)
+    for _ in range(8):
+        if rng.random() < 0.75:
+            event = rng.choice(events)
+            moment = round(rng.uniform(event.onset, event.offset), 1)
+        else:
+            moment = round(rng.uniform(0, end), 1)
+        if all(abs(moment - t) >= 0.2 for e in events for t in (e.onset, e.offset)):
+            labels = [e.label for e in events if e.onset < moment < e.offset]
+            answer = f"{', '.join(labels)}." if labels else "Nothing."
+            return _ask("at", answer, rng, time=seconds(moment))
+    return None
+
+
+def _caption(events: Events, rng: random.Random) -> Exchange:
+    return _ask("caption", caption(events), rng)
+
+
+def _transcribe(events: Events, rng: random.Random) -> Exchange:
+    return _ask("transcribe", "No speech was recognised.", rng)
+
+
+Maker = Callable[[Events, random.Random], "Exchange | None"]
+
+MAKERS: dict[str, tuple[float, Maker]] = {
+    "presence": (3.0, _presence),
+    "when": (2.0, _when),
+    "count": (0.8, _count),
+    "count_of": (0.4, _count_of),
+    "first": (0.4, _first),
+    "last": (0.4, _last),
+    "neighbour": (0.8, _neighbour),
+    "pair": (0.8, _pair),
+    "at": (0.7, _at),
+    "caption": (0.6, _caption),
+    "transcribe": (0.05, _transcribe),
+}
+"""How often each kind of question is drawn beside the listing, and what makes it."""
+
+
+def exchanges(events: Events, count: int, rng: random.Random) -> list[Exchange]:
+    """``count`` exchanges about one clip, in random order; one is always the listing."""
+    made = [_listing(events, rng)]
+    weights = [weight for weight, _ in MAKERS.values()]
+    makers = [maker for _, maker in MAKERS.values()]
+    while len(made) < count:
+        if exchange := rng.choices(makers, weights)[0](events, rng):
+            made.append(exchange)
+    rng.shuffle(made)
+    return made

@@ -1,0 +1,51 @@
+// A Python tensor seen as a TensorView: through torch's C exchange API where it has one, through
+// data_ptr and strides for other torch tensors, through DLPack for everything else.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include "afnext/tensor.h"
+
+namespace afnext::bindings {
+
+namespace py = pybind11;
+
+// Valid during the call that it was made for: the caller holds the Python object.
+class Tensor {
+ public:
+  // Throws Error naming `op` and `name` when `object` is no tensor.
+  Tensor(py::handle object, const char* op, const char* name);
+  ~Tensor();
+  Tensor(const Tensor&) = delete;
+  Tensor& operator=(const Tensor&) = delete;
+
+  operator const TensorView&() const { return view_; }
+  const TensorView& view() const { return view_; }
+  const TensorView* operator->() const { return &view_; }
+
+ private:
+  TensorView view_;
+  py::object capsule_;  // keeps a DLPack export alive
+};
+
+// The same for an argument that may be None.
+class OptionalTensor {
+ public:
+  OptionalTensor(py::handle object, const char* op, const char* name) {
+    if (!object.is_none()) new (&storage_) Tensor(object, op, name), held_ = true;
+  }
+  ~OptionalTensor() {
+    if (held_) tensor()->~Tensor();
+  }
+  OptionalTensor(const OptionalTensor&) = delete;
+  OptionalTensor& operator=(const OptionalTensor&) = delete;
+
+  operator const TensorView*() const { return held_ ? &tensor()->view() : nullptr; }
+
+ private:
+  const Tensor* tensor() const { return reinterpret_cast<const Tensor*>(&storage_); }
+  alignas(Tensor) char storage_[sizeof(Tensor)];
+  bool held_ = false;
+};
+
+}  // namespace afnext::bindings

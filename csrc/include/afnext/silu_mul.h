@@ -1,0 +1,12 @@
+#pragma once
+
+#include "afnext/tensor.h"
+
+namespace afnext {
+
+// out = gate * sigmoid(gate) * up, elementwise in float32.
+//
+//   gate, up: float32 or bfloat16 [..., D], rows at a uniform distance; out: contiguous.
+void silu_mul(const TensorView& gate, const TensorView& up, const TensorView& out);
+
+}  // namespace afnext

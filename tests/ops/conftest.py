@@ -1,0 +1,29 @@
+"""Fixtures of the op tests: every instruction set of this machine, and the path without kernels."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from afnext import ops
+from afnext.ops import runtime
+
+BACKENDS = [*runtime.available_cpu_isas(), "reference"]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test once on each instruction set and once in plain torch."""
+    if request.param == "reference":
+        with ops.force_reference():
+            yield request.param
+        return
+    before = runtime.cpu_isa()
+    runtime.set_cpu_isa(request.param)
+    yield request.param
+    runtime.set_cpu_isa(before)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
