@@ -86,9 +86,7 @@ class Packed:
         inv_freq: Tensor | None = None,
     ) -> None:
         if cu_seqlens is None:
-            cu_seqlens = torch.tensor(
-                [0, *accumulate(lengths)], dtype=torch.int32, device=device
-            )
+            cu_seqlens = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
         self.lengths, self.cu_seqlens, self.causal = lengths, cu_seqlens, causal
         self.rope: Rope | None = None
         self.rotation: ops.Rotation | None = None

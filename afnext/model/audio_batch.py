@@ -118,9 +118,7 @@ class AudioBatch:
     plans: tuple[WindowPlan, ...]
 
     @classmethod
-    def collate(
-        cls, rows: Sequence[Sequence[AudioWindow]], *, max_windows: int = 8
-    ) -> AudioBatch:
+    def collate(cls, rows: Sequence[Sequence[AudioWindow]], *, max_windows: int = 8) -> AudioBatch:
         """Pack the windows of a batch: for each row, its windows in the order of its placeholders.
 
         Args:
@@ -176,7 +174,9 @@ class AudioBatch:
         if any(not 3 <= n <= WINDOW_FRAMES for n in frames):
             raise ValueError(f"AudioBatch: frames must be 3 to {WINDOW_FRAMES}, got {list(frames)}")
         if list(rows) != sorted(rows) or any(not 0 <= r < batch for r in rows):
-            raise ValueError(f"AudioBatch: rows must ascend from 0 to {batch - 1}, got {list(rows)}")
+            raise ValueError(
+                f"AudioBatch: rows must ascend from 0 to {batch - 1}, got {list(rows)}"
+            )
         written = [frames_needed(n) for n in frames]
         if features.dim() != 2 or features.shape[0] != sum(written):
             raise ValueError(

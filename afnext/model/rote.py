@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from afnext import ops
+from afnext.ops import reference
 
 from .config import RoteConfig
-from .layers import Frequencies, inverse_frequencies
+from .layers import Frequencies, inverse_frequencies, under_autocast
 
 
 class RotaryTimeEmbedding(nn.Module):
@@ -39,10 +40,18 @@ class RotaryTimeEmbedding(nn.Module):
         """
         if self.config.kind == "none":
             return hidden
-        if self.config.kind == "time":
-            times = self.times(window_start, token_index)
-            return ops.rotate(hidden, times, -2 * pi * self.inv_freq.values, interleaved=True)
-        angles = self.axial_angles(window_start, token_index)
+        if self.config.kind == "axial":
+            angles = self.axial_angles(window_start, token_index)
+            return self._turn(hidden, angles)
+        times, inv_freq = self.times(window_start, token_index), -2 * pi * self.inv_freq.values
+        if under_autocast(hidden):
+            return self._turn(hidden, reference.phases(times, inv_freq).float())
+        return ops.rotate(hidden, times, inv_freq, interleaved=True)
+
+    @staticmethod
+    def _turn(hidden: Tensor, angles: Tensor) -> Tensor:
+        if under_autocast(hidden):
+            return reference.rotate_by(hidden[:, None], angles, True, torch.float32)[:, 0]
         return ops.rotate(hidden, angles=angles, interleaved=True)
 
     def times(self, window_start: Tensor, token_index: Tensor) -> Tensor:
