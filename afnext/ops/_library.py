@@ -14,12 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._compiled import compiled
-
 LIBRARY = torch.library.Library("afnext", "DEF")
 
 
-_force_reference = compiled is None
+READY = {"rms_norm", "add_rms_norm", "silu_mul"}
+_force_reference = False
 
 
 @contextmanager
@@ -41,6 +40,7 @@ def define(
     fake: Callable[..., Any],
     backward: Callable[..., Any] | None = None,
     save: Callable[..., None] | None = None,
+    host: tuple[str, ...] = (),
 ) -> Callable[..., Any]:
     """Register one op and return its overload.
 
@@ -50,25 +50,46 @@ def define(
         reference: the same op in plain torch, for devices without kernels.
         fake: shape rule: checks its arguments and returns empty outputs.
         backward, save: the autograd formula and its ``setup_context``.
+        host: arguments that live on the CPU whatever the device of the others.
     """
     name = schema.partition("(")[0]
 
-    def on_cpu(*args: Any) -> Any:
-        return _checked_reference(*args) if _force_reference else cpu(*args)
+    names = [part.split()[-1] for part in schema.partition("(")[2].rpartition(") ->")[0].split(",")]
 
-    def _checked_reference(*args: Any) -> Any:
-        fake(*args)
+    def shape_rule(*args: Any) -> Any:
+        _check_devices(name, names, host, args)
+        return fake(*args)
+
+    def on_any(*args: Any) -> Any:
+        shape_rule(*args)
         return reference(*args)
+
+    def on_cpu(*args: Any) -> Any:
+        if _force_reference or name not in READY:
+            return on_any(*args)
+        return cpu(*args)
 
     LIBRARY.define(schema)
     LIBRARY.impl(name, on_cpu, "CPU")
-    LIBRARY.impl(name, _checked_reference, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"afnext::{name}", fake, lib=LIBRARY)
+    LIBRARY.impl(name, on_any, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"afnext::{name}", shape_rule, lib=LIBRARY)
     if backward is not None:
         torch.library.register_autograd(
             f"afnext::{name}", backward, setup_context=save, lib=LIBRARY
         )
     return getattr(torch.ops.afnext, name).default
+
+
+def _check_devices(op: str, names: list[str], host: tuple[str, ...], args: tuple[Any, ...]) -> None:
+    first: Tensor | None = None
+    for name, arg in zip(names, args, strict=False):
+        if not isinstance(arg, Tensor) or name in host:
+            continue
+        first = arg if first is None else first
+        if arg.device != first.device:
+            raise ValueError(
+                f"{op}: {name} must be on {first.device} like {names[0]}, got {arg.device}"
+            )
 
 
 def call(op: Callable[..., Any], needs_grad: bool, *args: Any) -> Any:

@@ -38,6 +38,7 @@ OP = define(
     cpu=_cpu,
     reference=reference.log_mel,
     fake=_fake,
+    host=("cu_samples", "cu_frames"),
 )
 
 

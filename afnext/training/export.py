@@ -1,0 +1,79 @@
+"""The finished model as a folder that afnext and transformers load."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from afnext.model import AudioLanguageModel
+from afnext.training.config import ModelShape
+from afnext.training.tokenizer import save_tokenizer
+
+
+def model_config(shape: ModelShape, tokenizer: Tokenizer) -> dict[str, Any]:
+    """``config.json`` in the layout of transformers' ``musicflamingo``; RoTE as in the released model."""
+    ids = tokenizer.get_vocab()
+    return {
+        "architectures": ["MusicFlamingoForConditionalGeneration"],
+        "model_type": "musicflamingo",
+        "audio_token_id": ids["<sound>"],
+        "audio_bos_token_id": ids["<|sound_bos|>"],
+        "audio_eos_token_id": ids["<|sound_eos|>"],
+        "audio_frame_step": 0.01,
+        "projector_hidden_act": "gelu",
+        "projector_bias": True,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1200.0,
+            "partial_rotary_factor": 0.2,
+        },
+        "audio_config": {
+            "model_type": "audioflamingo3_encoder",
+            "hidden_size": shape.audio_width,
+            "num_hidden_layers": shape.audio_layers,
+            "num_attention_heads": shape.audio_heads,
+            "intermediate_size": shape.audio_ffn,
+            "num_mel_bins": 128,
+            "max_source_positions": 1500,
+            "activation_function": "gelu",
+        },
+        "text_config": {
+            "model_type": "qwen2",
+            "vocab_size": tokenizer.get_vocab_size(),
+            "hidden_size": shape.width,
+            "num_hidden_layers": shape.layers,
+            "num_attention_heads": shape.heads,
+            "num_key_value_heads": shape.kv_heads,
+            "intermediate_size": shape.ffn,
+            "hidden_act": "silu",
+            "rms_norm_eps": 1e-6,
+            "rope_parameters": {"rope_type": "default", "rope_theta": shape.rope_theta},
+            "max_position_embeddings": shape.max_positions,
+            "tie_word_embeddings": True,
+            "bos_token_id": None,
+            "eos_token_id": ids["<|im_end|>"],
+            "pad_token_id": ids["<|endoftext|>"],
+        },
+        "tie_word_embeddings": True,
+        "dtype": "float32",
+    }
+
+
+def export(net: AudioLanguageModel, tokenizer: Tokenizer, folder: Path, dtype: str) -> Path:
+    """Write weights, config, generation config and tokenizer into ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    net.to(getattr(torch, dtype)).save_pretrained(folder)
+    ids = tokenizer.get_vocab()
+    generation = {
+        "max_new_tokens": 256,
+        "eos_token_id": ids["<|im_end|>"],
+        "pad_token_id": ids["<|endoftext|>"],
+        "do_sample": False,
+    }
+    (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+    save_tokenizer(tokenizer, folder)
+    return folder
