@@ -84,7 +84,10 @@ def _head_behind_tags(stream: ByteStream) -> tuple[bytes, int]:
         size = 0
         for byte in head[6:10]:
             size = size << 7 | byte
-        start += 10 + size + (10 if head[5] & 0x10 else 0)
+        behind = start + 10 + size + (10 if head[5] & 0x10 else 0)
+        if behind >= stream.size:
+            break
+        start = behind
     return head, start
 
 
@@ -93,9 +96,7 @@ def _identify_mpeg(stream: ByteStream, head: bytes, start: int) -> Container:
     if found is None:
         if len(head) > 1 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0:
             return Container("AAC")
-        # MPEG layer I or II, which libsndfile knows and which never carries a Xing header.
-        native = len(head) > 1 and head[0] == 0xFF and head[1] & 0xE6 in (0xE4, 0xE6)
-        return Container("MPEG", True, states_length=False) if native else Container()
+        return Container()
     offset, frame = found
     stated = mpeg.states_length(head, offset, frame)
     left = stream.size - start - offset

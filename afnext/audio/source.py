@@ -149,7 +149,7 @@ def _seekable(file: BinaryIO) -> bool:
 
 
 def _spool(file: BinaryIO, name: str, stack: ExitStack) -> BinaryIO:
-    copy = stack.enter_context(tempfile.TemporaryFile())
+    copy = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
     copied = 0
     while piece := file.read(_COPY_BYTES):
         if not isinstance(piece, bytes):

@@ -6,6 +6,7 @@ never have to recover it from token ids.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,3 +81,25 @@ class AudioWindow:
     def num_tokens(self) -> int:
         """Audio tokens of the valid samples; 0 for a window of at most 20 ms."""
         return tokens_in(self.num_frames)
+
+
+def cut_windows(chunks: Iterable[NDArray[np.float32]], recording: int = 0) -> Iterator[AudioWindow]:
+    """Cut 16 kHz mono float32 chunks ``[n]`` into windows of 30 s, the last one shorter.
+
+    Samples are copied once, into their window. A last window that is too short for a token (at most
+    20 ms behind a multiple of 30 s) is dropped, unless it is the only one. No samples: no windows.
+    """
+    start, filled = 0, 0
+    buffer: NDArray[np.float32] | None = None
+    for chunk in chunks:
+        while len(chunk):
+            if buffer is None:
+                buffer = np.empty(WINDOW_SAMPLES, np.float32)
+            taken = min(len(chunk), WINDOW_SAMPLES - filled)
+            buffer[filled : filled + taken] = chunk[:taken]
+            chunk, filled = chunk[taken:], filled + taken
+            if filled == WINDOW_SAMPLES:
+                yield AudioWindow(buffer, start, filled, recording)
+                start, filled, buffer = start + filled, 0, None
+    if buffer is not None and (start == 0 or tokens_in(frames_in(filled))):
+        yield AudioWindow(buffer[:filled].copy(), start, filled, recording)
