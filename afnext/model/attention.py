@@ -113,8 +113,8 @@ class Packed:
             count = len(list(run))
             rows = slice(start, start + count * length)
             start = rows.stop
-            batch = (t[rows].unflatten(0, (count, length)) for t in (q, k, v))
-            outs.append(softmax_attention(*batch, causal=self.causal).flatten(0, 1))
+            qs, ks, vs = (t[rows].unflatten(0, (count, length)) for t in (q, k, v))
+            outs.append(softmax_attention(qs, ks, vs, causal=self.causal).flatten(0, 1))
         return torch.cat(outs) if outs else q
 
 

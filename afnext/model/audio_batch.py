@@ -19,7 +19,7 @@ def frames_needed(frames: int) -> int:
     return min(WINDOW_FRAMES, frames + 2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class WindowPlan:
     """Index tensors of some packed windows, built on the host before any compiled region.
 
@@ -91,7 +91,7 @@ def _reads(inputs: Sequence[int], outputs: Sequence[int], stride: int) -> np.nda
     return np.where((place >= 0) & (place < size), begin + place, sum(inputs))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AudioBatch:
     """The audio of a batch, packed row after row, recording after recording, window after window.
 

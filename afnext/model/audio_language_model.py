@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from . import checkpoint
 from .adaptor import Adaptor
 from .audio_batch import AudioBatch
 from .config import ModelConfig
@@ -17,7 +21,13 @@ class AudioLanguageModel(nn.Module):
     """Encoder, adaptor and decoder; the names of its parameters are those on disk.
 
     Weights are random until loaded: normal with deviation 0.02, Whisper's sinusoids as positions.
+
+    Attributes:
+        config: geometry.
+        generation_config: what the folder's ``generation_config.json`` holds, or None.
     """
+
+    generation_config: dict[str, Any] | None = None
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -35,15 +45,58 @@ class AudioLanguageModel(nn.Module):
         """Draw fresh weights; does nothing on the meta device."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv1d | nn.Embedding):
-                module.weight.normal_(0.0, 0.02)
-                if getattr(module, "bias", None) is not None:
-                    module.bias.zero_()
+                nn.init.normal_(module.weight, 0.0, 0.02)
+                if not isinstance(module, nn.Embedding) and module.bias is not None:
+                    nn.init.zeros_(module.bias)
         table = self.audio_tower.embed_positions.weight
         if not table.is_meta:
             table.copy_(sinusoids(*table.shape))
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+    ) -> AudioLanguageModel:
+        """Read a folder in transformers' layout, ``musicflamingo`` or ``audioflamingo3``.
+
+        Weights stay memory-mapped where dtype and device match the file's. Pickle is never read and
+        no code of the folder is run.
+
+        Args:
+            folder: holds ``config.json`` and ``model.safetensors``, or shards with their index.
+            dtype: float32 or bfloat16; by default the file's (float32 for one in float16).
+            device: where the weights go.
+
+        Raises:
+            CheckpointError: when something is missing, corrupt, mis-shaped or impossible.
+        """
+        config = ModelConfig.from_folder(folder)
+        weights = checkpoint.Weights.open(folder)
+        with torch.device("meta"):
+            model = cls(config)
+        weights.load_into(model, dtype=dtype, device=torch.device(device))
+        model.generation_config = checkpoint.read_json(Path(folder) / "generation_config.json")
+        return model.eval()
+
+    def save_pretrained(
+        self, folder: str | Path, *, max_shard_bytes: int = checkpoint.SHARD_BYTES
+    ) -> None:
+        """Write a folder that transformers loads back bit-equal; nothing is left half-written.
+
+        Args:
+            folder: created if need be; its model files are replaced.
+            max_shard_bytes: weights beyond this are cut into several files with an index.
+        """
+        checkpoint.save(self, folder, max_shard_bytes)
+
     def encode(self, audio: AudioBatch) -> Tensor:
         """Audio tokens of a batch, packed in its order: ``[audio.num_tokens, text hidden]``."""
+        device = self.multi_modal_projector.linear_2.weight.device
+        if audio.features.device != device:
+            audio = audio.to(device)
         pieces = []
         for plan in audio.plans:
             features = self.audio_tower(audio.features[plan.frames], plan)

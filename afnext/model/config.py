@@ -237,6 +237,10 @@ class RoteConfig:
     window_factor: float = 1.0
     time_factor: float = 2 * math.pi
 
+    def channels(self, hidden_size: int) -> int:
+        """Channels that one axis turns."""
+        return int(hidden_size * self.partial) + 1 & ~1
+
     @classmethod
     def _read(cls, r: _Reader) -> RoteConfig:
         rope = r.section("rope_parameters")
@@ -317,11 +321,15 @@ class ModelConfig:
             return None if flamingo3 else r.integer(key, default, 0, last)
 
         dtype = data.get("dtype", data.get("torch_dtype"))
+        audio = AudioConfig._read(r.section("audio_config"))
+        rote = RoteConfig(kind="none") if flamingo3 else RoteConfig._read(r)
+        if 2 * rote.channels(audio.hidden_size) > audio.hidden_size:
+            raise r.fail("rope_parameters", "such that both axes fit the encoder's channels")
         return cls(
             model_type=model_type,
-            audio=AudioConfig._read(r.section("audio_config")),
+            audio=audio,
             text=text,
-            rote=RoteConfig(kind="none") if flamingo3 else RoteConfig._read(r),
+            rote=rote,
             audio_token_id=r.integer("audio_token_id", 151669, 0, last),
             audio_bos_token_id=marker("audio_bos_token_id", 151670),
             audio_eos_token_id=marker("audio_eos_token_id", 151671),

@@ -21,13 +21,14 @@ from .layers import Linear, linear
 class PackedConv1d(nn.Conv1d):
     """Width-3 convolution over packed rows as one matrix product; parameters of ``nn.Conv1d``."""
 
-    def forward(self, input: Tensor, reads: Tensor) -> Tensor:
+    def forward(self, input: Tensor, reads: Tensor) -> Tensor:  # type: ignore[override]
         """Rows ``input [R, I]`` and what each output reads, int64 ``[C, 3]`` -> ``[C, O]``.
 
         Index R reads zeros.
         """
         padded = torch.cat((input, input.new_zeros(1, input.shape[1])))
-        columns = padded[reads].transpose(1, 2).flatten(1)
+        columns = padded.index_select(0, reads.flatten()).unflatten(0, reads.shape)
+        columns = columns.transpose(1, 2).flatten(1)
         return linear(columns, self.weight.flatten(1), self.bias)
 
 
@@ -94,7 +95,8 @@ class AudioEncoder(nn.Module):
         attend = Packed(plan.lengths, hidden.device, cu_seqlens=plan.cu_seqlens)
         for layer in self.layers:
             hidden = layer(hidden, attend)
-        return self.layer_norm(hidden[plan.pooled].mean(dim=1))
+        pairs = hidden.index_select(0, plan.pooled.flatten()).unflatten(0, plan.pooled.shape)
+        return self.layer_norm(pairs.mean(dim=1))
 
 
 def sinusoids(length: int, channels: int) -> Tensor:

@@ -38,7 +38,7 @@ class RotaryTimeEmbedding(nn.Module):
             window_start: float32 ``[n]``, start of the token's window in its recording, in seconds.
             token_index: int64 ``[n]``, place of the token within its window.
         """
-        if self.config.kind == "none":
+        if self.config.kind == "none" or self.inv_freq.values.numel() == 0:
             return hidden
         if self.config.kind == "axial":
             angles = self.axial_angles(window_start, token_index)
