@@ -1,0 +1,63 @@
+"""From logits to a token: transformers' processors, in its order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from .params import GenerationParams
+
+
+class Sampler:
+    """Chooses the next token of one request.
+
+    Args:
+        params: how to choose.
+        prompt: token ids that count as seen for the repetition penalty, as in transformers.
+        vocabulary: size of the logits.
+    """
+
+    def __init__(self, params: GenerationParams, prompt: Iterable[int], vocabulary: int) -> None:
+        self.params = params
+        self._generator: torch.Generator | None = None
+        if params.temperature > 0:
+            self._generator = torch.Generator()
+            if params.seed is None:
+                self._generator.seed()
+            else:
+                self._generator.manual_seed(params.seed)
+        self._seen: Tensor | None = None
+        if params.repetition_penalty != 1.0:
+            self._seen = torch.zeros(vocabulary, dtype=torch.bool)
+            self._seen[torch.tensor(sorted(set(prompt)), dtype=torch.int64)] = True
+
+    def __call__(self, logits: Tensor) -> int:
+        """The next token for ``logits [vocabulary]``."""
+        scores = logits.detach().float().cpu()
+        if self._seen is not None:
+            penalty = self.params.repetition_penalty
+            scores = torch.where(
+                self._seen, torch.where(scores < 0, scores * penalty, scores / penalty), scores
+            )
+        token = int(scores.argmax()) if self._generator is None else self._draw(scores)
+        if self._seen is not None:
+            self._seen[token] = True
+        return token
+
+    def _draw(self, scores: Tensor) -> int:
+        p = self.params
+        scores = scores / p.temperature
+        if 0 < p.top_k < len(scores):
+            scores = scores.masked_fill(scores < scores.topk(p.top_k).values[-1], -torch.inf)
+        if p.top_p < 1.0:
+            ordered, order = scores.sort(descending=True)
+            probabilities = ordered.softmax(-1)
+            # A token stays while those before it have not reached top_p; the first always stays.
+            before = probabilities.cumsum(-1) - probabilities
+            scores[order[before >= p.top_p]] = -torch.inf
+        if p.min_p > 0.0:
+            probabilities = scores.softmax(-1)
+            scores = scores.masked_fill(probabilities < p.min_p * probabilities.max(), -torch.inf)
+        return int(torch.multinomial(scores.softmax(-1), 1, generator=self._generator))
