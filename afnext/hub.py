@@ -53,9 +53,7 @@ def pull(source: str, *, revision: str | None = None) -> Path:
     if source in EMBEDDED:
         return EMBEDDED[source]
     if not _HUB_ID.fullmatch(source):
-        raise CheckpointError(
-            f"model {source}: a hub id looks like nvidia/audio-flamingo-next-hf"
-        )
+        raise CheckpointError(f"model {source}: a hub id looks like nvidia/audio-flamingo-next-hf")
     folder = _snapshot(source, revision, offline=False)
     assert folder is not None
     return folder
