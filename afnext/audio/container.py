@@ -27,8 +27,25 @@ _NAMED = (
     (0, b"FLV", "FLV"),
     (0, b"wvpk", "WavPack"),
     (0, b"MAC ", "Monkey's Audio"),
-    (0, b"riff\x2e\x91\xcf\x11", "W64"),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunks:
+    """How a container of chunks is laid out: where the first is, name and size, the audio's name."""
+
+    first: int
+    header: str
+    audio: bytes
+    align: int = 2
+    counts_header: bool = False
+
+
+_RIFF = _Chunks(12, "<4sI", b"data")
+_RIFX = _Chunks(12, ">4sI", b"data")
+_AIFF = _Chunks(12, ">4sI", b"SSND")
+_CAF = _Chunks(8, ">4sq", b"data", align=1)
+_W64 = _Chunks(40, "<16sq", b"data", align=8, counts_header=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +68,22 @@ class Container:
 
 
 def identify(stream: ByteStream) -> Container:
-    """Look at ``stream``; an MP3 is rebased to its first frame. Leaves the position at 0."""
+    """Look at ``stream``; an MP3 is rebased to its first frame."""
     head, start = _head_behind_tags(stream)
-    stream.seek(0)
-    if head[8:12] == b"WAVE" and head[:4] in (b"RIFF", b"RIFX", b"RF64"):
-        return Container("WAV", True, stated_over_present=_chunk_ratio(stream, start, b"data"))
+    if head[8:12] == b"WAVE" and head[:4] in (b"RIFF", b"RF64"):
+        return Container("WAV", True, stated_over_present=_chunk_ratio(stream, start, _RIFF))
+    if head[8:12] == b"WAVE" and head[:4] == b"RIFX":
+        return Container("WAV", True, stated_over_present=_chunk_ratio(stream, start, _RIFX))
     if head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
-        return Container("AIFF", True, stated_over_present=_chunk_ratio(stream, start, b"SSND"))
+        return Container("AIFF", True, stated_over_present=_chunk_ratio(stream, start, _AIFF))
     if head[:4] == b".snd":
         return Container("AU", True, stated_over_present=_au_ratio(stream, head, start))
     if head[:4] == b"fLaC":
         return Container("FLAC", True)
     if head[:4] == b"caff":
-        return Container("CAF", True)
+        return Container("CAF", True, stated_over_present=_chunk_ratio(stream, start, _CAF))
+    if head[:8] == b"riff\x2e\x91\xcf\x11":
+        return Container("W64", stated_over_present=_chunk_ratio(stream, start, _W64))
     if head[:4] == b"OggS":
         return Container("OGG", True, may_be_cut=not _ogg_ends(stream))
     for offset, magic, name in _NAMED:
@@ -104,26 +124,30 @@ def _identify_mpeg(stream: ByteStream, head: bytes, start: int) -> Container:
     return Container("MP3", True, states_length=stated)
 
 
-def _chunk_ratio(stream: ByteStream, start: int, wanted: bytes) -> float:
-    """Stated over present bytes of the audio chunk of a RIFF, RIFX, RF64 or FORM file."""
-    stream.seek(start)
-    magic = stream.read(12)[:4]
-    order = "<" if magic in (b"RIFF", b"RF64") else ">"
+def _chunk_ratio(stream: ByteStream, start: int, layout: _Chunks) -> float:
+    """Stated over present bytes of the audio chunk."""
+    offset = start + layout.first
+    header = struct.Struct(layout.header)
     long_size = 0
-    offset = start + 12
     for _ in range(_MAX_CHUNKS):
         stream.seek(offset)
-        chunk = stream.read(24)
-        if len(chunk) < 8:
+        chunk = stream.read(header.size + 16)
+        if len(chunk) < header.size:
             break
-        name, size = struct.unpack(order + "4sI", chunk[:8])
-        if name == b"ds64" and len(chunk) == 24:
-            long_size = struct.unpack("<8xQ", chunk[8:])[0]
-        if name == wanted:
+        name, size = header.unpack_from(chunk)
+        if layout.counts_header:
+            size -= header.size
+        if name == b"ds64" and len(chunk) == 24:  # RF64 keeps the long sizes apart
+            long_size = struct.unpack_from("<8xQ", chunk, header.size)[0]
+        if name[:4] == layout.audio:
             if size == 0xFFFF_FFFF and long_size:
-                return _ratio(long_size, stream.size - offset - 8)
-            return _ratio(size, stream.size - offset - 8) if size < _UNKNOWN_SIZE else 1.0
-        offset += 8 + size + (size & 1)
+                size = long_size
+            elif size < 0 or (header.size == 8 and size >= _UNKNOWN_SIZE):
+                return 1.0
+            return _ratio(size, stream.size - offset - header.size)
+        if size < 0:
+            break
+        offset += header.size + size + -(header.size + size) % layout.align
     return 1.0
 
 
@@ -142,6 +166,5 @@ def _ogg_ends(stream: ByteStream) -> bool:
     """Whether the last Ogg page carries the end-of-stream flag (RFC 3533)."""
     stream.seek(max(0, stream.size - _MAX_OGG_PAGE))
     tail = stream.read(_MAX_OGG_PAGE)
-    stream.seek(0)
     page = tail.rfind(b"OggS")
     return page >= 0 and len(tail) > page + 5 and bool(tail[page + 5] & 4)

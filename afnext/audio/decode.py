@@ -101,6 +101,7 @@ def open_audio(source: object, sample_rate: int | None = None) -> Iterator[tuple
 def _open_stream_decoder(stream: ByteStream) -> Iterator[Decoder]:
     container = identify(stream)
     stream.check()
+    stream.seek(0)
     file = _open_soundfile(stream) if container.native else None
     if file is not None:
         with file:
@@ -111,7 +112,7 @@ def _open_stream_decoder(stream: ByteStream) -> Iterator[Decoder]:
     except ImportError as error:
         raise AudioError(f"{stream.name}: {_without_media(container)}") from error
     stream.rebase(0)
-    with open_media(stream) as decoder:
+    with open_media(stream, container.stated_over_present) as decoder:
         yield decoder
 
 
@@ -145,10 +146,6 @@ def _without_media(container: Container) -> str:
 
 def _check_geometry(info: AudioInfo, name: str) -> None:
     if not 1 <= info.sample_rate <= MAX_RATE:
-        raise AudioError(
-            f"{name}: sample rate must be 1 to {MAX_RATE} Hz, the header says {info.sample_rate}"
-        )
+        raise AudioError(f"{name}: sample rate must be 1 to {MAX_RATE} Hz, got {info.sample_rate}")
     if not 1 <= info.channels <= MAX_CHANNELS:
-        raise AudioError(
-            f"{name}: channels must be 1 to {MAX_CHANNELS}, the header says {info.channels}"
-        )
+        raise AudioError(f"{name}: channels must be 1 to {MAX_CHANNELS}, got {info.channels}")

@@ -135,9 +135,10 @@ def _mono_blocks(decoder: Decoder, name: str, partial: bool) -> Iterator[NDArray
     except StreamDamaged:
         damaged = True
     seconds = frames / rate
-    if not damaged and (stated is None or stated - seconds <= decoder.tolerance):
+    short = stated is not None and stated - seconds > decoder.tolerance
+    if not damaged and not short:
         return
-    of = "" if stated is None else f" of {stated:.2f} s"
+    of = f" of {stated:.2f} s" if short else ""
     message = f"{name}: damaged or cut short: decoding stopped at {seconds:.2f} s{of}"
     if not partial:
         raise AudioError(f"{message}; pass partial=True to use what precedes it")

@@ -34,8 +34,9 @@ class MediaDecoder:
 
     tolerance = 0.25  # container durations are rounded and include encoder padding
 
-    def __init__(self, container: Any, stream: Any, name: str) -> None:
+    def __init__(self, container: Any, stream: Any, name: str, stated_over_present: float) -> None:
         self._container, self._stream, self._name = container, stream, name
+        self._stated_over_present = stated_over_present
         self.info = AudioInfo(
             duration=_duration(container, stream),
             sample_rate=int(stream.codec_context.sample_rate or 0),
@@ -45,7 +46,7 @@ class MediaDecoder:
         )
 
     def blocks(self) -> Iterator[NDArray[np.float32]]:
-        started = False
+        decoded = 0
         broken = 0
         for packet in self._packets():
             try:
@@ -55,14 +56,25 @@ class MediaDecoder:
                 continue
             for frame in frames:
                 # A stream may be joined in the middle of a packet, and end in one.
-                if broken and started:
+                if broken and decoded:
                     raise StreamDamaged
-                started, broken = True, 0
+                decoded, broken = decoded + frame.samples, 0
                 if frame.sample_rate != self.info.sample_rate:
                     raise AudioError(f"{self._name}: the sample rate changes within the file")
-                yield _frame_samples(frame)
-        if broken > 1:
+                yield self._samples(frame)
+        missing = (self._stated_over_present - 1) * decoded / self.info.sample_rate
+        if broken > 1 or missing > self.tolerance:
             raise StreamDamaged
+
+    def _samples(self, frame: Any) -> NDArray[np.float32]:
+        """The frame as float32 ``[n, channels]``."""
+        try:
+            samples = frame.to_ndarray()
+        except ValueError as error:
+            raise AudioError(f"{self._name}: its sample format is not supported") from error
+        if frame.format.is_planar:
+            return to_float(samples).T
+        return to_float(samples.reshape(-1, frame.layout.nb_channels))
 
     def _packets(self) -> Iterator[Any]:
         try:
@@ -83,17 +95,13 @@ def _duration(container: Any, stream: Any) -> float | None:
     return seconds if seconds > 0 else None
 
 
-def _frame_samples(frame: Any) -> NDArray[np.float32]:
-    """The frame as float32 ``[n, channels]``."""
-    samples = frame.to_ndarray()
-    if frame.format.is_planar:
-        return to_float(samples).T
-    return to_float(samples.reshape(-1, frame.layout.nb_channels))
-
-
 @contextmanager
-def open_media(stream: ByteStream) -> Iterator[MediaDecoder]:
-    """Open ``stream`` with FFmpeg; raise ``AudioError`` where it is not audio."""
+def open_media(stream: ByteStream, stated_over_present: float = 1.0) -> Iterator[MediaDecoder]:
+    """Open ``stream`` with FFmpeg; raise ``AudioError`` where it is not audio.
+
+    ``stated_over_present``: bytes of audio that the header states over bytes that the file has;
+    FFmpeg itself takes a shorter file as it is.
+    """
     try:
         container: Any = av.open(stream, options=_OPTIONS, metadata_errors="ignore")
     except (av.error.FFmpegError, ValueError) as error:
@@ -107,4 +115,4 @@ def open_media(stream: ByteStream) -> Iterator[MediaDecoder]:
         track = container.streams.audio[0]
         if track.codec_context is None:
             raise AudioError(f"{stream.name}: its audio codec is not supported")
-        yield MediaDecoder(container, track, stream.name)
+        yield MediaDecoder(container, track, stream.name, stated_over_present)
