@@ -1,0 +1,113 @@
+"""The command: stdout is the answer, errors are one line, exit codes, JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def afnext(*args: object, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+    """Run the installed command."""
+    command = str(Path(sys.executable).with_name("afnext"))
+    return subprocess.run(
+        [command, *map(str, args)],
+        capture_output=True, text=True, input=stdin, env={**os.environ, **env}, timeout=120,
+    )  # fmt: skip
+
+
+def test_ask_prints_the_answer_alone(scene_file: Path) -> None:
+    run = afnext("ask", scene_file, "What sounds do you hear, and when?")
+    assert run.returncode == 0, run.stderr
+    assert "<t>" in run.stdout
+    assert run.stdout.count("\n") == 1
+    assert run.stderr == ""
+
+
+def test_json_is_one_object(scene_file: Path) -> None:
+    run = afnext("ask", scene_file, "What sounds do you hear, and when?", "--json")
+    reply = json.loads(run.stdout)
+    assert {"text", "thinking", "usage", "timings", "segments"} <= reply.keys()
+
+
+@pytest.mark.parametrize("verb", ["transcribe", "caption"])
+def test_other_verbs_answer(verb: str, scene_file: Path) -> None:
+    run = afnext(verb, scene_file, "--max-tokens", 64)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip()
+
+
+def test_subtitles(scene_file: Path) -> None:
+    run = afnext("transcribe", scene_file, "--task", "timestamps", "--format", "srt")
+    assert run.returncode == 0, run.stderr
+    assert " --> " in run.stdout
+
+
+def test_chat_from_a_pipe(scene_file: Path) -> None:
+    talk = "What sounds do you hear?\n/files\nHow many are there?\n/reset\n/nonsense\n/quit\n"
+    run = afnext("chat", scene_file, stdin=talk)
+    assert run.returncode == 0, run.stderr
+    assert len(run.stdout.strip().splitlines()) == 2
+    assert "scene.wav" in run.stderr
+    assert "no command /nonsense" in run.stderr
+
+
+def test_info_describes_the_release() -> None:
+    facts = json.loads(afnext("info", "--geometry", "7b", "--json").stdout)
+    assert facts["parameters"] == 8_267_215_360
+    assert facts["tensors"] == 830
+    assert facts["kv_bytes_per_token"]["bfloat16"] == 57_344
+    assert facts["audio_tokens_per_minute"] == 1500
+    here = json.loads(afnext("info", "--json").stdout)
+    assert {"afnext", "cpu_isa", "threads", "cuda_kernels"} <= here.keys()
+    assert "parameters" in afnext("info", "--model", "nano").stdout
+
+
+def test_isa_cap_is_honoured() -> None:
+    assert (
+        json.loads(afnext("info", "--json", AFNEXT_CPU_ISA="baseline").stdout)["cpu_isa"]
+        == "baseline"
+    )
+    wrong = afnext("info", AFNEXT_CPU_ISA="mmx")
+    assert wrong.returncode == 1
+    assert "AFNEXT_CPU_ISA" in wrong.stderr
+
+
+def test_convert_writes_a_folder_that_loads(tmp_path: Path, scene_file: Path) -> None:
+    out = tmp_path / "small"
+    assert afnext("convert", "nano", out, "--dtype", "bfloat16").returncode == 0
+    run = afnext("ask", scene_file, "What sounds do you hear, and when?", "--model", out)
+    assert run.returncode == 0, run.stderr
+    again = afnext("convert", "nano", out)
+    assert again.returncode == 1
+    assert "exists" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "said"),
+    [
+        (["ask", "missing.wav", "What?"], 1, "missing.wav"),
+        (["ask", __file__, "What?"], 1, "audio"),
+        (["ask", "a.wav"], 2, "Missing argument"),
+        (["ask", "a.wav", "b", "--temperature", "hot"], 2, "temperature"),
+        (["ask", "a.wav", "b", "--model", "no/such/folder"], 1, "no/such/folder"),
+        (["ask", "a.wav", "b", "--model", "someone/some-model"], 1, "HF_HUB_OFFLINE"),
+        (["ask", "a.wav", "b", "--variant", "poet"], 1, "poet"),
+        (["pull", "not an id"], 1, "hub id"),
+        (["info", "--geometry", "900b"], 1, "900b"),
+        (["train", "no-such-recipe", "--out", "x"], 1, "no-such-recipe"),
+        (["frobnicate"], 2, "frobnicate"),
+    ],
+)
+def test_errors_are_one_line(args: list[str], code: int, said: str, tmp_path: Path) -> None:
+    run = afnext(*args, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
+    assert run.returncode == code
+    assert said in run.stderr
+    assert "Traceback" not in run.stderr
+    assert run.stdout == ""
+    if code == 1:
+        assert run.stderr.count("\n") == 1
