@@ -17,7 +17,7 @@ from torch import Tensor
 LIBRARY = torch.library.Library("afnext", "DEF")
 
 
-READY = {"rms_norm", "add_rms_norm", "silu_mul"}
+READY = {"log_mel", "rotate", "rms_norm", "add_rms_norm", "silu_mul"}
 _force_reference = False
 
 

@@ -49,7 +49,7 @@ AFNEXT_INLINE void sincos_row(float time, const float* inv_freq, int64_t count, 
   for (int64_t i = 0; i < count; i += kLanes) {
     const int n = count - i < kLanes ? static_cast<int>(count - i) : kLanes;
     const F32 f = n == kLanes ? load(inv_freq + i) : load_n(inv_freq + i, n);
-    extent = max(extent, max(f, -f));
+    extent = max(max(f, -f), extent);  // in this order a NaN is passed over
     const SinCos turn = sincos(__builtin_convertvector(f, F64) * t);
     if (n == kLanes) {
       store(cos + i, turn.cos);
