@@ -37,8 +37,8 @@ class SoundFileDecoder:
 
     tolerance = 0.1
 
-    def __init__(self, file: soundfile.SoundFile, container: Container, name: str) -> None:
-        self._file, self._container, self._name = file, container, name
+    def __init__(self, file: soundfile.SoundFile, container: Container, stream: ByteStream) -> None:
+        self._file, self._container, self._stream = file, container, stream
         self._frames = int(file.frames)
         known = container.states_length and self._frames < _NO_LENGTH and file.samplerate > 0
         self.info = AudioInfo(
@@ -62,13 +62,15 @@ class SoundFileDecoder:
             try:
                 block = self._file.read(out=buffer[: min(left, len(buffer))])
             except (soundfile.SoundFileError, RuntimeError) as error:
+                self._stream.check()
                 raise StreamDamaged from error
             if len(block) == 0:
                 break
             left -= len(block)
             yield block
+        self._stream.check()
         if self._container.may_be_cut:
-            message = f"{self._name}: has no end mark; it may have been cut short"
+            message = f"{self._stream.name}: has no end mark; it may have been cut short"
             warnings.warn(message, AudioWarning, stacklevel=2)
 
 
@@ -85,15 +87,11 @@ def open_audio(source: object, sample_rate: int | None = None) -> Iterator[tuple
         _check_geometry(decoder.info, "audio array")
         yield decoder, "audio array"
         return
-    if sample_rate is not None:
-        raise AudioError("sample_rate: only for arrays; a file states its own")
     with open_stream(source) as stream, _open_stream_decoder(stream) as decoder:
+        if sample_rate is not None:
+            raise AudioError("sample_rate: only for arrays; a file states its own")
         _check_geometry(decoder.info, stream.name)
-        try:
-            yield decoder, stream.name
-        except AudioError:
-            stream.check()  # a failed read looks like damage to the decoder
-            raise
+        yield decoder, stream.name
         stream.check()
 
 
@@ -105,7 +103,7 @@ def _open_stream_decoder(stream: ByteStream) -> Iterator[Decoder]:
     file = _open_soundfile(stream) if container.native else None
     if file is not None:
         with file:
-            yield SoundFileDecoder(file, container, stream.name)
+            yield SoundFileDecoder(file, container, stream)
         return
     try:
         from .media import open_media

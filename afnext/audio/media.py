@@ -34,15 +34,17 @@ class MediaDecoder:
 
     tolerance = 0.25  # container durations are rounded and include encoder padding
 
-    def __init__(self, container: Any, stream: Any, name: str, stated_over_present: float) -> None:
-        self._container, self._stream, self._name = container, stream, name
+    def __init__(
+        self, container: Any, track: Any, stream: ByteStream, stated_over_present: float
+    ) -> None:
+        self._container, self._track, self._stream = container, track, stream
         self._stated_over_present = stated_over_present
         self.info = AudioInfo(
-            duration=_duration(container, stream),
-            sample_rate=int(stream.codec_context.sample_rate or 0),
-            channels=int(stream.codec_context.layout.nb_channels),
+            duration=_duration(container, track),
+            sample_rate=int(track.codec_context.sample_rate or 0),
+            channels=int(track.codec_context.layout.nb_channels),
             format=container.format.name.split(",")[0].upper(),
-            codec=stream.codec_context.name,
+            codec=track.codec_context.name,
         )
 
     def blocks(self) -> Iterator[NDArray[np.float32]]:
@@ -60,8 +62,11 @@ class MediaDecoder:
                     raise StreamDamaged
                 decoded, broken = decoded + frame.samples, 0
                 if frame.sample_rate != self.info.sample_rate:
-                    raise AudioError(f"{self._name}: the sample rate changes within the file")
+                    raise AudioError(
+                        f"{self._stream.name}: the sample rate changes within the file"
+                    )
                 yield self._samples(frame)
+        self._stream.check()
         missing = (self._stated_over_present - 1) * decoded / self.info.sample_rate
         if broken > 1 or missing > self.tolerance:
             raise StreamDamaged
@@ -71,15 +76,16 @@ class MediaDecoder:
         try:
             samples = frame.to_ndarray()
         except ValueError as error:
-            raise AudioError(f"{self._name}: its sample format is not supported") from error
+            raise AudioError(f"{self._stream.name}: its sample format is not supported") from error
         if frame.format.is_planar:
             return to_float(samples).T
         return to_float(samples.reshape(-1, frame.layout.nb_channels))
 
     def _packets(self) -> Iterator[Any]:
         try:
-            yield from self._container.demux(self._stream)
+            yield from self._container.demux(self._track)
         except av.error.FFmpegError as error:
+            self._stream.check()
             raise StreamDamaged from error
 
 
@@ -115,4 +121,4 @@ def open_media(stream: ByteStream, stated_over_present: float = 1.0) -> Iterator
         track = container.streams.audio[0]
         if track.codec_context is None:
             raise AudioError(f"{stream.name}: its audio codec is not supported")
-        yield MediaDecoder(container, track, stream.name, stated_over_present)
+        yield MediaDecoder(container, track, stream, stated_over_present)

@@ -16,6 +16,7 @@ from ..errors import AudioError
 # What a pipe may hold: 30 minutes of 48 kHz float32 in 8 channels is 2.8 GB.
 MAX_PIPE_BYTES = 4 << 30
 _COPY_BYTES = 1 << 20
+_NAME_LENGTH = 200
 
 
 class ByteStream:
@@ -94,6 +95,8 @@ def open_stream(source: object) -> Iterator[ByteStream]:
             if not _seekable(file):
                 file = _spool(file, name, stack)
             stream = ByteStream(file, name)
+        except AudioError:
+            raise
         except (OSError, ValueError) as error:
             raise _unreadable(name, error) from error
         if stream.size == 0:
@@ -162,5 +165,7 @@ def _spool(file: BinaryIO, name: str, stack: ExitStack) -> BinaryIO:
 
 
 def _printable(path: str | bytes) -> str:
+    """The name for messages: its end where it is long, no control characters."""
     text = os.fsdecode(path)
+    text = text if len(text) <= _NAME_LENGTH else "..." + text[-_NAME_LENGTH:]
     return text if text.isprintable() else repr(text)
