@@ -1,0 +1,125 @@
+"""The compiled module, as the stub sees it. Use ``afnext.ops``, which checks and allocates.
+
+Tensors are torch tensors or anything that speaks DLPack; outputs come last and are written in place.
+Every function raises ``ValueError`` naming the argument that does not fit.
+"""
+
+from typing import Any
+
+__version__: str
+compiled_isas: str
+has_cuda: bool
+
+_Tensor = Any
+
+def isa() -> str: ...
+def detected_isa() -> str: ...
+def set_isa(name: str, /) -> None: ...
+def num_threads() -> int: ...
+def set_num_threads(threads: int, /) -> None: ...
+def empty(*tensors: _Tensor) -> None: ...
+def log_mel(samples: _Tensor, cu_samples: _Tensor, cu_frames: _Tensor, out: _Tensor, /) -> None: ...
+def rotate(
+    x: _Tensor,
+    times: _Tensor | None,
+    inv_freq: _Tensor | None,
+    angles: _Tensor | None,
+    interleaved: bool,
+    inverse: bool,
+    out: _Tensor,
+    /,
+) -> None: ...
+def attention(
+    q: _Tensor,
+    k: _Tensor,
+    v: _Tensor,
+    cu_seqlens_q: _Tensor,
+    cu_seqlens_k: _Tensor,
+    key_lengths: _Tensor | None,
+    times_q: _Tensor | None,
+    times_k: _Tensor | None,
+    inv_freq: _Tensor | None,
+    interleaved: bool,
+    causal: bool,
+    window_left: int,
+    window_right: int,
+    scale: float,
+    out: _Tensor,
+    lse: _Tensor,
+    /,
+) -> None: ...
+def attention_backward(
+    grad_out: _Tensor,
+    grad_lse: _Tensor | None,
+    q: _Tensor,
+    k: _Tensor,
+    v: _Tensor,
+    out: _Tensor,
+    lse: _Tensor,
+    cu_seqlens_q: _Tensor,
+    cu_seqlens_k: _Tensor,
+    key_lengths: _Tensor | None,
+    times_q: _Tensor | None,
+    times_k: _Tensor | None,
+    inv_freq: _Tensor | None,
+    interleaved: bool,
+    causal: bool,
+    window_left: int,
+    window_right: int,
+    scale: float,
+    grad_q: _Tensor,
+    grad_k: _Tensor,
+    grad_v: _Tensor,
+    /,
+) -> None: ...
+def merge_attention(
+    out_a: _Tensor,
+    lse_a: _Tensor,
+    out_b: _Tensor,
+    lse_b: _Tensor,
+    out: _Tensor,
+    lse: _Tensor,
+    /,
+) -> None: ...
+def paged_append(
+    k: _Tensor,
+    v: _Tensor,
+    k_pages: _Tensor,
+    v_pages: _Tensor,
+    page_table: _Tensor,
+    cu_seqlens: _Tensor,
+    start: _Tensor,
+    times: _Tensor | None,
+    inv_freq: _Tensor | None,
+    interleaved: bool,
+    /,
+) -> None: ...
+def paged_attention(
+    q: _Tensor,
+    k_pages: _Tensor,
+    v_pages: _Tensor,
+    page_table: _Tensor,
+    cu_seqlens_q: _Tensor,
+    kv_lengths: _Tensor,
+    times: _Tensor | None,
+    inv_freq: _Tensor | None,
+    interleaved: bool,
+    causal: bool,
+    window_left: int,
+    window_right: int,
+    scale: float,
+    out: _Tensor,
+    lse: _Tensor,
+    /,
+) -> None: ...
+def linear(x: _Tensor, weight: _Tensor, bias: _Tensor | None, out: _Tensor, /) -> None: ...
+def rms_norm(
+    x: _Tensor,
+    residual: _Tensor | None,
+    weight: _Tensor,
+    eps: float,
+    out: _Tensor,
+    total: _Tensor | None,
+    /,
+) -> None: ...
+def silu_mul(gate: _Tensor, up: _Tensor, out: _Tensor, /) -> None: ...

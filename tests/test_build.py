@@ -1,0 +1,79 @@
+"""What is built: no torch inside, no code of a high instruction set behind a shared name, a wheel and a
+source distribution that install."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from afnext.ops import _compiled
+
+ROOT = Path(__file__).parent.parent
+MODULE = Path(_compiled.compiled.__file__)
+
+
+@pytest.mark.skipif(shutil.which("ldd") is None, reason="needs ldd")
+def test_links_no_torch() -> None:
+    libraries = subprocess.run(["ldd", MODULE], capture_output=True, text=True, check=True).stdout
+    assert "libc" in libraries
+    for unwanted in ("torch", "c10", "cuda"):
+        assert unwanted not in libraries
+
+
+@pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm")
+def test_no_kernel_object_shares_code_with_another_level() -> None:
+    """A weak symbol outside of its level's namespace could be taken from the AVX-512 object and run on
+    a machine without it: the linker keeps any one of equal names."""
+    objects = [p for p in ROOT.glob("build/*/CMakeFiles/_C_*.dir/**/*.o") if p.is_file()]
+    if not objects:
+        pytest.skip("no build folder: the module was installed from a wheel")
+    for path in objects:
+        level = path.relative_to(ROOT).parts[3].removesuffix(".dir")
+        symbols = subprocess.run(["nm", "-C", path], capture_output=True, text=True, check=True)
+        for line in symbols.stdout.splitlines():
+            kind, _, name = line[17:].partition(" ")
+            if kind in "WVu":
+                own = any(
+                    level.endswith(f"_{isa}") and f"cpu::{isa}::" in name
+                    for isa in ("baseline", "avx2", "avx_vnni", "avx512", "avx512_bf16", "amx")
+                )
+                assert own or "KernelRegistration" in name, f"{path.name} of {level}: {name}"
+
+
+@pytest.mark.sweep
+def test_source_distribution_and_wheel_install(tmp_path: Path) -> None:
+    """sdist, a wheel built from it, types and assets inside, auditwheel content with its tag."""
+    run = [sys.executable, "-m"]
+    env = {**os.environ, "PIP_NO_INDEX": ""}
+    subprocess.run(
+        [*run, "build", "--no-isolation", "--outdir", tmp_path, ROOT], check=True, env=env
+    )
+    (sdist,), (wheel,) = tmp_path.glob("*.tar.gz"), tmp_path.glob("*.whl")
+    with tarfile.open(sdist) as archive:
+        names = {n.partition("/")[2] for n in archive.getnames()}
+    assert {"CMakeLists.txt", "csrc/include/afnext/attention.h", "LICENSE"} <= names
+    assert not any(n.startswith((".venv", "build/")) for n in names)
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    assert {"afnext/py.typed", "afnext/_C.pyi", "afnext/assets/nano/model.safetensors"} <= names
+    assert "afnext/benchmarks/__main__.py" in names
+    assert "afnext/recipes/nano.yaml" in names
+    audit = subprocess.run(
+        [*run, "auditwheel", "show", wheel], capture_output=True, text=True, check=True
+    )
+    assert "manylinux" in audit.stdout
+    site = tmp_path / "site"
+    subprocess.run([*run, "pip", "install", "-q", "--no-deps", "--target", site, wheel], check=True)
+    code = "import afnext, afnext._C; print(afnext.__file__, afnext._C.__file__)"
+    found = subprocess.run(
+        [sys.executable, "-S", "-c", f"import sys; sys.path.insert(0, {str(site)!r}); {code}"],
+        capture_output=True, text=True, check=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert found.stdout.count(str(site)) == 2

@@ -1,0 +1,66 @@
+"""The README's examples run as they are written."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+BLOCKS = re.findall(r"```(python|sh)\n(.*?)```", README, re.DOTALL)
+PYTHON = [code for language, code in BLOCKS if language == "python"]
+COMMANDS = [
+    line
+    for language, code in BLOCKS
+    if language == "sh"
+    for line in code.splitlines()
+    if line.startswith("afnext ")
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, scene_file: Path) -> Path:
+    """An empty folder with a recording ``clip.wav``."""
+    shutil.copy(scene_file, tmp_path / "clip.wav")
+    return tmp_path
+
+
+def environment() -> dict[str, str]:
+    """Commands of the environment that runs the tests come first."""
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+def test_there_are_examples() -> None:
+    assert len(PYTHON) >= 4
+    assert len(COMMANDS) >= 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", PYTHON)
+def test_python_examples_run(code: str, folder: Path) -> None:
+    run = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_run(command: str, folder: Path) -> None:
+    run = subprocess.run(
+        command, shell=True, cwd=folder, env=environment(), capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip()
+
+
+def test_files_that_the_readme_names_exist() -> None:
+    root = Path(__file__).parent.parent
+    links = [link for link in re.findall(r"\]\(([^)#:]+)\)", README) if "//" not in link]
+    assert links
+    for link in links:
+        assert (root / link).exists(), link
