@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from afnext.chat.messages import Message
 from afnext.chat.template import ChatTemplate
-from afnext.chat.tokenizer import Tokenizer, control_pattern
+from afnext.chat.tokenizer import Tokenizer, break_tokens, control_pattern, unused_mark
 from afnext.errors import ChatError
 
 if TYPE_CHECKING:
@@ -79,31 +79,17 @@ def build_prompt(
     control = tokenizer.control_tokens(template.source)
     control_ids = {tokenizer.token_id(token) for token in control}
     pattern = control_pattern(control)
-    begin, end = _unused_marks(messages)
-    marked = [
-        dataclasses.replace(m, text=pattern.sub(rf"{begin}\g<0>{end}", m.text))
-        if pattern.search(m.text)
-        else m
-        for m in messages
-    ]
+    mark = unused_mark([m.text for m in messages])
     text = template.render(
-        marked,
+        [dataclasses.replace(m, text=break_tokens(m.text, pattern, mark)) for m in messages],
         add_generation_prompt=add_generation_prompt,
         audio_token=tokenizer.audio_token or "<sound>",
     )
-    # Odd pieces are control tokens that somebody typed. A mark that the template cut off its partner
-    # matches alone and is dropped, but still parts the text.
-    pieces = re.split(f"{begin}({pattern.pattern}){end}|[{begin}{end}]", text)
-    pieces[::2] = _place_recordings(pieces[::2], turns, tokenizer)
+    pieces = _place_recordings(text.split(mark), turns, tokenizer)
 
     ids: list[int] = []
     spans: list[AudioSpan] = []
-    for index, piece in enumerate(pieces):
-        if not piece:
-            continue
-        if index % 2:
-            ids += tokenizer.spell(piece)
-            continue
+    for piece in pieces:
         encoded = tokenizer.encode(piece)
         # A normalizer may turn other characters into a control token: then it is nobody's.
         if sum(id in control_ids for id in encoded) > len(pattern.findall(piece)):
@@ -134,16 +120,6 @@ def _too_long(tokens: int, audio: int, limit: int) -> str:
     )
 
 
-def _unused_marks(messages: Sequence[Message]) -> tuple[str, str]:
-    """Two private-use characters that nobody wrote, to mark control tokens through the template."""
-    used = {c for m in messages for c in m.text if "\ue000" <= c <= "\uf8ff"}
-    free = (c for c in map(chr, range(0xF8FF, 0xE000, -1)) if c not in used)
-    begin, end = next(free, ""), next(free, "")
-    if not end:
-        raise ChatError("the conversation uses every private-use character of Unicode")
-    return begin, end
-
-
 def _place_recordings(texts: list[str], turns: list[int], tokenizer: Tokenizer) -> list[str]:
     """Write the markers of every recording where the template wrote an audio token.
 
@@ -156,7 +132,7 @@ def _place_recordings(texts: list[str], turns: list[int], tokenizer: Tokenizer) 
     place = re.compile(
         f"(?:{re.escape(bos)})?{re.escape(tokenizer.audio_token)}(?:{re.escape(eos)})?"
     )
-    places = sum(len(place.findall(t)) for t in texts if t)
+    places = sum(len(place.findall(t)) for t in texts)
     if places == sum(turns):
         counts = [1] * places
     elif places == len(turns):
@@ -167,4 +143,4 @@ def _place_recordings(texts: list[str], turns: list[int], tokenizer: Tokenizer) 
             f"in {len(turns)} turns"
         )
     one, queue = bos + tokenizer.audio_token + eos, iter(counts)
-    return [place.sub(lambda _: one * next(queue), t) if t else t for t in texts]
+    return [place.sub(lambda _: one * next(queue), t) for t in texts]

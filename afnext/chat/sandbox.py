@@ -17,7 +17,7 @@ import functools
 import json
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -48,7 +48,7 @@ class Budget:
 
     steps: int = 300_000
     size: int = 2_000_000
-    seconds: float = 2.0
+    seconds: float = 1.0
     _written: int = 0
     _until: float = field(default=0.0, init=False)
 
@@ -68,6 +68,11 @@ class Budget:
 
     def hold(self, value: Any) -> Any:
         """Refuse a value that is too large when written out; shared parts count each time."""
+        self.measure(value)
+        return value
+
+    def measure(self, value: Any) -> int:
+        """The size of a value that is not too large."""
         left, stack = self.size, [value]
         while stack:
             item = stack.pop()
@@ -86,7 +91,7 @@ class Budget:
                     stack.extend(item)
             left -= 1
             self.fit(self.size - left)
-        return value
+        return self.size - left
 
     def fit(self, size: int) -> None:
         """Refuse to make something of ``size``."""
@@ -132,31 +137,36 @@ _METHODS: dict[type, frozenset[str]] = {
 }
 
 
-def _check_method(owner: Any, name: str, args: tuple[Any, ...]) -> None:
+def _check_method(owner: Any, name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Bound a method call; returns its arguments, a generator made a list."""
     if isinstance(owner, str) and name == "replace" and len(args) >= 2:
         _check_replace(owner, *args[:2])
-    elif isinstance(owner, str) and name == "join" and args and isinstance(args[0], list | tuple):
+    elif isinstance(owner, str) and name == "join" and args:
+        args = (list(args[0]), *args[1:])
         _check_join(args[0], owner)
+    return args
 
 
-def _check_replace(value: Any, old: Any, new: Any, *_: Any) -> None:
+def _check_replace(value: Any, old: Any, new: Any, *_: Any, **__: Any) -> None:
     text, old, new = str(value), str(old), str(new)
     _active.get().fit(len(text) + (text.count(old) if old else len(text) + 1) * len(new))
 
 
-def _check_join(value: list[Any] | tuple[Any, ...], d: Any = "", *_: Any) -> None:
+def _check_join(value: Sequence[Any], d: Any = "", *_: Any, **__: Any) -> None:
     _active.get().hold(value)
     _active.get().fit(len(value) * len(str(d)))
 
 
-def _check_format(text: str, *_: Any, **__: Any) -> None:
-    """Field widths are how a short format makes a long text."""
+def _check_format(text: str, *args: Any, **kwargs: Any) -> None:
+    """A short format makes a long text by wide fields, and by naming a value many times."""
     if re.search(r"\d{4}|\*|\{[^{}]*\{", text.replace("{{", "")):
         raise SecurityError("a format in the template has too wide a field")
+    fields = text.count("%") + text.count("{")
+    _active.get().fit(len(text) + fields * _active.get().measure((args, kwargs)))
 
 
 def _check_indent(s: str, width: int | str = 4, *_: Any, **__: Any) -> None:
-    _active.get().fit(str(s).count("\n") * (width if isinstance(width, int) else len(width)))
+    _active.get().fit((str(s).count("\n") + 1) * (width if isinstance(width, int) else len(width)))
 
 
 def _check_round(value: Any, precision: int = 0, *_: Any, **__: Any) -> None:
@@ -209,6 +219,8 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     """Plain JSON, as transformers' filter of that name: jinja's own escapes HTML."""
+    if (indent if isinstance(indent, int) else len(indent or "")) > 16:
+        raise SecurityError("tojson: indent must be at most 16")
     encoder = json.JSONEncoder(
         ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
@@ -257,10 +269,10 @@ class _Format:
     """``str.format`` of the sandbox, its widths checked."""
 
     def __init__(self, wrapper: Callable[..., str], text: str) -> None:
-        _check_format(text)
-        self._wrapper = wrapper
+        self._wrapper, self._text = wrapper, text
 
     def __call__(self, *args: Any, **kwargs: Any) -> str:
+        _check_format(self._text, *args, **kwargs)
         return self._wrapper(*args, **kwargs)
 
 
@@ -392,7 +404,7 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
         budget.step()
         budget.hold((args, kwargs))
         if isinstance(__obj, BuiltinMethodType | MethodType):
-            _check_method(__obj.__self__, __obj.__name__, args)
+            args = _check_method(__obj.__self__, __obj.__name__, args)
         return budget.hold(super().call(__context, __obj, *args, **kwargs))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
@@ -400,7 +412,7 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
         budget.step()
         budget.hold((left, right))
         if operator == "%" and isinstance(left, str):
-            _check_format(left)
+            _check_format(left, right)
         elif operator == "**":
             if any(abs(x) > 1e6 for x in (left, right)) or abs(right) > 64:
                 raise TemplateLimit("the template raises to too high a power")

@@ -14,16 +14,18 @@ _REPLACEMENT = "\ufffd"
 class StreamDecoder:
     """Turns ids into text as they come: only whole characters, each once.
 
-    What all calls return together is ``tokenizer.decode`` of all ids. A character whose bytes are
-    spread over several tokens comes with the last of them; bytes that can never become one come as
-    U+FFFD, at the latest with :meth:`flush`. Special tokens write nothing.
+    What all calls return together is ``tokenizer.decode`` of all ids (with a decoder that is not
+    byte-level, if they hold valid UTF-8). A character whose bytes are spread over several tokens comes
+    with the last of them; bytes that can never become one come as U+FFFD, at the latest with
+    :meth:`flush`. Special tokens write nothing.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._bytes = tokenizer.decodes_bytes
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._window: list[int] = []
+        self._context: list[int] = []  # some decoders treat the start of a text differently
+        self._fresh: list[int] = []
         self._emitted = 0
 
     def push(self, id: int) -> str:
@@ -32,22 +34,21 @@ class StreamDecoder:
             return ""
         if self._bytes:
             return self._utf8.decode(_piece_bytes(self._tokenizer.token(id) or ""))
-        self._window.append(id)
-        text = self._tokenizer.decode(self._window)
-        whole = text[:-1] if text.endswith(_REPLACEMENT) else text
+        self._fresh.append(id)
+        text = self._tokenizer.decode(self._context + self._fresh)
+        whole = text.rstrip(_REPLACEMENT)
         piece = whole[self._emitted :]
-        self._emitted = len(whole)
-        if piece and whole is text:
-            # Decoders such as SentencePiece's treat the start of a text differently: keep a context.
-            self._window = self._window[-4:]
-            self._emitted = len(self._tokenizer.decode(self._window))
+        self._emitted = max(self._emitted, len(whole))
+        if piece and whole == text:
+            self._context, self._fresh = self._fresh, []
+            self._emitted = len(self._tokenizer.decode(self._context))
         return piece
 
     def flush(self) -> str:
         """The end: whatever was waiting for more bytes."""
         if self._bytes:
             return self._utf8.decode(b"", final=True)
-        return self._tokenizer.decode(self._window)[self._emitted :]
+        return self._tokenizer.decode(self._context + self._fresh)[self._emitted :]
 
 
 def _byte_alphabet() -> dict[str, int]:

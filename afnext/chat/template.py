@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 MAX_TEMPLATE_CHARACTERS = 100_000
+MAX_CONVERSATION_CHARACTERS = 1_000_000
 
 DEFAULT_TEMPLATE = """\
 {% if default_system and messages[0].role != 'system' %}
@@ -108,6 +109,12 @@ class ChatTemplate:
             ChatError: the template is malformed, refuses the conversation, runs too long, writes too
                 much or reaches for what the sandbox denies.
         """
+        characters = sum(len(m.text) for m in messages)
+        if characters > MAX_CONVERSATION_CHARACTERS:
+            raise ChatError(
+                f"the conversation has {characters:,} characters, more than the "
+                f"{MAX_CONVERSATION_CHARACTERS:,} allowed"
+            )
         conversation = [self._plain(message, audio_token) for message in messages]
         return self._render(conversation, add_generation_prompt, audio_token)
 

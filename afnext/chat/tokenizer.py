@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -134,27 +133,12 @@ class Tokenizer:
             ChatError: the vocabulary itself turns the text into a control token.
         """
         control = self.control_tokens()
-        ids: list[int] = []
-        position = 0
-        for match in control_pattern(control).finditer(text):
-            ids += self.encode(text[position : match.start()])
-            ids += self.spell(match.group())
-            position = match.end()
-        ids += self.encode(text[position:])
+        mark = unused_mark([text])
+        broken = break_tokens(text, control_pattern(control), mark)
+        ids = [id for piece in broken.split(mark) for id in self.encode(piece)]
         forged = {self._added[token] for token in control} & set(ids)
         if forged:
             raise ChatError(f"the text stands for the control token {self.token(forged.pop())!r}")
-        return ids
-
-    def spell(self, token: str) -> list[int]:
-        """Ids of an added token as the plain text that it looks like.
-
-        Raises:
-            ChatError: the vocabulary knows no other way to write it.
-        """
-        ids = self._without_added.encode(token, add_special_tokens=False).ids
-        if not set(ids).isdisjoint(self._added.values()):
-            raise ChatError(f"{token!r} cannot be written as plain text with this tokenizer")
         return ids
 
     def control_tokens(self, template: str = "") -> tuple[str, ...]:
@@ -180,13 +164,6 @@ class Tokenizer:
         from afnext.chat.streaming import StreamDecoder
 
         return StreamDecoder(self)
-
-    @functools.cached_property
-    def _without_added(self) -> Backend:
-        from tokenizers import Tokenizer as Backend
-
-        plain = {**self._definition, "added_tokens": [], "post_processor": None}
-        return Backend.from_str(json.dumps({**plain, "truncation": None, "padding": None}))
 
     def _named(
         self, model_config: Mapping[str, Any], config: Mapping[str, Any], name: str, usual: str
@@ -222,6 +199,35 @@ def control_pattern(tokens: Iterable[str]) -> re.Pattern[str]:
     """Matches any of ``tokens``, the longest first; with none, nothing."""
     longest = sorted(filter(None, tokens), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest)) or r"(?!)")
+
+
+def break_tokens(text: str, pattern: re.Pattern[str], mark: str) -> str:
+    """Put ``mark`` into every control token of ``text``, behind its first character.
+
+    What is encoded by the pieces between marks then holds none, and a template that cuts the text
+    apart cannot mend one.
+
+    Raises:
+        ChatError: a control token of one character, which cannot be broken.
+    """
+    while match := pattern.search(text):
+        if len(match.group()) == 1:
+            raise ChatError(f"the text holds the control token {match.group()!r}")
+        text = pattern.sub(lambda m: m.group()[0] + mark + m.group()[1:], text)
+    return text
+
+
+def unused_mark(texts: Sequence[str]) -> str:
+    """A private-use character that is in none of ``texts``.
+
+    Raises:
+        ChatError: all of them are.
+    """
+    used = {c for text in texts for c in text if "\ue000" <= c <= "\uf8ff"}
+    mark = next((c for c in map(chr, range(0xF8FF, 0xDFFF, -1)) if c not in used), None)
+    if mark is None:
+        raise ChatError("the text uses every private-use character of Unicode")
+    return mark
 
 
 def _token_text(token: Any) -> str:
