@@ -17,7 +17,16 @@ from torch import Tensor
 LIBRARY = torch.library.Library("afnext", "DEF")
 
 
-READY = {"log_mel", "rotate", "rms_norm", "add_rms_norm", "silu_mul"}
+READY = {
+    "attention",
+    "attention_backward",
+    "merge_attention",
+    "log_mel",
+    "rotate",
+    "rms_norm",
+    "add_rms_norm",
+    "silu_mul",
+}
 _force_reference = False
 
 

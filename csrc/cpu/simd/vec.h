@@ -12,6 +12,7 @@
 #endif
 
 #define AFNEXT_INLINE static inline __attribute__((always_inline))
+#define AFNEXT_INLINE_METHOD inline __attribute__((always_inline))
 
 namespace afnext::cpu::AFNEXT_ISA {
 
@@ -141,6 +142,23 @@ AFNEXT_INLINE F32 exp(F32 x) {
   const F32 low = select(x < -87.33654f, F32{}, value);
   const F32 high = select(x > 88.72283f, broadcast(__builtin_inff()), low);
   return select(x != x, x, high);
+}
+
+// e**x for x <= 0, half the work of exp: to 2 units in the last place, 0 below -87.33 (and at
+// -inf), NaN stays. Good for small positive x too, up to 80.
+AFNEXT_INLINE F32 exp_nonpositive(F32 x) {
+  const F32 shifter = broadcast(12582912.0f);  // as in exp; its low bits then hold n
+  const F32 shifted = fma(x, broadcast(1.44269504f), shifter);
+  const F32 n = shifted - shifter;
+  const F32 r = fma(n, broadcast(2.12194440e-4f), fma(n, broadcast(-0.693359375f), x));
+  F32 p = fma(broadcast(1.9875691500e-4f), r, broadcast(1.3981999507e-3f));
+  p = fma(p, r, broadcast(8.3334519073e-3f));
+  p = fma(p, r, broadcast(4.1665795894e-2f));
+  p = fma(p, r, broadcast(1.6666665459e-1f));
+  p = fma(p, r, broadcast(5.0000001201e-1f));
+  p = fma(p, r * r, r) + 1.0f;
+  const F32 power = bit_cast<F32>((bit_cast<I32>(shifted) + 127) << 23);
+  return select(x < -87.33654f, F32{}, p * power);
 }
 
 }  // namespace afnext::cpu::AFNEXT_ISA

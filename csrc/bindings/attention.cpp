@@ -1,0 +1,53 @@
+#include "afnext/attention.h"
+
+#include "bindings/bindings.h"
+
+namespace afnext::bindings {
+namespace {
+
+void forward(py::handle q, py::handle k, py::handle v, py::handle cu_seqlens_q,
+             py::handle cu_seqlens_k, py::handle key_lengths, py::handle times_q,
+             py::handle times_k, py::handle inv_freq, bool interleaved, bool causal,
+             int64_t window_left, int64_t window_right, double scale, py::handle out,
+             py::handle lse) {
+  constexpr const char* op = "attention";
+  const Tensor q_(q, op, "q"), k_(k, op, "k"), v_(v, op, "v"),
+      cu_q(cu_seqlens_q, op, "cu_seqlens_q"), cu_k(cu_seqlens_k, op, "cu_seqlens_k"),
+      out_(out, op, "out"), lse_(lse, op, "lse");
+  const OptionalTensor lengths(key_lengths, op, "key_lengths"),
+      times_q_(times_q, op, "rotation.times_q"), times_k_(times_k, op, "rotation.times_k"),
+      inv_freq_(inv_freq, op, "rotation.inv_freq");
+  const py::gil_scoped_release release;
+  attention(q_, k_, v_,
+            {cu_q, cu_k, lengths, times_q_, times_k_, inv_freq_, interleaved, causal, window_left,
+             window_right, scale},
+            out_, lse_);
+}
+
+void backward(py::handle grad_out, py::handle grad_lse, py::handle q, py::handle k, py::handle v,
+              py::handle out, py::handle lse, py::handle cu_seqlens_q, py::handle cu_seqlens_k,
+              py::handle key_lengths, py::handle times_q, py::handle times_k, py::handle inv_freq,
+              bool interleaved, bool causal, int64_t window_left, int64_t window_right,
+              double scale, py::handle grad_q, py::handle grad_k, py::handle grad_v) {
+  constexpr const char* op = "attention_backward";
+  const Tensor grad_out_(grad_out, op, "grad_out"), q_(q, op, "q"), k_(k, op, "k"), v_(v, op, "v"),
+      out_(out, op, "out"), lse_(lse, op, "lse"), cu_q(cu_seqlens_q, op, "cu_seqlens_q"),
+      cu_k(cu_seqlens_k, op, "cu_seqlens_k"), grad_q_(grad_q, op, "grad_q"),
+      grad_k_(grad_k, op, "grad_k"), grad_v_(grad_v, op, "grad_v");
+  const OptionalTensor grad_lse_(grad_lse, op, "grad_lse"), lengths(key_lengths, op, "key_lengths"),
+      times_q_(times_q, op, "rotation.times_q"), times_k_(times_k, op, "rotation.times_k"),
+      inv_freq_(inv_freq, op, "rotation.inv_freq");
+  const py::gil_scoped_release release;
+  attention_backward(grad_out_, grad_lse_, q_, k_, v_, out_, lse_,
+                     {cu_q, cu_k, lengths, times_q_, times_k_, inv_freq_, interleaved, causal,
+                      window_left, window_right, scale},
+                     grad_q_, grad_k_, grad_v_);
+}
+
+const Binding binding([](py::module_& m) {
+  m.def("attention", &forward);
+  m.def("attention_backward", &backward);
+});
+
+}  // namespace
+}  // namespace afnext::bindings

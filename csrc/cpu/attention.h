@@ -1,0 +1,59 @@
+// What the attention kernels are given; csrc/ops/attention.cpp fills it in.
+#pragma once
+
+#include "afnext/tensor.h"
+#include "cpu/band.h"
+#include "cpu/isa.h"
+
+namespace afnext::cpu {
+
+// Elements of [tokens, heads, D] by strides; the last is 1.
+struct Heads {
+  const void* data;
+  int64_t token, head;
+};
+
+struct AttentionSequence {
+  int64_t first_query, first_key;  // tokens of the packed batch
+  int64_t key_tokens;              // of the sequence; its band may end earlier
+  int64_t first_row, rows;         // per KV head, in working memory laid out by blocks
+  Band band;
+};
+
+// The rows of a sequence and KV head are its queries times the heads that share the KV head: row r
+// is query r / group, head r % group. They fill the lanes, so that one pass over the keys serves
+// all.
+struct AttentionProblem {
+  DType dtype;
+  int64_t dim, group, kv_heads;
+  int64_t query_tokens, key_tokens;  // of the packed batch
+  Heads q, k, v;
+  // Rotation; inv_freq is null without.
+  const float *times_q, *times_k, *inv_freq;
+  int64_t half;
+  bool interleaved;
+  float* turned_keys;  // working memory [kv_heads, key_tokens, dim]
+  float scale;
+  const AttentionSequence* sequences;
+};
+
+// Rows [first, end) of one KV head of one sequence; at most kItemRows.
+struct AttentionItem {
+  int64_t sequence, kv_head, first, end;
+};
+constexpr int64_t kItemRows = 192;
+// Working memory laid out by blocks rounds rows and D up to these, which any lane count divides.
+constexpr int64_t kRowUnit = 48, kDimUnit = 16;
+
+struct AttentionArgs {
+  const AttentionProblem& problem;
+  const AttentionItem* items;  // the longest first
+  int64_t item_count;
+  void* out;  // contiguous
+  bool out_is_float;
+  float* lse;
+};
+
+extern KernelTable<AttentionArgs> attention_kernels;
+
+}  // namespace afnext::cpu

@@ -1,0 +1,266 @@
+#include "afnext/attention.h"
+
+#include <algorithm>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "afnext/error.h"
+#include "cpu/attention.h"
+#include "cpu/attention_backward.h"
+#include "cpu/parallel.h"
+
+namespace afnext {
+
+constinit cpu::KernelTable<cpu::AttentionArgs> cpu::attention_kernels;
+constinit cpu::KernelTable<cpu::AttentionBackwardArgs> cpu::attention_backward_kernels;
+
+namespace {
+
+constexpr int64_t kMaxDim = 256;
+// Pieces of work that keep this many threads evenly busy are worth some memory and repeated loads.
+constexpr int64_t kPiecesPerThread = 4;
+constexpr int64_t kBackwardPieces = 16, kMaxParts = 4;
+
+std::unique_ptr<float[]> working_memory(int64_t count) {
+  return std::unique_ptr<float[]>(new float[count]);  // not cleared
+}
+
+int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+cpu::Heads heads_of(const TensorView& t) { return {t.data, t.stride[0], t.stride[1]}; }
+
+void check_rotation(const Check& check, const TensorView& q, const TensorView& k,
+                    const AttentionOptions& options) {
+  const bool given = options.inv_freq != nullptr;
+  check.require((options.times_q != nullptr) == given && (options.times_k != nullptr) == given,
+                "rotation needs times_q, times_k and inv_freq");
+  if (!given) return;
+  const TensorView& inv_freq = *options.inv_freq;
+  check.exact(*options.times_q, "rotation.times_q", DType::f32, {q.shape[0]});
+  check.exact(*options.times_k, "rotation.times_k", DType::f32, {k.shape[0]});
+  check.exact(inv_freq, "rotation.inv_freq", DType::f32,
+              {inv_freq.ndim == 1 ? inv_freq.last() : 0});
+  if (2 * inv_freq.last() > q.shape[2]) {
+    check.fail("rotation.inv_freq turns 2 x " + std::to_string(inv_freq.last()) + " of " +
+               std::to_string(q.shape[2]) + " channels");
+  }
+}
+
+void check_key_lengths(const Check& check, const TensorView& lengths,
+                       const TensorView& cu_seqlens) {
+  const int64_t count = cu_seqlens.shape[0] - 1;
+  check.exact(lengths, "key_lengths", DType::i32, {count});
+  for (int64_t n = 0; n < count; ++n) {
+    const int32_t length = lengths.as<int32_t>()[n];
+    const int32_t keys = cu_seqlens.as<int32_t>()[n + 1] - cu_seqlens.as<int32_t>()[n];
+    if (length < 0 || length > keys) {
+      check.fail("key_lengths[" + std::to_string(n) + "] must be 0 to " + std::to_string(keys) +
+                 ", the keys of its sequence, got " + std::to_string(length));
+    }
+  }
+}
+
+void check_inputs(const Check& check, const TensorView& q, const TensorView& k, const TensorView& v,
+                  const AttentionOptions& options) {
+  check.floating(q, "q", 3);
+  check.floating_like(k, "k", q, 3);
+  check.same(v, "v", k);
+  if (q.shape[2] < 1 || q.shape[2] > kMaxDim) {
+    check.fail("q must have a head dim of 1 to 256, got " + describe(q));
+  }
+  if (k.shape[2] != q.shape[2] || k.shape[1] < 1 || q.shape[1] % k.shape[1] != 0) {
+    check.fail("k must be [Tk, Hkv, " + std::to_string(q.shape[2]) + "] with Hkv dividing " +
+               std::to_string(q.shape[1]) + ", got " + describe(k));
+  }
+  check.offsets(options.cu_seqlens_q, "cu_seqlens_q", DType::i32, q.shape[0]);
+  check.offsets(options.cu_seqlens_k, "cu_seqlens_k", DType::i32, k.shape[0]);
+  check.exact(options.cu_seqlens_k, "cu_seqlens_k", DType::i32, {options.cu_seqlens_q.shape[0]});
+  if (options.key_lengths != nullptr) {
+    check_key_lengths(check, *options.key_lengths, options.cu_seqlens_k);
+  }
+  check_rotation(check, q, k, options);
+  check.require(options.window_left >= -1, "window must be >= -1 on its left");
+  check.require(options.window_right >= -1, "window must be >= -1 on its right");
+}
+
+void check_results(const Check& check, const TensorView& q, const TensorView& out,
+                   const TensorView& lse) {
+  const DType dtype = out.dtype == DType::f32 ? DType::f32 : q.dtype;
+  check.exact(out, "out", dtype, {q.shape[0], q.shape[1], q.shape[2]});
+  check.exact(lse, "lse", DType::f32, {q.shape[1], q.shape[0]});
+}
+
+int64_t window_side(int64_t width) {
+  return width < 0 ? cpu::Band::kUnlimited : std::min(width, cpu::Band::kUnlimited);
+}
+
+// A checked call and the memory that it points into.
+class Plan {
+ public:
+  Plan(const TensorView& q, const TensorView& k, const TensorView& v,
+       const AttentionOptions& options)
+      : problem{q.dtype,
+                q.shape[2],
+                q.shape[1] / k.shape[1],
+                k.shape[1],
+                q.shape[0],
+                k.shape[0],
+                heads_of(q),
+                heads_of(k),
+                heads_of(v),
+                nullptr,
+                nullptr,
+                nullptr,
+                0,
+                options.interleaved,
+                nullptr,
+                static_cast<float>(options.scale),
+                nullptr} {
+    if (options.inv_freq != nullptr && options.inv_freq->last() > 0) {
+      problem.times_q = options.times_q->as<float>();
+      problem.times_k = options.times_k->as<float>();
+      problem.inv_freq = options.inv_freq->as<float>();
+      problem.half = options.inv_freq->last();
+      turned_keys_ = working_memory(problem.kv_heads * problem.key_tokens * problem.dim);
+      problem.turned_keys = turned_keys_.get();
+    }
+    const int32_t* cu_q = options.cu_seqlens_q.as<int32_t>();
+    const int32_t* cu_k = options.cu_seqlens_k.as<int32_t>();
+    const int64_t left = window_side(options.window_left);
+    const int64_t right = options.causal ? 0 : window_side(options.window_right);
+    const int64_t count = options.cu_seqlens_q.shape[0] - 1;
+    sequences_.reserve(count);
+    for (int64_t n = 0; n < count; ++n) {
+      const int64_t queries = cu_q[n + 1] - cu_q[n], key_tokens = cu_k[n + 1] - cu_k[n];
+      const int64_t keys = options.key_lengths ? options.key_lengths->as<int32_t>()[n] : key_tokens;
+      const int64_t rows = round_up(queries * problem.group, cpu::kRowUnit);
+      sequences_.push_back(
+          {cu_q[n], cu_k[n], key_tokens, total_rows_, rows, {queries, keys, left, right}});
+      total_rows_ += rows;
+    }
+    problem.sequences = sequences_.data();
+  }
+  Plan(const Plan&) = delete;
+  Plan& operator=(const Plan&) = delete;
+
+  // Rows of all queries, the longest work first: threads take items as they become free.
+  std::vector<cpu::AttentionItem> query_items() const {
+    int64_t size = cpu::kItemRows;
+    const int64_t wanted = kPiecesPerThread * cpu::num_threads();
+    while (size > cpu::kRowUnit && total_rows_ * problem.kv_heads < wanted * size) size /= 2;
+    std::vector<cpu::AttentionItem> items;
+    for (size_t n = 0; n < sequences_.size(); ++n) {
+      const int64_t rows = sequences_[n].band.queries * problem.group;
+      for (int64_t head = 0; head < problem.kv_heads; ++head) {
+        for (int64_t row = 0; row < rows; row += size) {
+          items.push_back({static_cast<int64_t>(n), head, row, std::min(row + size, rows)});
+        }
+      }
+    }
+    std::stable_sort(items.begin(), items.end(),
+                     [this](const auto& a, const auto& b) { return work(a) > work(b); });
+    return items;
+  }
+
+  // Parts that a query's gradient is summed from: by shape, so that threads change no result.
+  int64_t part_count() const {
+    const int64_t pieces = std::max<int64_t>(1, sequences_.size() * problem.kv_heads);
+    return std::clamp<int64_t>(kBackwardPieces / pieces, 1, kMaxParts);
+  }
+  int64_t part_size() const {
+    return total_rows_ * problem.kv_heads * round_up(problem.dim, cpu::kDimUnit);
+  }
+
+  // Every part of every KV head, empty ones too: an item clears its part.
+  std::vector<cpu::AttentionKeyItem> key_items() const {
+    const int64_t parts = part_count();
+    std::vector<cpu::AttentionKeyItem> items;
+    for (size_t n = 0; n < sequences_.size(); ++n) {
+      const int64_t keys = sequences_[n].key_tokens;
+      const int64_t size =
+          std::max(cpu::kTileKeys, round_up((keys + parts - 1) / parts, cpu::kTileKeys));
+      for (int64_t head = 0; head < problem.kv_heads; ++head) {
+        for (int64_t part = 0; part < parts; ++part) {
+          items.push_back({static_cast<int64_t>(n), head, std::min(part * size, keys),
+                           std::min((part + 1) * size, keys), part});
+        }
+      }
+    }
+    std::stable_sort(items.begin(), items.end(),
+                     [this](const auto& a, const auto& b) { return work(a) > work(b); });
+    return items;
+  }
+
+  cpu::AttentionProblem problem;
+
+ private:
+  // Pairs of a row and a key, roughly.
+  int64_t work(const cpu::AttentionItem& item) const {
+    const cpu::Band& band = sequences_[item.sequence].band;
+    const int64_t top = item.first / problem.group, bottom = (item.end - 1) / problem.group;
+    return (item.end - item.first) *
+           (band.end(bottom) + band.end(top) - band.first(bottom) - band.first(top));
+  }
+  // By causality query i sees keys up to i + keys - queries: the later a key, the fewer see it.
+  int64_t work(const cpu::AttentionKeyItem& item) const {
+    const cpu::Band& band = sequences_[item.sequence].band;
+    const int64_t keys = std::max<int64_t>(0, std::min(item.end, band.keys) - item.first);
+    const int64_t middle = (item.first + item.end) / 2 - band.keys + band.queries;
+    const int64_t from = std::clamp<int64_t>(middle - band.right, 0, band.queries);
+    const int64_t to = std::clamp<int64_t>(middle + band.left + 1, 0, band.queries);
+    return keys * (to - from);
+  }
+
+  std::vector<cpu::AttentionSequence> sequences_;
+  std::unique_ptr<float[]> turned_keys_;
+  int64_t total_rows_ = 0;  // per KV head, each sequence's rounded up
+};
+
+}  // namespace
+
+void attention(const TensorView& q, const TensorView& k, const TensorView& v,
+               const AttentionOptions& options, const TensorView& out, const TensorView& lse) {
+  const Check check("attention");
+  check_inputs(check, q, k, v, options);
+  check_results(check, q, out, lse);
+  if (q.numel() == 0) return;
+  const Plan plan(q, k, v, options);
+  const std::vector<cpu::AttentionItem> items = plan.query_items();
+  cpu::attention_kernels({plan.problem, items.data(), static_cast<int64_t>(items.size()), out.data,
+                          out.dtype == DType::f32, lse.as<float>()});
+}
+
+void attention_backward(const TensorView& grad_out, const TensorView* grad_lse, const TensorView& q,
+                        const TensorView& k, const TensorView& v, const TensorView& out,
+                        const TensorView& lse, const AttentionOptions& options,
+                        const TensorView& grad_q, const TensorView& grad_k,
+                        const TensorView& grad_v) {
+  const Check check("attention_backward");
+  check_inputs(check, q, k, v, options);
+  check_results(check, q, out, lse);
+  check.floating(grad_out, "grad_out", 3);
+  check.exact(grad_out, "grad_out", grad_out.dtype == DType::f32 ? DType::f32 : q.dtype,
+              {q.shape[0], q.shape[1], q.shape[2]});
+  if (grad_lse != nullptr) {
+    check.exact(*grad_lse, "grad_lse", DType::f32, {q.shape[1], q.shape[0]});
+  }
+  const std::initializer_list<int64_t> like_k = {k.shape[0], k.shape[1], k.shape[2]};
+  check.exact(grad_q, "grad_q", q.dtype, {q.shape[0], q.shape[1], q.shape[2]});
+  check.exact(grad_k, "grad_k", q.dtype, like_k);
+  check.exact(grad_v, "grad_v", q.dtype, like_k);
+
+  const Plan plan(q, k, v, options);
+  const std::vector<cpu::AttentionItem> query_items = plan.query_items();
+  const std::vector<cpu::AttentionKeyItem> key_items = plan.key_items();
+  const std::unique_ptr<float[]> delta = working_memory(lse.numel());
+  const std::unique_ptr<float[]> parts = working_memory(plan.part_count() * plan.part_size());
+  cpu::attention_backward_kernels(
+      {plan.problem, key_items.data(), static_cast<int64_t>(key_items.size()), query_items.data(),
+       static_cast<int64_t>(query_items.size()), heads_of(grad_out), heads_of(out),
+       grad_out.dtype == DType::f32, out.dtype == DType::f32,
+       grad_lse ? grad_lse->as<float>() : nullptr, lse.as<float>(), delta.get(), parts.get(),
+       plan.part_count(), plan.part_size(), grad_q.data, grad_k.data, grad_v.data});
+}
+
+}  // namespace afnext
