@@ -1,0 +1,22 @@
+"""Training: recipes, synthesised data and the supervised loop."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from afnext.training.config import TrainConfig, load_recipe
+    from afnext.training.loop import train
+
+__all__ = ["TrainConfig", "load_recipe", "train"]
+
+_HOMES = {"TrainConfig": "config", "load_recipe": "config", "train": "loop"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch only when it is asked for."""
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -58,7 +58,7 @@ class LossWeights:
     """
 
     answer: float = 1.0
-    frames: float = 0.15
+    frames: float = 0.3
     alignment: float = 1.0
     length_power: float = 0.3
 
@@ -78,7 +78,8 @@ class StageConfig:
     ``trainable`` is a regular expression searched in parameter names. A batch holds about
     ``audio_tokens`` audio tokens of clips of one length. The learning rate warms up over
     ``warmup_steps``, stays flat to ``flat`` of the stage, then follows a cosine to ``final_rate`` of
-    its value.
+    its value. Every clip has ``questions`` exchanges (more in long clips), of which a share ``follow``
+    are further turns of the conversation before.
     """
 
     name: str
@@ -92,6 +93,7 @@ class StageConfig:
     final_rate: float = 0.03
     audio_tokens: int = 1200
     questions: int = 7
+    follow: float = 0.15
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class TrainConfig:
     workers: int = 2
     bf16: bool = True
     evaluate_every: int = 250
-    save_every: int = 250
+    save_every: int = 100
     export_dtype: str = "float32"
 
 

@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from afnext import ops
-from afnext.audio.windows import HOP_LENGTH, WINDOW_FRAMES, WINDOW_SAMPLES, frames_in, tokens_in
+from afnext.audio.windows import WINDOW_FRAMES, WINDOW_SAMPLES, frames_in, tokens_in
 from afnext.training.config import MixPhase, StageConfig
 from afnext.training.synthesis import CLASSES, ClipSet, Event
 from afnext.training.tasks import Exchange, exchanges
@@ -98,7 +99,9 @@ def features(samples: NDArray[np.int16]) -> list[Features]:
     """Log-mel of ``samples`` int16 [B, S], one entry for each 30 s window."""
     windows = []
     for start in range(0, samples.shape[1], WINDOW_SAMPLES):
-        part = torch.from_numpy(samples[:, start : start + WINDOW_SAMPLES].astype(np.float32) / 32768)
+        part = torch.from_numpy(
+            samples[:, start : start + WINDOW_SAMPLES].astype(np.float32) / 32768
+        )
         clips, length = part.shape
         frames = frames_in(length)
         kept = min(WINDOW_FRAMES, frames + EDGE_FRAMES)
@@ -113,60 +116,70 @@ def count_tokens(samples: int) -> int:
     return full * tokens_in(WINDOW_FRAMES) + tokens_in(frames_in(rest))
 
 
-def pack(rows: Sequence[Sequence[Exchange]], first: int, vocab: Vocabulary, power: float, rng: random.Random) -> Packed:
+def pack(
+    rows: Sequence[Sequence[Exchange]],
+    first: int,
+    vocab: Vocabulary,
+    rng: random.Random,
+    power: float = 0.0,
+    follow: float = 0.0,
+) -> Packed:
     """Lay out exchanges after the audio, whose next position is ``first``.
 
-    Three in twenty follow on from the exchange before them as a second turn of the same conversation.
+    A share ``follow`` of them go on from the exchange before, as a further turn of its conversation. A
+    target of an answer of n tokens weighs ``n ** -power``.
     """
-    columns: list[tuple[list[int], list[int], list[int], list[int], list[float]]] = []
-    follow = vocab.encode("\n<|im_start|>user\n")
+    columns: list[tuple[list[Any], ...]] = []
     tasks = []
+    turn = vocab.encode("\n<|im_start|>user\n")
     for row in rows:
         ids: list[int] = []
         segments: list[int] = []
         positions: list[int] = []
         targets: list[int] = []
         weights: list[float] = []
-        segment, at = 0, first
         names: list[str] = []
+        at = first
         for exchange in row:
             question, answer = vocab.question(exchange.question), vocab.answer(exchange.answer)
-            if segment and rng.random() < 0.15:
-                lead = (*follow, *question)
+            if names and rng.random() < follow:
+                lead = (*turn, *question)
             else:
-                segment, at, lead = segment + 1, first, (*vocab.close, *question)
+                at, lead = first, (*vocab.close, *question)
                 names.append(exchange.task)
-            ids += [*lead, *answer]
             n = len(lead) + len(answer)
-            segments += [segment] * n
+            ids += [*lead, *answer]
+            segments += [len(names)] * n
             positions += range(at, at + n)
-            at += n
             targets += [*[-1] * (len(lead) - 1), *answer, -1]
             weights += [len(answer) ** -power] * n
+            at += n
         tasks.append(names)
         columns.append((ids, segments, positions, targets, weights))
     width = max(len(c[0]) for c in columns)
     fill = (0, -1, 0, -1, 0.0)
-    tensors = [
-        torch.tensor([[*c[k], *[fill[k]] * (width - len(c[k]))] for c in columns]) for k in range(5)
-    ]
-    return Packed(*tensors, tasks=tasks)
+
+    def stack(k: int) -> Tensor:
+        return torch.tensor([[*c[k], *[fill[k]] * (width - len(c[k]))] for c in columns])
+
+    return Packed(stack(0), stack(1), stack(2), stack(3), stack(4), tasks)
 
 
 def assemble(
-    clips: ClipSet, indices: Sequence[int], questions: int, power: float, vocab: Vocabulary, rng: random.Random
+    clips: ClipSet,
+    indices: Sequence[int],
+    questions: int,
+    vocab: Vocabulary,
+    rng: random.Random,
+    power: float = 0.0,
+    follow: float = 0.0,
 ) -> Batch:
     """A batch of the given clips with ``questions`` exchanges each."""
     samples = np.stack([clips.samples[i] for i in indices])
     events = [clips.events[i] for i in indices]
     tokens = count_tokens(samples.shape[1])
-    text = pack(
-        [exchanges(e, questions, rng) for e in events],
-        len(vocab.prefix) + tokens,
-        vocab,
-        power,
-        rng,
-    )
+    rows = [exchanges(e, questions, rng) for e in events]
+    text = pack(rows, len(vocab.prefix) + tokens, vocab, rng, power, follow)
     return Batch(clips.seconds, features(samples), events, text, torch.tensor(vocab.prefix), tokens)
 
 
@@ -188,7 +201,7 @@ def draw(
     count = max(2, int(stage.audio_tokens / (clips.seconds * TOKENS_PER_SECOND)))
     indices = [rng.randrange(len(clips)) for _ in range(count)]
     questions = stage.questions + int(0.15 * clips.seconds)
-    return assemble(clips, indices, questions, stage.losses.length_power, vocab, rng)
+    return assemble(clips, indices, questions, vocab, rng, stage.losses.length_power, stage.follow)
 
 
 def frame_targets(events: Sequence[Sequence[Event]], tokens: int) -> Tensor:

@@ -1,16 +1,19 @@
 """The training forward: whole batches of equal windows, in plain torch, through the model's own modules.
 
 Training runs rows that the served model never sees: several conversations behind one copy of their
-audio, kept apart by a mask. It calls the submodules of ``AudioLanguageModel`` by name, so that hooks and
-adapters on them work, and it gives the same logits as the model's own forward (tested).
+audio, kept apart by a mask. It uses the parameters of ``AudioLanguageModel`` by name and gives the same
+logits as the model's own forward (tested).
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from afnext.audio.windows import WINDOW_SECONDS, WINDOW_TOKENS
 from afnext.model import AudioLanguageModel
 from afnext.training.data import Batch, Features
 
@@ -24,21 +27,30 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         return torch.softmax(scores, -1) @ v
 
 
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    return F.linear(x, layer.weight, layer.bias)
+
+
 def _heads(x: Tensor, width: int) -> Tensor:
     return x.unflatten(-1, (-1, width)).transpose(1, 2)
 
 
-def encode_window(tower: nn.Module, window: Features, heads: int) -> Tensor:
+def encode_window(tower: Any, window: Features, heads: int) -> Tensor:
     """Encoder features [B, tokens, width] of one window of every clip."""
-    x = F.gelu(tower.conv1(window.mel.transpose(1, 2)))
-    x = F.gelu(tower.conv2(x)).transpose(1, 2)[:, : (window.frames - 1) // 2 + 1]
+    first, second = tower.conv1, tower.conv2
+    x = F.gelu(F.conv1d(window.mel.transpose(1, 2), first.weight, first.bias, padding=1))
+    x = F.gelu(F.conv1d(x, second.weight, second.bias, stride=2, padding=1))
+    x = x.transpose(1, 2)[:, : (window.frames - 1) // 2 + 1]
     x = x + tower.embed_positions.weight[: x.shape[1]].to(x.dtype)
     for layer in tower.layers:
         attention, y = layer.self_attn, layer.self_attn_layer_norm(x)
         width = y.shape[-1] // heads
-        q, k, v = (_heads(p(y), width) for p in (attention.q_proj, attention.k_proj, attention.v_proj))
-        x = x + attention.out_proj(_attend(q, k, v, None).transpose(1, 2).flatten(2))
-        x = x + layer.fc2(F.gelu(layer.fc1(layer.final_layer_norm(x))))
+        q, k, v = (
+            _heads(_linear(p, y), width)
+            for p in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        x = x + _linear(attention.out_proj, _attend(q, k, v, None).transpose(1, 2).flatten(2))
+        x = x + _linear(layer.fc2, F.gelu(_linear(layer.fc1, layer.final_layer_norm(x))))
     pairs = x.shape[1] // 2
     return tower.layer_norm(x[:, : 2 * pairs].unflatten(1, (pairs, 2)).mean(2))
 
@@ -51,15 +63,13 @@ def encode(net: AudioLanguageModel, batch: Batch) -> Tensor:
 
 def adapt(net: AudioLanguageModel, encoded: Tensor) -> Tensor:
     """Rotary time embedding, then the adaptor: [B, tokens, text width]."""
-    angles = clip_angles(net, encoded.shape[1]).to(encoded.device)
-    n = angles.shape[-1]
-    pairs = encoded[..., :n].float().unflatten(-1, (-1, 2))
-    a, b = pairs.unbind(-1)
-    cos, sin = angles[:, 0::2].cos(), angles[:, 0::2].sin()
-    turned = torch.stack((a * cos - b * sin, b * cos + a * sin), -1).flatten(-2)
-    x = torch.cat((turned.to(encoded.dtype), encoded[..., n:]), -1)
+    rows, tokens = encoded.shape[:2]
+    index = torch.arange(tokens)
+    start = index // WINDOW_TOKENS * float(WINDOW_SECONDS)
+    x = net.rote(encoded.flatten(0, 1), start.repeat(rows), (index % WINDOW_TOKENS).repeat(rows))
+    x = x.unflatten(0, (rows, tokens))
     projector = net.multi_modal_projector
-    return projector.linear_2(F.gelu(projector.linear_1(x)))
+    return _linear(projector.linear_2, F.gelu(_linear(projector.linear_1, x)))
 
 
 def _rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -67,26 +77,54 @@ def _rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
 
 
-def _norm(norm: nn.Module, x: Tensor, eps: float) -> Tensor:
+def _norm(norm: Any, x: Tensor, eps: float) -> Tensor:
     return F.rms_norm(x, (x.shape[-1],), norm.weight.to(x.dtype), eps)
 
 
-def decode(net: AudioLanguageModel, x: Tensor, positions: Tensor, bias: Tensor) -> Tensor:
-    """Last hidden states [B, S, width] of embeddings ``x`` under an additive mask [B, 1, S, S]."""
-    config, model = net.config.text, net.language_model.model
+Cache = list[tuple[Tensor, Tensor]]
+"""Keys and values [B, H, T, D] of every layer, rotated."""
+
+
+def decode(
+    net: AudioLanguageModel,
+    x: Tensor,
+    positions: Tensor,
+    bias: Tensor | None,
+    cache: Cache | None = None,
+) -> Tensor:
+    """Last hidden states of embeddings, normed.
+
+    Args:
+        x: [B, S, width]; positions: int [B, S].
+        bias: added to the scores, broadcastable to [B, 1, S, T]; T counts the cached keys and S.
+        cache: keys and values of earlier tokens; this call's are appended to it.
+
+    Returns:
+        [B, S, width].
+    """
+    config = net.config.text
+    model: Any = net.language_model.model
     width, eps = config.head_dim, config.rms_norm_eps
     inverse = config.rope_theta ** (-torch.arange(0, width, 2, device=x.device) / width)
     phase = positions[:, None, :, None].float() * inverse
     cos, sin = phase.cos().to(x.dtype), phase.sin().to(x.dtype)
     group = config.num_attention_heads // config.num_key_value_heads
-    for layer in model.layers:
+    for index, layer in enumerate(model.layers):
         attention, y = layer.self_attn, _norm(layer.input_layernorm, x, eps)
-        q, k, v = (_heads(p(y), width) for p in (attention.q_proj, attention.k_proj, attention.v_proj))
-        k = _rope(k, cos, sin).repeat_interleave(group, 1)
-        out = _attend(_rope(q, cos, sin), k, v.repeat_interleave(group, 1), bias)
-        x = x + attention.o_proj(out.transpose(1, 2).flatten(2))
+        q, k, v = (
+            _heads(_linear(p, y), width)
+            for p in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        k, v = _rope(k, cos, sin).repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+        if cache is not None:
+            if index < len(cache):
+                k, v = torch.cat((cache[index][0], k), 2), torch.cat((cache[index][1], v), 2)
+            cache[index : index + 1] = [(k, v)]
+        out = _attend(_rope(q, cos, sin), k, v, bias)
+        x = x + _linear(attention.o_proj, out.transpose(1, 2).flatten(2))
         y = _norm(layer.post_attention_layernorm, x, eps)
-        x = x + layer.mlp.down_proj(F.silu(layer.mlp.gate_proj(y)) * layer.mlp.up_proj(y))
+        gate, up = _linear(layer.mlp.gate_proj, y), _linear(layer.mlp.up_proj, y)
+        x = x + _linear(layer.mlp.down_proj, F.silu(gate) * up)
     return _norm(model.norm, x, eps)
 
 
@@ -104,4 +142,4 @@ def answer_logits(net: AudioLanguageModel, audio: Tensor, batch: Batch) -> Tenso
     visible &= torch.ones(size, size, dtype=torch.bool).tril()
     bias = torch.zeros(visible.shape, dtype=x.dtype).masked_fill_(~visible, -1e4)[:, None]
     hidden = decode(net, x, positions, bias)[:, shared:]
-    return net.language_model.lm_head(hidden[text.targets >= 0])
+    return _linear(net.language_model.lm_head, hidden[text.targets >= 0])

@@ -21,7 +21,9 @@ WORDS: dict[str, Word] = {
     "beep": Word("a beep sounds", ("beep",), ("beep", "beeping"), ("whistle", "bell")),
     "alarm": Word("an alarm goes off", ("go off", "ring"), ("alarm",), ("siren", "buzz")),
     "whistle": Word("a whistle rises", ("blow", "rise"), ("whistle",), ("slide", "beep", "siren")),
-    "slide": Word("a slide falls", ("fall", "slide"), ("slide", "falling tone"), ("whistle", "bird")),
+    "slide": Word(
+        "a slide falls", ("fall", "slide"), ("slide", "falling tone"), ("whistle", "bird")
+    ),
     "knock": Word("a knock is heard", ("knock",), ("knock", "knocking"), ("drum", "tick")),
     "tick": Word("a tick is heard", ("tick",), ("tick", "ticking"), ("knock", "bird")),
     "pluck": Word("a string is plucked", ("ring",), ("pluck", "plucked string"), ("bell", "horn")),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -121,13 +122,12 @@ class Run:
         for optimizer, values in zip(optimizers, optimizer_states or [], strict=False):
             optimizer.load_state_dict(values)
         trainable = [p for p in self.all.parameters() if p.requires_grad]
-        totals: Counter[str] = Counter()
-        for step in range(progress.step, stage.steps):
-            began = time.perf_counter()
+        totals: dict[str, float] = defaultdict(float)
+        began = time.perf_counter()
+        for step, batch in enumerate(self._batches(stage), progress.step):
             rate = rate_at(stage, step)
             for group in (g for o in optimizers for g in o.param_groups):
                 group["lr"] = rate
-            batch = draw(self.clips, stage, step, str(config.seed), self.vocab)
             with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
                 parts = self.losses(batch, stage)
             loss = torch.stack(list(parts.values())).sum()
@@ -140,16 +140,19 @@ class Run:
                 optimizer.zero_grad(set_to_none=True)
             progress.step = step + 1
             spent = time.perf_counter() - began
+            began += spent
             progress.seconds += spent
             rows = len(batch.events)
-            totals.update({f"{k}_loss": v.item() for k, v in parts.items()})
-            totals.update(
-                steps=1,
-                seconds=spent,
-                skipped=int(not torch.isfinite(norm)),
-                tokens=rows * (batch.audio_tokens + batch.text.ids.shape[1]),
-                audio=rows * batch.seconds,
-            )
+            counts = {
+                **{f"{k}_loss": v.item() for k, v in parts.items()},
+                "steps": 1,
+                "seconds": spent,
+                "skipped": int(not torch.isfinite(norm)),
+                "tokens": rows * (batch.audio_tokens + batch.text.ids.shape[1]),
+                "audio": rows * batch.seconds,
+            }
+            for key, value in counts.items():
+                totals[key] += value
             self.journal.advance(f"{stage.name} loss {loss.item():.2f}", step + 1, stage.steps)
             if self.journal.due():
                 self._report(stage, totals, rate)
@@ -160,6 +163,24 @@ class Run:
                 state.save(self.checkpoint, self.all, optimizers, progress)
         progress.stage, progress.step = index + 1, 0
         state.save(self.checkpoint, self.all, [], progress)
+
+    def _batches(self, stage: StageConfig) -> Iterator[Batch]:
+        """The batches of the remaining steps, each made while the one before is in use."""
+        steps = range(self.progress.step, stage.steps)
+        with ThreadPoolExecutor(1) as pool:
+            made = [
+                pool.submit(draw, self.clips, stage, step, str(self.config.seed), self.vocab)
+                for step in steps[:1]
+            ]
+            for step in steps:
+                batch = made.pop().result()
+                if step + 1 < stage.steps:
+                    made.append(
+                        pool.submit(
+                            draw, self.clips, stage, step + 1, str(self.config.seed), self.vocab
+                        )
+                    )
+                yield batch
 
     def losses(self, batch: Batch, stage: StageConfig) -> dict[str, torch.Tensor]:
         """The weighted objectives of one batch, by name."""
@@ -182,7 +203,7 @@ class Run:
                 )
         return parts
 
-    def _report(self, stage: StageConfig, totals: Counter[str], rate: float) -> None:
+    def _report(self, stage: StageConfig, totals: dict[str, float], rate: float) -> None:
         steps, seconds = totals["steps"], totals["seconds"]
         self.journal.write(
             "train",

@@ -32,7 +32,7 @@ def held_out_batches(sets: Sequence[ClipSet], vocab: Vocabulary) -> list[Batch]:
     """A fixed batch of every length up to 30 s."""
     rng = random.Random(0)
     return [
-        assemble(s, range(min(CLIPS_PER_LENGTH, len(s))), 8, 0.0, vocab, rng)
+        assemble(s, range(min(CLIPS_PER_LENGTH, len(s))), 8, vocab, rng)
         for s in sets
         if s.seconds <= 30
     ]
@@ -95,7 +95,9 @@ class Journal:
         record = {k: round(v, 5) if isinstance(v, float) else v for k, v in values.items()}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"kind": kind, **record}) + "\n")
-        line = " ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in values.items())
+        line = " ".join(
+            f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in values.items()
+        )
         if self._bar:
             self._bar.console.print(f"{kind}: {line}", highlight=False)
         else:

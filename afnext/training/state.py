@@ -23,7 +23,9 @@ class Progress:
     seconds: float = 0.0
 
 
-def save(path: Path, modules: nn.Module, optimizers: Sequence[Optimizer], progress: Progress) -> None:
+def save(
+    path: Path, modules: nn.Module, optimizers: Sequence[Optimizer], progress: Progress
+) -> None:
     """Write the weights, the optimizers, torch's random state and the progress, atomically."""
     partial = path.with_suffix(".partial")
     torch.save(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from afnext.training.lexicon import ANY_VERB, UNHEARD, WORDS, article
 from afnext.training.synthesis import CLASSES, Event
@@ -203,7 +204,7 @@ def caption(events: Events) -> str:
     if not events:
         return "Nothing happens."
     text = WORDS[events[0].label].sentence
-    for previous, event in zip(events, events[1:], strict=False):
+    for previous, event in pairwise(events):
         link = "while" if event.onset < previous.offset - 0.2 else "then"
         text += f", {link} {WORDS[event.label].sentence}"
     return text[0].upper() + text[1:] + "."
@@ -279,7 +280,9 @@ def _count_of(events: Events, rng: random.Random) -> Exchange:
     present = bool(events) and rng.random() < 0.75
     label = rng.choice(events).label if present else absent_label(events, rng)
     hits = [e for e in events if e.label == label]
-    return _ask("count_of", f"{', '.join(map(span, hits))}: {len(hits)}." if hits else "0.", rng, label)
+    return _ask(
+        "count_of", f"{', '.join(map(span, hits))}: {len(hits)}." if hits else "0.", rng, label
+    )
 
 
 def _first(events: Events, rng: random.Random) -> Exchange:

@@ -49,7 +49,11 @@ CHAT_TEMPLATE = """\
 def corpus(clips: int, seed: int) -> list[str]:
     """Questions and answers about random scenes, without times."""
     rng, scenes = random.Random(seed), np.random.default_rng(seed)
-    texts = [*("user\n", "assistant\n", "system\n") * clips, *WORDS, *(f"There is no {n}." for n in UNHEARD)]
+    texts = [
+        *("user\n", "assistant\n", "system\n") * clips,
+        *WORDS,
+        *(f"There is no {n}." for n in UNHEARD),
+    ]
     for _ in range(clips):
         for exchange in exchanges(place(float(scenes.uniform(2, 30)), scenes), 6, rng):
             texts += [_TIMED.sub("\n", exchange.question), _TIMED.sub("\n", exchange.answer)]

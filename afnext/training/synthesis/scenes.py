@@ -56,7 +56,10 @@ def place(seconds: float, rng: np.random.Generator) -> list[Event]:
         onset = rng.uniform(0, seconds - length - 0.05)
         event = Event(CLASSES[rng.integers(len(CLASSES))], onset, onset + length)
         overlaps = [min(e.offset, event.offset) - max(e.onset, onset) for e in events]
-        if any(abs(e.onset - onset) < ONSET_GAP for e in events) or sum(o > 0 for o in overlaps) > 1:
+        if (
+            any(abs(e.onset - onset) < ONSET_GAP for e in events)
+            or sum(o > 0 for o in overlaps) > 1
+        ):
             continue
         near = (o > -REPEAT_GAP for o in overlaps)
         if any(e.label == event.label and n for e, n in zip(events, near, strict=True)):
@@ -102,8 +105,12 @@ def compose(seconds: float, rng: np.random.Generator) -> Scene:
     events = []
     for event in place(seconds, rng):
         start = int(event.onset * SAMPLE_RATE)
-        length = int((event.offset - event.onset) * 100) * SAMPLE_RATE // 100  # whole 10 ms: fast FFTs
-        mix[start : start + length] += render(event.label, length, rng) * _decibel(rng.uniform(-10, 2))
+        length = (
+            int((event.offset - event.onset) * 100) * SAMPLE_RATE // 100
+        )  # whole 10 ms: fast FFTs
+        mix[start : start + length] += render(event.label, length, rng) * _decibel(
+            rng.uniform(-10, 2)
+        )
         events.append(Event(event.label, start / SAMPLE_RATE, (start + length) / SAMPLE_RATE))
     if events and rng.random() < 0.2:
         mix = _room(mix, rng)

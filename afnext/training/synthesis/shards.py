@@ -94,7 +94,9 @@ def open_clips(folder: str | Path) -> list[ClipSet]:
         events = [tuple(Event(*e) for e in clip) for clip in json.loads(path.read_text())]
         samples = np.load(path.with_suffix(".npy"), mmap_mode="r")
         if len(samples) != len(events):
-            raise ValueError(f"open_clips: {path} has {len(events)} labels for {len(samples)} clips")
+            raise ValueError(
+                f"open_clips: {path} has {len(events)} labels for {len(samples)} clips"
+            )
         sets.append(ClipSet(int(path.stem.split("-")[1]) / 1000, samples, events))
     if not sets:
         raise ValueError(f"open_clips: no clips in {folder}; make them with `generate` first")

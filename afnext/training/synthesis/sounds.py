@@ -154,7 +154,9 @@ def horn(n: int, rng: np.random.Generator) -> Wave:
     t = _seconds(n)
     f = rng.uniform(230, 450) * (1 + 0.006 * np.sin(2 * np.pi * 5.5 * t))
     phase = 2 * np.pi * np.cumsum(f) / SAMPLE_RATE
-    return np.sum([np.sin(phase * h) / h**0.7 for h in range(1, 8)], axis=0) * np.clip(t / 0.05, 0, 1)
+    return np.sum([np.sin(phase * h) / h**0.7 for h in range(1, 8)], axis=0) * np.clip(
+        t / 0.05, 0, 1
+    )
 
 
 SYNTHESISERS: dict[str, Synthesiser] = {
