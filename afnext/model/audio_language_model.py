@@ -38,19 +38,19 @@ class AudioLanguageModel(nn.Module):
         )
         self.multi_modal_projector = Adaptor(config)
         self.language_model = LanguageModel(config.text)
-        self.reset_parameters()
+        if not self.audio_tower.embed_positions.weight.is_meta:
+            self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw fresh weights; does nothing on the meta device."""
+        """Draw fresh weights."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv1d | nn.Embedding):
                 nn.init.normal_(module.weight, 0.0, 0.02)
                 if not isinstance(module, nn.Embedding) and module.bias is not None:
                     nn.init.zeros_(module.bias)
         table = self.audio_tower.embed_positions.weight
-        if not table.is_meta:
-            table.copy_(sinusoids(*table.shape))
+        table.copy_(sinusoids(*table.shape))
 
     @classmethod
     def from_pretrained(

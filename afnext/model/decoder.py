@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .attention import Attend, Dense, Packed
 from .config import TextConfig
-from .layers import Frequencies, Linear, RMSNorm, inverse_frequencies, silu_mul
+from .layers import Frequencies, Linear, RMSNorm, embedding, inverse_frequencies, silu_mul
 
 
 class DecoderOutput(NamedTuple):
@@ -74,7 +74,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         inv_freq = inverse_frequencies(config.rope_theta, config.head_dim) / config.rope_scale

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .attention import Packed
 from .audio_batch import WindowPlan
 from .config import AudioConfig
-from .layers import Linear, linear
+from .layers import Linear, embedding, linear
 
 
 class PackedConv1d(nn.Conv1d):
@@ -74,7 +74,7 @@ class AudioEncoder(nn.Module):
         size = config.hidden_size
         self.conv1 = PackedConv1d(config.num_mel_bins, size, kernel_size=3, padding=1)
         self.conv2 = PackedConv1d(size, size, kernel_size=3, stride=2, padding=1)
-        self.embed_positions = nn.Embedding(config.max_source_positions, size)
+        self.embed_positions = embedding(config.max_source_positions, size)
         self.embed_positions.requires_grad_(False)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_hidden_layers))
         self.layer_norm = nn.LayerNorm(size)

@@ -35,6 +35,13 @@ class Linear(nn.Linear):
         return linear(input, self.weight, self.bias)
 
 
+def embedding(count: int, size: int) -> nn.Embedding:
+    """``nn.Embedding`` left uninitialised: drawing normals on the meta device imports torch's compiler
+    (seconds), and the model draws its weights itself.
+    """
+    return nn.Embedding(count, size, _weight=torch.empty(count, size))
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square norm in transformers' order: float32, rounded to x's dtype, times weight."""
 

@@ -103,7 +103,8 @@ def _check_devices(op: str, names: list[str], host: tuple[str, ...], args: tuple
 
 def call(op: Callable[..., Any], needs_grad: bool, *args: Any) -> Any:
     """Call ``op``; without gradients, step over torch's Python autograd layer (it costs 6 µs)."""
-    if needs_grad or torch.is_inference_mode_enabled() or torch.compiler.is_compiling():
+    # The compiler cannot trace the question about inference mode, so its own comes first.
+    if needs_grad or torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
         return op(*args)
     with torch._C._AutoDispatchBelowAutograd():
         return op(*args)
@@ -120,6 +121,9 @@ def through_torch(function: Callable[..., Any], *args: Any, **kwargs: Any) -> An
     def tensor(value: Any) -> Any:
         if isinstance(value, np.ndarray):
             return torch.from_numpy(value if value.flags.writeable else value.copy())
+        if isinstance(value, tuple):  # a rotation
+            parts = map(tensor, value)
+            return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
         return value
 
     def array(value: Any) -> Any:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from afnext.errors import CheckpointError
-from afnext.model import AudioLanguageModel, checkpoint
+from afnext.model import AudioConfig, AudioLanguageModel, ModelConfig, TextConfig, checkpoint
 
 HEAD, EMBEDDING = checkpoint.HEAD, checkpoint.EMBEDDING
 
@@ -297,17 +297,34 @@ print(max(peak, anonymous()) - before, held)
 """
 
 
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """300 MB of float32."""
+    folder = tmp_path_factory.mktemp("large")
+    text = TextConfig(
+        vocab_size=5000, hidden_size=1024, intermediate_size=4096, num_hidden_layers=4,
+        num_attention_heads=8, num_key_value_heads=4, head_dim=128,
+    )  # fmt: skip
+    audio = AudioConfig(hidden_size=128, num_hidden_layers=1, num_attention_heads=2)
+    config = ModelConfig(
+        text=text, audio=audio, audio_token_id=1, audio_bos_token_id=2, audio_eos_token_id=3
+    )
+    with torch.device("meta"):
+        shapes = {k: v.shape for k, v in AudioLanguageModel(config).state_dict().items()}
+    save_file({k: torch.rand(v) for k, v in shapes.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config.to_dict()))
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize(("dtype", "limit"), [("float32", 0.15), ("bfloat16", 1.15)])
-def test_memory(make_theirs: Any, tmp_path: Path, dtype: str, limit: float) -> None:
-    """300 MB of float32: mapped as they are they cost next to nothing; converted, at most 1.15 times
-    what is held (anonymous memory; the mapped file is page cache).
+def test_memory(large: Path, dtype: str, limit: float) -> None:
+    """Mapped as they are, weights cost next to nothing; converted, at most 1.15 times what is held
+    (anonymous memory; the mapped file is page cache).
     """
-    wide = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 4}
-    make_theirs(tmp_path, text={**wide, "vocab_size": 5000})
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(tmp_path), dtype],
+        [sys.executable, "-c", MEASURE, str(large), dtype],
         capture_output=True,
         text=True,
         check=True,
