@@ -78,9 +78,9 @@ _MARK = re.compile(
     re.VERBOSE | re.MULTILINE | re.IGNORECASE,
 )
 _SPEAKER = re.compile(
-    r"""\s*(?:\[\s*(?P<a>speaker[ _]?\w{1,20})\s*(?:\((?P<ai>[^()\n]*)\))?\s*\]\s*:?
+    r"""\A\s*(?:\[\s*(?P<a>speaker(?:[ _]?\d{1,3}|[ _][a-z])\b)\s*(?:\((?P<ai>[^()\n]*)\))?\s*\]\s*:?
     | <v\s+(?P<v>[^>\n]{1,40})>
-    | (?P<b>speaker[ _]?\w{1,20})\s*(?:\((?P<bi>[^()\n]*)\))?\s*:)\s*""",
+    | (?P<b>speaker(?:[ _]?\d{1,3}|[ _][a-z])\b)\s*(?:\((?P<bi>[^()\n]*)\))?\s*:)\s*""",
     re.VERBOSE | re.IGNORECASE,
 )
 _WORD = re.compile(r"\w")
@@ -196,7 +196,7 @@ def _in_minutes(times: Sequence[str], labels: Sequence[str], duration: float | N
         return False
     if duration is not None and max(_seconds(t, True) for t in decimals) > _limit(duration):
         return False
-    words = sum(len(label.split()) for label in labels)
+    words = sum(len(_SPEAKER.sub("", label, count=1).split()) for label in labels)
     if words < 10:
         return True
     pairs = list(zip(times[::2], times[1::2], strict=True))

@@ -61,6 +61,7 @@ class Tokenizer:
         self._specials = {
             t.content for t in self._backend.get_added_tokens_decoder().values() if t.special
         }
+        self._special_ids = {self._added[t] for t in self._specials}
         self.special_tokens = {
             name: text
             for name in ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -120,7 +121,7 @@ class Tokenizer:
 
     def is_special(self, id: int) -> bool:
         """Whether decoding leaves the token out."""
-        return self.token(id) in self._specials
+        return id in self._special_ids
 
     def encode(self, text: str) -> list[int]:
         """Ids of text in which control tokens count: what the program itself writes."""

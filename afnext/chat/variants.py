@@ -71,12 +71,12 @@ class Variant:
             known = ", ".join(self.prompts)
             what = "is not trained to" if task in TASKS else "knows no task"
             raise ChatError(f"{self.name} {what} {task}; it can: {known}")
+        text = self.prompts[task]
         if task == "translate":
-            text = (
-                self.prompts[task] if source else self.prompts[task].replace(" from {source}", "")
-            )
-            return text.replace("{source}", source or "").replace("{target}", target)
-        return self.prompts[task]
+            text = text if source else text.replace(" from {source}", "")
+            languages = {"{source}": source or "", "{target}": target}
+            text = re.sub(r"\{source\}|\{target\}", lambda m: languages[m.group()], text)
+        return text
 
 
 AF_NEXT_SYSTEM_PROMPT = (

@@ -6,13 +6,14 @@ import contextlib
 import resource
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from afnext.chat import ChatTemplate, Message
+from afnext.chat import ChatTemplate, Message, sandbox
 from afnext.errors import ChatError
 
 HI = [Message("user", "hi")]
@@ -115,17 +116,30 @@ def little_memory() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
+@pytest.fixture
+def little_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter of a second, so that the many endless templates do not take many seconds."""
+    monkeypatch.setattr(sandbox, "Budget", partial(sandbox.Budget, seconds=0.25))
+
+
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads memory from /proc")
-@pytest.mark.usefixtures("little_memory")
+@pytest.mark.usefixtures("little_memory", "little_time")
 @pytest.mark.parametrize("source", ENDLESS + LARGE + REACHING + BROKEN)
 def test_a_bad_template_is_refused_soon(source: str) -> None:
-    """Every one ends in a ChatError within seconds and a few hundred MB: it would take hours or all
+    """Every one ends in a ChatError within a second and a few hundred MB: it would take hours or all
     memory in an unlimited sandbox, or hand out what it should not."""
     started = time.thread_time()
     with pytest.raises(ChatError) as refusal:
         ChatTemplate(source).render(HI)
-    assert time.thread_time() - started < 3
+    assert time.thread_time() - started < 1.5  # the budget, and what one bounded step may take
     assert "MemoryError" not in str(refusal.value)
+
+
+def test_the_limit_is_a_second_of_processor_time() -> None:
+    started = time.thread_time()
+    with pytest.raises(ChatError, match="too long"):
+        ChatTemplate(ENDLESS[2]).render(HI)
+    assert 0.9 < time.thread_time() - started < 3
 
 
 def test_the_reason_is_said() -> None:

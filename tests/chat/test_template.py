@@ -51,6 +51,16 @@ FOLDER_TEMPLATES = {
         "{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' ~ eos_token }}"
         "{% endfor %}"
     ),
+    "nano": (
+        "{%- for message in messages -%}\n{{- '<|im_start|>' + message['role'] + '\\n' -}}\n"
+        "{%- if message['content'] is string -%}\n{{- message['content'] -}}\n{%- else -%}\n"
+        "{%- for part in message['content'] if part['type'] == 'audio' -%}\n"
+        "{{- '<sound>' -}}\n{%- endfor -%}\n"
+        "{%- for part in message['content'] if part['type'] == 'text' -%}\n"
+        "{{- part['text'] -}}\n{%- endfor -%}\n{%- endif -%}\n{{- '<|im_end|>\\n' -}}\n"
+        "{%- endfor -%}\n{%- if add_generation_prompt -%}\n{{- '<|im_start|>assistant\\n' -}}\n"
+        "{%- endif -%}\n"
+    ),
     "busy": (
         "{%- macro turn(m) %}{{ m.role | upper }}: {{ caller() }}{% endmacro -%}\n"
         "{%- for m in messages[:] %}\n"
