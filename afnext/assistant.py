@@ -217,7 +217,9 @@ class Assistant:
         record, tokens = self.engine.generate(prompt.ids, prompt.windows, params)
         record.timings.decode_audio = decoding
         seconds = [sum(w.valid_samples for w in windows) / SAMPLE_RATE for windows in recordings]
-        return self._pieces(record, tokens, params, seconds)
+        tail = self.tokenizer.decode(prompt.ids[-4:], skip_special=False)
+        opened = tail.rstrip().endswith("<think>")
+        return self._pieces(record, tokens, params, seconds, opened)
 
     def _params(
         self, params: GenerationParams | None, options: Mapping[str, Any]
@@ -248,8 +250,9 @@ class Assistant:
         tokens: Iterator[int],
         params: GenerationParams,
         seconds: Sequence[float],
+        opened: bool,
     ) -> Iterator[Piece]:
-        decoder, splitter = self.tokenizer.stream(), ThinkingSplitter()
+        decoder, splitter = self.tokenizer.stream(), ThinkingSplitter(opened)
         stops = _StopStrings(params.stop)
         parts: dict[bool, list[str]] = {True: [], False: []}
 

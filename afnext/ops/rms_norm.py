@@ -63,7 +63,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    return *_grads(grad, *ctx.saved_tensors, ctx.eps), None
+    x, weight = ctx.saved_tensors
+    return *_grads(grad, x, weight, ctx.eps), None
 
 
 def _save_add(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -72,7 +73,8 @@ def _save_add(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) 
 
 
 def _backward_add(ctx: Any, grad: Tensor, grad_total: Tensor) -> tuple[Any, ...]:
-    dx, dw = _grads(grad, *ctx.saved_tensors, ctx.eps)
+    total, weight = ctx.saved_tensors
+    dx, dw = _grads(grad, total, weight, ctx.eps)
     dx = dx + grad_total
     return dx, dx, dw, None
 

@@ -1,0 +1,78 @@
+"""A question about a recording, from samples to text, beside transformers on the same weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from transformers import (
+    AutoTokenizer,
+    MusicFlamingoForConditionalGeneration,
+    WhisperFeatureExtractor,
+)
+
+import afnext
+from afnext.audio import load
+from afnext.chat import Message, build_prompt
+from afnext.hub import find_model
+
+from .timing import compare
+
+QUESTION = "What sounds do you hear, and when?"
+NEW_TOKENS = 32
+
+
+def run_length(seconds: float) -> None:
+    """Greedy decoding of exactly ``NEW_TOKENS`` tokens by both."""
+    folder = find_model("nano")
+    rng = np.random.default_rng(0)
+    samples = (rng.standard_normal(int(seconds * 16_000)) * 0.05).astype(np.float32)
+    ours = afnext.load("nano")
+    ours.engine.eos = frozenset()  # neither side stops early
+    theirs = MusicFlamingoForConditionalGeneration.from_pretrained(folder).eval()
+    extractor = WhisperFeatureExtractor(feature_size=128)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    windows = load(samples, sample_rate=16_000)
+    prompt = build_prompt(
+        [Message("user", QUESTION, samples)], [windows], ours.tokenizer, ours.template
+    )
+    ids = torch.tensor([prompt.ids])
+
+    def transformers_answer() -> str:
+        features = extractor(
+            [w.samples for w in windows],
+            sampling_rate=16_000,
+            return_tensors="pt",
+            return_attention_mask=True,
+        )
+        with torch.inference_mode():
+            tokens = theirs.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                input_features=features["input_features"],
+                input_features_mask=features["attention_mask"],
+                do_sample=False,
+                min_new_tokens=NEW_TOKENS,
+                max_new_tokens=NEW_TOKENS,
+                eos_token_id=[],
+                pad_token_id=0,
+            )
+        return str(tokenizer.decode(tokens[0, ids.shape[1] :], skip_special_tokens=True))
+
+    def our_answer() -> str:
+        return ours.ask(samples, QUESTION, max_tokens=NEW_TOKENS).text
+
+    same = our_answer().split() == transformers_answer().split()
+    print(f" {seconds:g} s of audio, {NEW_TOKENS} tokens, float32; same text: {same}")
+    contestants: dict[str, Callable[[], object]] = {
+        "afnext": our_answer,
+        "transformers": transformers_answer,
+    }
+    compare(contestants, rounds=7)
+
+
+def run() -> None:
+    """Print the table."""
+    for seconds in (4.0, 30.0, 120.0):
+        run_length(seconds)
