@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -54,3 +56,14 @@ def offsets(op: str, name: str, cu_seqlens: Tensor, dtype: torch.dtype = torch.i
         cu_seqlens.dtype == dtype and cu_seqlens.dim() == 1 and cu_seqlens.shape[0] >= 1,
         f"{op}: {name} must be {str(dtype).removeprefix('torch.')} [N + 1], got {describe(cu_seqlens)}",
     )
+
+
+def offset_values(op: str, name: str, cu_seqlens: Tensor, total: int) -> list[int]:
+    """The entries of ``cu_seqlens``, which must rise from 0 to ``total``."""
+    values: list[int] = cu_seqlens.tolist()
+    ordered = all(a <= b for a, b in pairwise(values))
+    require(
+        values[0] == 0 and values[-1] == total and ordered,
+        f"{op}: {name} must rise from 0 to {total} without falling",
+    )
+    return values

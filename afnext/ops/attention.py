@@ -64,9 +64,30 @@ def _fake(
     return out, q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32)
 
 
+def _check_values(
+    q: Tensor, k: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, key_lengths: Tensor | None
+) -> None:
+    """What the compiled path checks besides shapes: sequences lie within the tensors."""
+    op = "attention"
+    check.offset_values(op, "cu_seqlens_q", cu_seqlens_q, q.shape[0])
+    starts = check.offset_values(op, "cu_seqlens_k", cu_seqlens_k, k.shape[0])
+    lengths = key_lengths.tolist() if key_lengths is not None else []
+    for n, length in enumerate(lengths):
+        keys = starts[n + 1] - starts[n]
+        check.require(
+            0 <= length <= keys,
+            f"attention: key_lengths[{n}] must be 0 to {keys}, the keys of its sequence, got {length}",
+        )
+
+
+def _reference(q: Tensor, k: Tensor, v: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    _check_values(q, k, *args[:3])
+    return reference.attention(q, k, v, *args)
+
+
 def _cpu(q: Tensor, k: Tensor, v: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-    out = torch.empty(q.shape, dtype=torch.float32 if args[-1] else q.dtype)
-    lse = torch.empty(q.shape[1], q.shape[0], dtype=torch.float32)
+    out = q.new_empty(q.shape, dtype=torch.float32 if args[-1] else q.dtype)
+    lse = q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32)
     compiled.attention(q, k, v, *args[:-1], out, lse)
     return out, lse
 
@@ -89,7 +110,9 @@ def _cpu_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     grads = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
     compiled.attention_backward(
-        grad_out.contiguous(), grad_lse, q, k, v, out, lse, *args[:-1], *grads
+        grad_out.contiguous(),
+        None if grad_lse is None else grad_lse.contiguous(),
+        *(q, k, v, out, lse, *args[:-1], *grads),
     )
     return grads
 
@@ -122,7 +145,7 @@ def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor | None) -> tuple[Any,
 OP = define(
     f"attention(Tensor q, Tensor k, Tensor v, {_ARGS}) -> (Tensor, Tensor)",
     cpu=_cpu,
-    reference=reference.attention,
+    reference=_reference,
     fake=_fake,
     backward=_backward,
     save=_save,
@@ -203,6 +226,6 @@ def attention(
     return call(
         OP, any_requires_grad(q, k, v), q, k, v, cu_seqlens_q, cu_seqlens_k, key_lengths,
         times_q, times_k, inv_freq, interleaved, causal, left, right,
-        q.shape[2] ** -0.5 if softmax_scale is None else float(softmax_scale),
+        max(q.shape[2], 1) ** -0.5 if softmax_scale is None else float(softmax_scale),
         out_dtype == torch.float32,
     )  # fmt: skip

@@ -149,10 +149,12 @@ def visible(
 def _attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """One block of queries: q ``[n, Hq, D]``, k and v ``[m, Hq, D]``, seen ``[n, m]``."""
     scores = torch.einsum("nhd,mhd->hnm", q, k) * scale
-    scores = scores.masked_fill(~seen, -math.inf)
+    # A row that sees nothing keeps its scores and is blanked at the end: a gradient of -inf is NaN.
+    empty = ~seen.any(dim=-1)
+    scores = scores.masked_fill(~seen & ~empty[:, None], -math.inf)
     lse = torch.logsumexp(scores, dim=-1)
-    weights = torch.exp(scores - lse.masked_fill(lse == -math.inf, 0.0)[..., None])
-    return torch.einsum("hnm,mhd->nhd", weights, v), lse
+    weights = torch.exp(scores - lse[..., None]).masked_fill(empty[:, None], 0.0)
+    return torch.einsum("hnm,mhd->nhd", weights, v), lse.masked_fill(empty, -math.inf)
 
 
 def attention(
@@ -213,15 +215,14 @@ def attention_backward(
     *args: object,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of ``attention`` by recomputation under autograd. ``args`` as in ``attention``."""
+    if q.shape[0] == 0:
+        return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     with torch.enable_grad():
         inputs = [t.detach().requires_grad_() for t in (q, k, v)]
         outputs = attention(*inputs, *args)  # type: ignore[arg-type]
         grads = [grad_out, torch.zeros_like(lse) if grad_lse is None else grad_lse]
-        # A row that sees no key has a constant lse of -inf; its gradient is zero, not NaN.
-        grads[1] = grads[1].masked_fill(lse == -math.inf, 0.0)
-        finite = outputs[1].masked_fill(lse == -math.inf, 0.0)
-        dq, dk, dv = torch.autograd.grad((outputs[0], finite), inputs, grads)
-    return dq.nan_to_num(nan=0.0), dk.nan_to_num(nan=0.0), dv
+        dq, dk, dv = torch.autograd.grad(outputs, inputs, grads)
+    return dq, dk, dv
 
 
 def merge_attention(
