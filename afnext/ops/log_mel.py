@@ -29,7 +29,7 @@ def _fake(samples: Tensor, cu_samples: Tensor, cu_frames: Tensor, total_frames: 
 
 def _cpu(samples: Tensor, cu_samples: Tensor, cu_frames: Tensor, total_frames: int) -> Tensor:
     out = samples.new_empty(total_frames, MEL_BINS)
-    compiled.log_mel(samples, cu_samples, cu_frames, out)
+    compiled.log_mel(samples.contiguous(), cu_samples, cu_frames, out)
     return out
 
 
@@ -52,6 +52,7 @@ def log_mel(
     Periodic Hann window of 400 samples, hop 160, reflected ends of the 30 s, power spectrum, 128 slaney
     mel bins from 0 to 8 kHz, log10 clamped at 1e-10, floored at the window's maximum - 8 (over all 3,000
     frames), then ``(x + 4) / 4``. Equal to transformers' ``WhisperFeatureExtractor`` (transposed).
+    A window that holds a NaN or an infinity is NaN in all of its frames; the others do not notice.
 
     Args:
         samples: float32 ``[S]``, 16 kHz mono, windows one after another.

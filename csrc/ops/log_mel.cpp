@@ -1,6 +1,7 @@
 #include "afnext/log_mel.h"
 
 #include "afnext/error.h"
+#include "cpu/huge_pages.h"
 #include "cpu/log_mel.h"
 #include "cpu/log_mel_tables.h"
 
@@ -26,6 +27,7 @@ void log_mel(const TensorView& samples, const TensorView& cu_samples, const Tens
                   "cu_frames must give a window at most 3000 frames");
   }
   if (out.shape[0] == 0) return;
+  cpu::expect_huge_pages(out.data, out.numel() * sizeof(float));
   cpu::log_mel_kernels(
       {samples.as<const float>(), ends, frames, windows, &cpu::log_mel_tables(), out.as<float>()});
 }

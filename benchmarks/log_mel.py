@@ -1,0 +1,65 @@
+"""Log-mel features of 30 minutes, 30 s and 4 s beside transformers and torch.stft."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from transformers import WhisperFeatureExtractor
+
+from afnext import ops
+from afnext.ops.reference import mel_filters
+
+from .timing import bandwidth, compare, milliseconds, peak_flops
+
+WINDOW = 480_000
+# Multiplications and additions a frame of our kernel: window, 200-point complex transform and its split,
+# mel filters, logarithms.
+FLOPS_PER_FRAME = 400 + 7_250 + 2_000 + 800 + 3_200
+
+
+def stft_log_mel(samples: Tensor, hann: Tensor, filters: Tensor) -> Tensor:
+    """The features as a few torch calls over all padded windows ``[N, 480000]`` at once."""
+    spectrum = torch.stft(samples, 400, 160, window=hann, return_complex=True)[..., :-1]
+    logs = (filters @ spectrum.abs().square()).clamp(min=1e-10).log10()
+    return (torch.maximum(logs, logs.amax((1, 2), keepdim=True) - 8.0) + 4.0) / 4.0
+
+
+def run_length(seconds: int) -> None:
+    """One recording cut into windows of 30 s."""
+    samples = torch.randn(seconds * 16_000) * 0.1
+    parts = samples.split(WINDOW)
+    cu_samples = torch.tensor([0, *(len(p) for p in parts)]).cumsum(0)
+    padded = torch.stack([torch.nn.functional.pad(p, (0, WINDOW - len(p))) for p in parts])
+    arrays = [p.numpy() for p in parts]
+    extractor = WhisperFeatureExtractor(feature_size=128)
+    hann, filters = torch.hann_window(400), mel_filters().T.float().contiguous()
+
+    def theirs() -> Tensor:
+        out = extractor(
+            arrays, sampling_rate=16_000, return_tensors="pt", return_attention_mask=True
+        )
+        return out["input_features"]
+
+    contestants: dict[str, Callable[[], object]] = {
+        "ops.log_mel": lambda: ops.log_mel(samples, cu_samples),
+        "transformers WhisperFeatureExtractor": theirs,
+        "torch.stft, one batch": lambda: stft_log_mel(padded, hann, filters),
+    }
+    frames = seconds * 100
+    agreed = ops.log_mel(samples, cu_samples, [3000] * len(parts)) - theirs().mT.flatten(0, 1)
+    assert agreed.abs().max() < 1e-4, f"differs from transformers by {agreed.abs().max()}"
+    print(f" {seconds} s")
+    compare(contestants, rounds=7 if seconds > 100 else 15)
+    moved = samples.numel() * 4 + frames * 128 * 4
+    print(
+        f"  limits: memory {milliseconds(moved / bandwidth())} for {moved / 1e6:.0f} MB, "
+        f"arithmetic {milliseconds(frames * FLOPS_PER_FRAME / peak_flops())}"
+    )
+
+
+def run() -> None:
+    """Print the table."""
+    for seconds in (1800, 30, 4):
+        run_length(seconds)
