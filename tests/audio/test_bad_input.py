@@ -191,6 +191,15 @@ def test_a_file_that_ends_early_is_refused_or_used_in_part(format, encode):
     np.testing.assert_array_equal(window.samples, whole.samples[: window.valid_samples])
 
 
+@pytest.mark.parametrize("format", ["CAF", "W64"])
+def test_media_whose_chunk_is_longer_than_the_file(format, encode):
+    """FFmpeg takes what is there without a word; the chunk's stated size tells."""
+    pytest.importorskip("av")
+    data = encode(np.zeros((160_000, 1)), 16_000, format)
+    assert load(data)[0].valid_samples == 160_000
+    refused(data[: len(data) // 2], r"cut short: decoding stopped at [45]\.\d\d s")
+
+
 @pytest.mark.parametrize(("format", "codec"), [("matroska", "aac"), ("webm", "libopus")])
 def test_media_that_ends_early(format, codec, sine, encode_media):
     data = encode_media(sine(48_000, 10.0), 48_000, format, codec)

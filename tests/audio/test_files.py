@@ -220,6 +220,12 @@ def test_mp3_without_a_xing_header_is_read_to_its_end(encode, without_media):
 # --- Lengths that headers state
 
 
+@pytest.mark.parametrize("format", ["WAV", "FLAC", "AIFF", "OGG", "MP3"])
+def test_tags_behind_the_audio_are_not_damage(format, sine, encode, without_media):
+    data = encode(sine(16_000, 1.0), 16_000, format)
+    np.testing.assert_array_equal(samples_of(data + b"TAG" + b"a" * 125), samples_of(data))
+
+
 @pytest.mark.parametrize("size", [0xFFFF_FFFF, 0x7FFF_FFFF, 0x7FFF_F000 | 36])
 def test_wav_written_to_a_pipe_is_whole(size, sine, encode, recwarn):
     """Writers that cannot seek back put these where the size belongs."""
