@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from ._library import call, define, through_torch
 
 WINDOW_SAMPLES = reference.WINDOW_SAMPLES
 WINDOW_FRAMES = 3000
+HOP = 160
 MEL_BINS = 128
 
 
@@ -69,24 +71,31 @@ def log_mel(
     """
     if not isinstance(samples, Tensor):
         return through_torch(log_mel, samples, cu_samples, frames)
-    host = torch.tensor([0, samples.shape[-1]]) if cu_samples is None else cu_samples.cpu()
-    check.offsets("log_mel", "cu_samples", host, torch.int64)
-    lengths = host.diff()
-    if frames is None:
-        counts = (lengths + 159) // 160
-    else:
-        counts = torch.as_tensor(frames, dtype=torch.int64).cpu()
     check.require(
-        int(host[0]) == 0 and int(host[-1]) == samples.shape[-1],
-        f"log_mel: cu_samples must run from 0 to {samples.shape[-1]}, got {host.tolist()[:4]}...",
+        samples.dim() == 1, f"log_mel: samples must be float32 [S], got {check.describe(samples)}"
     )
+    if cu_samples is None:
+        ends = [0, samples.shape[0]]
+    else:
+        check.offsets("log_mel", "cu_samples", cu_samples, torch.int64)
+        ends = cu_samples.tolist()
     check.require(
-        bool(((lengths >= 0) & (lengths <= WINDOW_SAMPLES)).all()),
+        ends[0] == 0 and ends[-1] == samples.shape[0],
+        f"log_mel: cu_samples must run from 0 to {samples.shape[0]}, got {ends[0]} to {ends[-1]}",
+    )
+    lengths = [end - start for start, end in pairwise(ends)]
+    check.require(
+        all(0 <= length <= WINDOW_SAMPLES for length in lengths),
         f"log_mel: cu_samples must cut windows of 0 to {WINDOW_SAMPLES} samples",
     )
+    if frames is None:
+        counts = [-(-length // HOP) for length in lengths]
+    else:
+        counts = list(frames) if isinstance(frames, Sequence) else frames.tolist()
     check.require(
-        counts.shape == lengths.shape and bool(((counts >= 0) & (counts <= WINDOW_FRAMES)).all()),
+        len(counts) == len(lengths)
+        and all(isinstance(count, int) and 0 <= count <= WINDOW_FRAMES for count in counts),
         f"log_mel: frames must hold {len(lengths)} counts of 0 to {WINDOW_FRAMES}",
     )
-    cu_frames = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    return call(OP, False, samples, host, cu_frames, int(cu_frames[-1]))
+    cu_frames = [0, *accumulate(counts)]
+    return call(OP, False, samples, torch.tensor(ends), torch.tensor(cu_frames), cu_frames[-1])
