@@ -20,8 +20,8 @@ def _fake(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
+    cu_seqlens_q: Tensor | None,
+    cu_seqlens_k: Tensor | None,
     key_lengths: Tensor | None,
     times_q: Tensor | None,
     times_k: Tensor | None,
@@ -45,10 +45,16 @@ def _fake(
     check.require(
         0 < q.shape[2] <= HEAD_DIM_MAX, f"attention: q's head dim must be 1 to {HEAD_DIM_MAX}"
     )
-    check.offsets(op, "cu_seqlens_q", cu_seqlens_q)
-    check.typed(op, "cu_seqlens_k", cu_seqlens_k, torch.int32, tuple(cu_seqlens_q.shape))
+    count = 1
+    if cu_seqlens_q is not None:
+        check.offsets(op, "cu_seqlens_q", cu_seqlens_q)
+        count = cu_seqlens_q.shape[0] - 1
+    if cu_seqlens_k is not None or count != 1:
+        check.require(cu_seqlens_k is not None, "attention: cu_seqlens_k must be given")
+        assert cu_seqlens_k is not None
+        check.typed(op, "cu_seqlens_k", cu_seqlens_k, torch.int32, (count + 1,))
     if key_lengths is not None:
-        check.typed(op, "key_lengths", key_lengths, torch.int32, (cu_seqlens_q.shape[0] - 1,))
+        check.typed(op, "key_lengths", key_lengths, torch.int32, (count,))
     if inv_freq is not None:
         assert times_q is not None
         assert times_k is not None
@@ -64,30 +70,35 @@ def _fake(
     return out, q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32)
 
 
-def _check_values(
-    q: Tensor, k: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, key_lengths: Tensor | None
-) -> None:
-    """What the compiled path checks besides shapes: sequences lie within the tensors."""
+def _reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor | None,
+    cu_seqlens_k: Tensor | None,
+    key_lengths: Tensor | None,
+    *args: Any,
+) -> tuple[Tensor, Tensor]:
+    """Checks, as the compiled path does, that sequences lie within the tensors."""
     op = "attention"
-    check.offset_values(op, "cu_seqlens_q", cu_seqlens_q, q.shape[0])
-    starts = check.offset_values(op, "cu_seqlens_k", cu_seqlens_k, k.shape[0])
-    lengths = key_lengths.tolist() if key_lengths is not None else []
-    for n, length in enumerate(lengths):
+    if cu_seqlens_q is not None:
+        check.offset_values(op, "cu_seqlens_q", cu_seqlens_q, q.shape[0])
+    starts = [0, k.shape[0]]
+    if cu_seqlens_k is not None:
+        starts = check.offset_values(op, "cu_seqlens_k", cu_seqlens_k, k.shape[0])
+    for n, length in enumerate(key_lengths.tolist() if key_lengths is not None else []):
         keys = starts[n + 1] - starts[n]
         check.require(
             0 <= length <= keys,
             f"attention: key_lengths[{n}] must be 0 to {keys}, the keys of its sequence, got {length}",
         )
-
-
-def _reference(q: Tensor, k: Tensor, v: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-    _check_values(q, k, *args[:3])
-    return reference.attention(q, k, v, *args)
+    return reference.attention(q, k, v, cu_seqlens_q, cu_seqlens_k, key_lengths, *args)
 
 
 def _cpu(q: Tensor, k: Tensor, v: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-    out = q.new_empty(q.shape, dtype=torch.float32 if args[-1] else q.dtype)
-    lse = q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32)
+    dtype = torch.float32 if args[-1] else q.dtype
+    out = torch.empty_like(q, dtype=dtype, memory_format=torch.contiguous_format)
+    lse = q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
     compiled.attention(q, k, v, *args[:-1], out, lse)
     return out, lse
 
@@ -118,9 +129,9 @@ def _cpu_backward(
 
 
 _ARGS = (
-    "Tensor cu_seqlens_q, Tensor cu_seqlens_k, Tensor? key_lengths, Tensor? times_q, Tensor? times_k, "
-    "Tensor? inv_freq, bool interleaved, bool causal, int window_left, int window_right, float scale, "
-    "bool partials"
+    "Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? key_lengths, Tensor? times_q, "
+    "Tensor? times_k, Tensor? inv_freq, bool interleaved, bool causal, int window_left, "
+    "int window_right, float scale, bool partials"
 )
 
 BACKWARD = define(
@@ -207,22 +218,18 @@ def attention(
             key_lengths=key_lengths, causal=causal, window=window, softmax_scale=softmax_scale,
             rotation=rotation, out_dtype=out_dtype,
         )  # fmt: skip
-    check.require(q.dim() == 3, f"attention: q must be [Tq, Hq, D], got {check.describe(q)}")
-    check.require(k.dim() == 3, f"attention: k must be [Tk, Hkv, D], got {check.describe(k)}")
+    if q.dim() != 3:
+        raise ValueError(f"attention: q must be [Tq, Hq, D], got {check.describe(q)}")
     if cu_seqlens_k is None:
         cu_seqlens_k = cu_seqlens_q
-    if cu_seqlens_q is None:
-        cu_seqlens_q = torch.tensor([0, q.shape[0]], dtype=torch.int32, device=q.device)
-    if cu_seqlens_k is None:
-        cu_seqlens_k = torch.tensor([0, k.shape[0]], dtype=torch.int32, device=q.device)
-    times_q, times_k, inv_freq, interleaved = rotation or (None, None, None, False)
+    times_q = times_k = inv_freq = None
+    interleaved = False
     if rotation is not None:
         times_q, times_k = as_times(rotation.times_q), as_times(rotation.times_k)
+        inv_freq, interleaved = rotation.inv_freq, rotation.interleaved
     left, right = window_bounds("attention", window)
-    check.require(
-        out_dtype in (None, q.dtype, torch.float32),
-        f"attention: out_dtype must be float32 or q's, got {out_dtype}",
-    )
+    if out_dtype not in (None, q.dtype, torch.float32):
+        raise ValueError(f"attention: out_dtype must be float32 or q's, got {out_dtype}")
     return call(
         OP, any_requires_grad(q, k, v), q, k, v, cu_seqlens_q, cu_seqlens_k, key_lengths,
         times_q, times_k, inv_freq, interleaved, causal, left, right,

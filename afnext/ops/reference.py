@@ -161,8 +161,8 @@ def attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
+    cu_seqlens_q: Tensor | None,
+    cu_seqlens_k: Tensor | None,
     key_lengths: Tensor | None,
     times_q: Tensor | None,
     times_k: Tensor | None,
@@ -182,7 +182,8 @@ def attention(
         q = rotate(q.to(dtype), times_q, inv_freq, None, interleaved, False, compute_dtype)
         k = rotate(k.to(dtype), times_k, inv_freq, None, interleaved, False, compute_dtype)
     outs, lses = [], []
-    starts_q, starts_k = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
+    starts_q = [0, q.shape[0]] if cu_seqlens_q is None else cu_seqlens_q.tolist()
+    starts_k = [0, k.shape[0]] if cu_seqlens_k is None else cu_seqlens_k.tolist()
     lengths = key_lengths.tolist() if key_lengths is not None else None
     group = q.shape[1] // k.shape[1]
     for n in range(len(starts_q) - 1):

@@ -11,10 +11,10 @@ void forward(py::handle q, py::handle k, py::handle v, py::handle cu_seqlens_q,
              int64_t window_left, int64_t window_right, double scale, py::handle out,
              py::handle lse) {
   constexpr const char* op = "attention";
-  const Tensor q_(q, op, "q"), k_(k, op, "k"), v_(v, op, "v"),
-      cu_q(cu_seqlens_q, op, "cu_seqlens_q"), cu_k(cu_seqlens_k, op, "cu_seqlens_k"),
-      out_(out, op, "out"), lse_(lse, op, "lse");
-  const OptionalTensor lengths(key_lengths, op, "key_lengths"),
+  const Tensor q_(q, op, "q"), k_(k, op, "k"), v_(v, op, "v"), out_(out, op, "out"),
+      lse_(lse, op, "lse");
+  const OptionalTensor cu_q(cu_seqlens_q, op, "cu_seqlens_q"),
+      cu_k(cu_seqlens_k, op, "cu_seqlens_k"), lengths(key_lengths, op, "key_lengths"),
       times_q_(times_q, op, "rotation.times_q"), times_k_(times_k, op, "rotation.times_k"),
       inv_freq_(inv_freq, op, "rotation.inv_freq");
   const py::gil_scoped_release release;
@@ -31,10 +31,10 @@ void backward(py::handle grad_out, py::handle grad_lse, py::handle q, py::handle
               double scale, py::handle grad_q, py::handle grad_k, py::handle grad_v) {
   constexpr const char* op = "attention_backward";
   const Tensor grad_out_(grad_out, op, "grad_out"), q_(q, op, "q"), k_(k, op, "k"), v_(v, op, "v"),
-      out_(out, op, "out"), lse_(lse, op, "lse"), cu_q(cu_seqlens_q, op, "cu_seqlens_q"),
-      cu_k(cu_seqlens_k, op, "cu_seqlens_k"), grad_q_(grad_q, op, "grad_q"),
+      out_(out, op, "out"), lse_(lse, op, "lse"), grad_q_(grad_q, op, "grad_q"),
       grad_k_(grad_k, op, "grad_k"), grad_v_(grad_v, op, "grad_v");
-  const OptionalTensor grad_lse_(grad_lse, op, "grad_lse"), lengths(key_lengths, op, "key_lengths"),
+  const OptionalTensor grad_lse_(grad_lse, op, "grad_lse"), cu_q(cu_seqlens_q, op, "cu_seqlens_q"),
+      cu_k(cu_seqlens_k, op, "cu_seqlens_k"), lengths(key_lengths, op, "key_lengths"),
       times_q_(times_q, op, "rotation.times_q"), times_k_(times_k, op, "rotation.times_k"),
       inv_freq_(inv_freq, op, "rotation.inv_freq");
   const py::gil_scoped_release release;

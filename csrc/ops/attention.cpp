@@ -47,16 +47,40 @@ void check_rotation(const Check& check, const TensorView& q, const TensorView& k
   }
 }
 
-void check_key_lengths(const Check& check, const TensorView& lengths,
-                       const TensorView& cu_seqlens) {
-  const int64_t count = cu_seqlens.shape[0] - 1;
-  check.exact(lengths, "key_lengths", DType::i32, {count});
-  for (int64_t n = 0; n < count; ++n) {
-    const int32_t length = lengths.as<int32_t>()[n];
-    const int32_t keys = cu_seqlens.as<int32_t>()[n + 1] - cu_seqlens.as<int32_t>()[n];
-    if (length < 0 || length > keys) {
-      check.fail("key_lengths[" + std::to_string(n) + "] must be 0 to " + std::to_string(keys) +
-                 ", the keys of its sequence, got " + std::to_string(length));
+// Where sequences begin and end: cu_seqlens, or all tokens as one sequence.
+struct Offsets {
+  Offsets(const TensorView* cu_seqlens, int64_t tokens)
+      : data(cu_seqlens ? cu_seqlens->as<int32_t>() : nullptr),
+        count(cu_seqlens ? cu_seqlens->shape[0] - 1 : 1),
+        tokens(tokens) {}
+
+  int64_t first(int64_t n) const { return data ? data[n] : 0; }
+  int64_t length(int64_t n) const { return data ? data[n + 1] - data[n] : tokens; }
+
+  const int32_t* data;
+  int64_t count, tokens;
+};
+
+void check_sequences(const Check& check, const TensorView& q, const TensorView& k,
+                     const AttentionOptions& options) {
+  if (options.cu_seqlens_q != nullptr) {
+    check.offsets(*options.cu_seqlens_q, "cu_seqlens_q", DType::i32, q.shape[0]);
+  }
+  const Offsets queries(options.cu_seqlens_q, q.shape[0]);
+  if (options.cu_seqlens_k != nullptr) {
+    check.offsets(*options.cu_seqlens_k, "cu_seqlens_k", DType::i32, k.shape[0]);
+    check.exact(*options.cu_seqlens_k, "cu_seqlens_k", DType::i32, {queries.count + 1});
+  }
+  const Offsets keys(options.cu_seqlens_k, k.shape[0]);
+  check.require(keys.count == queries.count, "cu_seqlens_k must be given beside cu_seqlens_q");
+  if (options.key_lengths == nullptr) return;
+  check.exact(*options.key_lengths, "key_lengths", DType::i32, {keys.count});
+  for (int64_t n = 0; n < keys.count; ++n) {
+    const int32_t length = options.key_lengths->as<int32_t>()[n];
+    if (length < 0 || length > keys.length(n)) {
+      check.fail("key_lengths[" + std::to_string(n) + "] must be 0 to " +
+                 std::to_string(keys.length(n)) + ", the keys of its sequence, got " +
+                 std::to_string(length));
     }
   }
 }
@@ -73,12 +97,7 @@ void check_inputs(const Check& check, const TensorView& q, const TensorView& k, 
     check.fail("k must be [Tk, Hkv, " + std::to_string(q.shape[2]) + "] with Hkv dividing " +
                std::to_string(q.shape[1]) + ", got " + describe(k));
   }
-  check.offsets(options.cu_seqlens_q, "cu_seqlens_q", DType::i32, q.shape[0]);
-  check.offsets(options.cu_seqlens_k, "cu_seqlens_k", DType::i32, k.shape[0]);
-  check.exact(options.cu_seqlens_k, "cu_seqlens_k", DType::i32, {options.cu_seqlens_q.shape[0]});
-  if (options.key_lengths != nullptr) {
-    check_key_lengths(check, *options.key_lengths, options.cu_seqlens_k);
-  }
+  check_sequences(check, q, k, options);
   check_rotation(check, q, k, options);
   check.require(options.window_left >= -1, "window must be >= -1 on its left");
   check.require(options.window_right >= -1, "window must be >= -1 on its right");
@@ -125,18 +144,21 @@ class Plan {
       turned_keys_ = working_memory(problem.kv_heads * problem.key_tokens * problem.dim);
       problem.turned_keys = turned_keys_.get();
     }
-    const int32_t* cu_q = options.cu_seqlens_q.as<int32_t>();
-    const int32_t* cu_k = options.cu_seqlens_k.as<int32_t>();
+    const Offsets queries(options.cu_seqlens_q, q.shape[0]);
+    const Offsets keys(options.cu_seqlens_k, k.shape[0]);
     const int64_t left = window_side(options.window_left);
     const int64_t right = options.causal ? 0 : window_side(options.window_right);
-    const int64_t count = options.cu_seqlens_q.shape[0] - 1;
-    sequences_.reserve(count);
-    for (int64_t n = 0; n < count; ++n) {
-      const int64_t queries = cu_q[n + 1] - cu_q[n], key_tokens = cu_k[n + 1] - cu_k[n];
-      const int64_t keys = options.key_lengths ? options.key_lengths->as<int32_t>()[n] : key_tokens;
-      const int64_t rows = round_up(queries * problem.group, cpu::kRowUnit);
-      sequences_.push_back(
-          {cu_q[n], cu_k[n], key_tokens, total_rows_, rows, {queries, keys, left, right}});
+    sequences_.reserve(queries.count);
+    for (int64_t n = 0; n < queries.count; ++n) {
+      const int64_t key_tokens = keys.length(n);
+      const int64_t seen = options.key_lengths ? options.key_lengths->as<int32_t>()[n] : key_tokens;
+      const int64_t rows = round_up(queries.length(n) * problem.group, cpu::kRowUnit);
+      sequences_.push_back({queries.first(n),
+                            keys.first(n),
+                            key_tokens,
+                            total_rows_,
+                            rows,
+                            {queries.length(n), seen, left, right}});
       total_rows_ += rows;
     }
     problem.sequences = sequences_.data();

@@ -100,6 +100,17 @@ def test_any_mask(backend: str, case: Case, data: st.DataObject) -> None:
     check(case)
 
 
+def test_one_sequence_needs_no_offsets(backend: str) -> None:
+    q, k = torch.randn(11, 2, 8), torch.randn(30, 2, 8)
+    expected = ops.attention(
+        q, k, k, cu_seqlens_q=offsets([11]), cu_seqlens_k=offsets([30]), causal=True
+    )
+    for offsets_k in ({}, {"cu_seqlens_k": offsets([30])}):
+        torch.testing.assert_close(
+            ops.attention(q, k, k, causal=True, **offsets_k), expected, rtol=0, atol=0
+        )
+
+
 def test_partials_are_float32(backend: str) -> None:
     case = make_case([60], dtype=torch.bfloat16)
     out, _ = call(ops.attention, case, out_dtype=torch.float32)
@@ -293,6 +304,7 @@ def turning(q: int = 6, k: int = 6, half: int = 2) -> ops.Rotation:
             "cu_seqlens_k must rise",
         ),
         (bad(cu_seqlens_q=offsets([6]), cu_seqlens_k=offsets([3, 3])), "cu_seqlens_k must be"),
+        (bad(cu_seqlens_k=offsets([3, 3])), "cu_seqlens_k must be"),
         (bad(key_lengths=torch.tensor([7]).int()), r"key_lengths\[0\] must be 0 to 6"),
         (bad(key_lengths=torch.tensor([-1]).int()), r"key_lengths\[0\] must be 0 to 6"),
         (bad(key_lengths=torch.tensor([6])), "key_lengths must be int32"),

@@ -6,9 +6,8 @@ namespace afnext {
 
 // What attention is asked for besides its tensors. Pointers may be null where they say so.
 struct AttentionOptions {
-  const TensorView& cu_seqlens_q;  // int32 [N + 1]
-  const TensorView& cu_seqlens_k;  // int32 [N + 1]
-  const TensorView* key_lengths;   // int32 [N] or null: how many keys of each sequence count
+  const TensorView *cu_seqlens_q, *cu_seqlens_k;  // int32 [N + 1]; null: all tokens are one
+  const TensorView* key_lengths;  // int32 [N] or null: how many keys of each sequence count
   // Rotation, all three or none: float32 [Tq], [Tk], [R / 2].
   const TensorView *times_q, *times_k, *inv_freq;
   bool interleaved;
