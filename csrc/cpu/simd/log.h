@@ -5,7 +5,7 @@
 
 namespace afnext::cpu::AFNEXT_ISA {
 
-// log10 of positive normal numbers, to 3e-7 absolute plus 1 unit in the last place; about -38 for 0
+// log10 of positive normal numbers, to 2e-7 of the larger of 1 and its magnitude; about -38 for 0
 // and subnormal ones.
 AFNEXT_INLINE F32 log10(F32 x) {
   // x = m * 2**e with m in [sqrt(1/2), sqrt(2)); polynomial of Cephes' logf (S. Moshier).
