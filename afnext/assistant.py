@@ -178,6 +178,7 @@ class Assistant:
         params: GenerationParams | None = None,
         max_seconds: float = MAX_SECONDS,
         truncate: bool = False,
+        partial: bool = False,
         **options: Any,
     ) -> Iterator[Piece]:
         """Answer a conversation as it is written.
@@ -187,6 +188,8 @@ class Assistant:
             params: how to generate; by default the variant's own settings.
             max_seconds: longest recording that is taken.
             truncate: use the first ``max_seconds`` of a longer one instead of refusing it.
+            partial: use what precedes the damage in a broken file, with an ``AudioWarning``, instead of
+                refusing it.
             options: fields of ``GenerationParams`` to change: max_tokens, temperature, top_k, top_p,
                 min_p, repetition_penalty, seed, stop.
 
@@ -203,7 +206,9 @@ class Assistant:
         params = self._params(params, options)
         clock = perf_counter()
         recordings = [
-            self._windows(source, index, max_seconds, truncate)
+            self._windows(
+                source, recording=index, max_seconds=max_seconds, truncate=truncate, partial=partial
+            )
             for index, source in enumerate(s for m in conversation for s in m.audio)
         ]
         decoding = perf_counter() - clock
@@ -232,17 +237,13 @@ class Assistant:
             params = GenerationParams(**asdict(self.variant.sampling))
         return replace(params, **options)
 
-    def _windows(
-        self, source: AudioSource, index: int, max_seconds: float, truncate: bool
-    ) -> list[AudioWindow]:
+    def _windows(self, source: AudioSource, **options: Any) -> list[AudioWindow]:
         rate: int | None = None
         if isinstance(source, tuple):
             source, rate = source
         elif hasattr(source, "shape"):
             rate = SAMPLE_RATE
-        return load(
-            source, recording=index, sample_rate=rate, max_seconds=max_seconds, truncate=truncate
-        )
+        return load(source, sample_rate=rate, **options)
 
     def _pieces(
         self,

@@ -6,6 +6,7 @@ The answer goes to stdout, everything else to stderr. Exit code 2 is misuse, 1 i
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,6 +46,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Truncate = Annotated[
     bool, typer.Option("--truncate", help="Use the first 30 minutes of a longer recording.")
 ]
+Partial = Annotated[
+    bool, typer.Option("--partial", help="Use what precedes the damage in a broken file.")
+]
 
 
 @app.command()
@@ -60,10 +64,11 @@ def ask(
     seed: Seed = None,
     json: Json = False,
     truncate: Truncate = False,
+    partial: Partial = False,
 ) -> None:
     """Answer a question about one recording or several."""
     assistant = _load(model, variant, device, dtype)
-    _answer(assistant, audio, question, json, truncate, temperature, max_tokens, seed)
+    _answer(assistant, audio, question, json, truncate, partial, temperature, max_tokens, seed)
 
 
 @app.command()
@@ -78,6 +83,7 @@ def transcribe(
     seed: Seed = None,
     json: Json = False,
     truncate: Truncate = False,
+    partial: Partial = False,
     task: Annotated[
         str,
         typer.Option(help="transcribe, translate, lyrics, diarize or timestamps."),
@@ -92,7 +98,9 @@ def transcribe(
         raise typer.BadParameter("must be text, srt or vtt", param_hint="--format")
     assistant = _load(model, variant, device, dtype)
     prompt = assistant.variant.prompt(task, target=target)
-    _answer(assistant, audio, prompt, json, truncate, temperature, max_tokens, seed, format)
+    _answer(
+        assistant, audio, prompt, json, truncate, partial, temperature, max_tokens, seed, format
+    )
 
 
 @app.command()
@@ -108,11 +116,12 @@ def caption(
     seed: Seed = None,
     json: Json = False,
     truncate: Truncate = False,
+    partial: Partial = False,
 ) -> None:
     """Describe a recording."""
     assistant = _load(model, variant, device, dtype)
     prompt = assistant.variant.prompt("describe" if detailed else "caption")
-    _answer(assistant, audio, prompt, json, truncate, temperature, max_tokens, seed)
+    _answer(assistant, audio, prompt, json, truncate, partial, temperature, max_tokens, seed)
 
 
 @app.command()
@@ -215,6 +224,7 @@ def _answer(
     question: str,
     json: bool,
     truncate: bool,
+    partial: bool,
     temperature: float | None,
     max_tokens: int | None,
     seed: int | None,
@@ -225,7 +235,9 @@ def _answer(
 
     options = _options(temperature, max_tokens, seed)
     with _waiting("listening"):
-        pieces = assistant.stream([Message("user", question, audio)], truncate=truncate, **options)
+        pieces = assistant.stream(
+            [Message("user", question, audio)], truncate=truncate, partial=partial, **options
+        )
         first = next(pieces)
     streaming = format == "text" and not json
     reply, piece = first.reply, first
@@ -274,7 +286,8 @@ def _note(text: str) -> None:
 
 
 def main() -> None:
-    """Run the command; errors are one line."""
+    """Run the command; errors and warnings are one line."""
+    warnings.showwarning = lambda message, *_, **__: _note(str(message))
     try:
         app()
     except (AfnextError, ValueError, OSError, MemoryError) as error:
