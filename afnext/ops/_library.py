@@ -21,6 +21,7 @@ READY = {
     "attention",
     "attention_backward",
     "merge_attention",
+    "linear",
     "log_mel",
     "rotate",
     "rms_norm",

@@ -26,7 +26,10 @@ def _fake(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _cpu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     out = x.new_empty((*x.shape[:-1], weight.shape[0]))
-    compiled.linear(x, weight, bias, out)
+    if x.dim() > 2 and not x.is_contiguous():  # a view where rows lie evenly, else a copy
+        compiled.linear(x.flatten(0, -2), weight, bias, out.flatten(0, -2))
+    else:
+        compiled.linear(x, weight, bias, out)
     return out
 
 
@@ -59,7 +62,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x @ weight.T + bias`` with float32 accumulation. Differentiable.
 
     Args:
-        x: float32 or bfloat16 ``[..., K]``.
+        x: float32 or bfloat16 ``[..., K]``, unit stride in K.
         weight: ``[N, K]``, of x's dtype, unit stride in K.
         bias: ``[N]`` or None.
 

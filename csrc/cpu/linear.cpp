@@ -1,0 +1,25 @@
+#include "cpu/linear.h"
+
+#include "cpu/linear_blocks.h"
+#include "cpu/linear_rows.h"
+
+namespace afnext::cpu::AFNEXT_ISA {
+namespace {
+
+// Up to here the weight is read in place faster than it is packed.
+constexpr int64_t kFewRows = 8, kFewColumns = kLanes / 2;
+
+template <typename T>
+void linear_of(const LinearArgs& a) {
+  a.m <= kFewRows || a.n <= kFewColumns ? linear_rows<T>(a) : linear_blocks<T>(a);
+}
+
+}  // namespace
+
+void linear(const LinearArgs& args) {
+  args.dtype == DType::f32 ? linear_of<float>(args) : linear_of<bf16>(args);
+}
+
+AFNEXT_REGISTER(linear, LinearArgs)
+
+}  // namespace afnext::cpu::AFNEXT_ISA

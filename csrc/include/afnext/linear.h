@@ -1,0 +1,14 @@
+#pragma once
+
+#include "afnext/tensor.h"
+
+namespace afnext {
+
+// out = x @ weight.T + bias, accumulated in float32 and rounded once.
+//
+//   x: float32 or bfloat16 [..., K], rows at a uniform distance; weight: [N, K], rows at any
+//   distance; bias: [N] or null; out: contiguous [..., N]. K = 0 leaves the bias alone.
+void linear(const TensorView& x, const TensorView& weight, const TensorView* bias,
+            const TensorView& out);
+
+}  // namespace afnext
