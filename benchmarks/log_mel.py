@@ -54,7 +54,7 @@ def run_length(seconds: int) -> None:
     compare(contestants, rounds=7 if seconds > 100 else 15)
     moved = samples.numel() * 4 + frames * 128 * 4
     print(
-        f"  limits: memory {milliseconds(moved / bandwidth())} for {moved / 1e6:.0f} MB, "
+        f"  limits: memory {milliseconds(moved / bandwidth())} for {moved / 1e6:.3g} MB, "
         f"arithmetic {milliseconds(frames * FLOPS_PER_FRAME / peak_flops())}"
     )
 
