@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from ._compiled import compiled
 
+LEVELS = ("baseline", "avx2", "avx_vnni", "avx512", "avx512_bf16", "amx")
+
 
 def cpu_isa() -> str:
     """The level in use: the machine's best, capped by ``AFNEXT_CPU_ISA`` or ``set_cpu_isa``."""
@@ -16,15 +18,14 @@ def detected_cpu_isa() -> str:
 
 
 def compiled_cpu_isas() -> list[str]:
-    """Levels that this build holds, in rising order."""
+    """Levels that this build holds kernels for, in rising order; others run those of the next lower."""
     return compiled.compiled_isas.split(",")
 
 
 def available_cpu_isas() -> list[str]:
-    """Levels that this build holds and this machine has, in rising order."""
-    known = compiled_cpu_isas()
-    detected = detected_cpu_isa()
-    return known[: known.index(detected) + 1] if detected in known else known
+    """Levels that this build holds kernels for and this machine has, in rising order."""
+    best = LEVELS.index(detected_cpu_isa())
+    return [name for name in compiled_cpu_isas() if LEVELS.index(name) <= best]
 
 
 def set_cpu_isa(name: str) -> None:
