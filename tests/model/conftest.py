@@ -15,7 +15,7 @@ from torch import Tensor
 from afnext.audio.windows import WINDOW_SAMPLES, AudioWindow
 from afnext.model import AudioLanguageModel
 
-SOUND, BEGIN, END = 297, 298, 299
+SOUND, BEGIN, END = 997, 998, 999
 AUDIO = {
     "hidden_size": 128,
     "num_hidden_layers": 2,
@@ -23,7 +23,7 @@ AUDIO = {
     "intermediate_size": 192,
 }
 TEXT = {
-    "vocab_size": 300,
+    "vocab_size": 1000,
     "hidden_size": 256,
     "intermediate_size": 320,
     "num_hidden_layers": 2,
@@ -53,7 +53,9 @@ def randomise(model: torch.nn.Module, seed: int) -> None:
             elif "embed" in name:
                 p.copy_(noise)
             else:
-                p.copy_(noise * 1.5 * p[0].numel() ** -0.5)
+                # The decoder's attention only nudges, or thousands of audio tokens drown the text.
+                gain = 0.5 if "o_proj" in name else 1.5
+                p.copy_(noise * gain * p[0].numel() ** -0.5)
 
 
 def save_theirs(
@@ -152,10 +154,10 @@ def prompt() -> Callable[..., list[int]]:
 
     def make(*recordings: Sequence[AudioWindow], before: int = 5, after: int = 9) -> list[int]:
         rng = np.random.default_rng(before * 31 + after)
-        ids = rng.integers(0, 290, before).tolist()
+        ids = rng.integers(0, 990, before).tolist()
         for windows in recordings:
             ids += [BEGIN, *[SOUND] * sum(w.num_tokens for w in windows), END]
-        return ids + rng.integers(0, 290, after).tolist()
+        return ids + rng.integers(0, 990, after).tolist()
 
     return make
 
