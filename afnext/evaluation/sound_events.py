@@ -133,10 +133,10 @@ def evaluate(
     """Scores by clip length and by kind of question; shares in 0..1, times in seconds."""
     net = AudioLanguageModel.from_pretrained(folder, dtype=torch.float32)
     vocab = Vocabulary(Tokenizer.from_file(str(Path(folder) / "tokenizer.json")))
-    rng = random.Random(0)
     lists: dict[str, EventScore] = defaultdict(EventScore)
     replies: dict[str, list[tuple[Question, str]]] = defaultdict(list)
     for clip_set in clips:
+        rng = random.Random(round(clip_set.seconds * 1000))
         size = min(len(clip_set), limit or len(clip_set))
         group = "2-10 s" if clip_set.seconds <= 10 else f"{clip_set.seconds:g} s"
         for first in range(0, size, BATCH):
@@ -161,19 +161,18 @@ def evaluate(
                         replies[lengths].append((questions[row], reply))
     return {
         "listing": {k: v.summary() for k, v in lists.items()},
-        "questions": {k: _scores(v, rng) for k, v in replies.items()},
+        "questions": {k: _scores(v) for k, v in replies.items()},
         "silence": _silence(net, vocab),
     }
 
 
-def _scores(
-    replies: Sequence[tuple[Question, str]], rng: random.Random
-) -> dict[str, dict[str, float]]:
+def _scores(replies: Sequence[tuple[Question, str]]) -> dict[str, dict[str, float]]:
     """For each kind how many were asked, the share right, and that of replies dealt anew.
 
     Replies are dealt among the questions that begin with the same word: all on presence, for example,
     so that a model which always says no is right by chance on everything absent.
     """
+    rng = random.Random(0)
     families: dict[str, list[str]] = defaultdict(list)
     for question, reply in replies:
         families[question.kind.split(",")[0]].append(reply)

@@ -79,7 +79,9 @@ class StageConfig:
     ``audio_tokens`` audio tokens of clips of one length. The learning rate warms up over
     ``warmup_steps``, stays flat to ``flat`` of the stage, then follows a cosine to ``final_rate`` of
     its value. Every clip has ``questions`` exchanges (more in long clips), of which a share ``follow``
-    are further turns of the conversation before.
+    are further turns of the conversation before. ``tasks`` replaces the usual weights of the kinds of
+    question (``tasks.MAKERS``). ``curve`` is the length in steps of the mix and the learning-rate curve,
+    by default that of the stage: a shorter stage ends on the way.
     """
 
     name: str
@@ -94,6 +96,12 @@ class StageConfig:
     audio_tokens: int = 1200
     questions: int = 7
     follow: float = 0.15
+    tasks: dict[str, float] = field(default_factory=dict)
+    curve: int = 0
+
+    def progress(self, step: int) -> float:
+        """How far along its curve a step is, 0 to 1."""
+        return step / (self.curve or self.steps)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -173,12 +173,13 @@ def assemble(
     rng: random.Random,
     power: float = 0.0,
     follow: float = 0.0,
+    tasks: Mapping[str, float] | None = None,
 ) -> Batch:
     """A batch of the given clips with ``questions`` exchanges each."""
     samples = np.stack([clips.samples[i] for i in indices])
     events = [clips.events[i] for i in indices]
     tokens = count_tokens(samples.shape[1])
-    rows = [exchanges(e, questions, rng) for e in events]
+    rows = [exchanges(e, questions, rng, tasks) for e in events]
     text = pack(rows, len(vocab.prefix) + tokens, vocab, rng, power, follow)
     return Batch(clips.seconds, features(samples), events, text, torch.tensor(vocab.prefix), tokens)
 
@@ -192,7 +193,7 @@ def draw(
 ) -> Batch:
     """The batch of a step: a function of the seed and the step alone, so a resumed run repeats it."""
     rng = random.Random(f"{seed}/{stage.name}/{step}")
-    shares = _shares(stage.mix, step / stage.steps)
+    shares = _shares(stage.mix, stage.progress(step))
     low, high = map(float, rng.choices(list(shares), list(shares.values()))[0].split("-"))
     chosen = [s for s in sets if low <= s.seconds <= high]
     if not chosen:

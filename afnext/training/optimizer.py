@@ -83,7 +83,7 @@ def build_optimizers(
 def rate_at(stage: StageConfig, step: int) -> float:
     """Learning rate of a step: linear warm-up, flat, then a cosine down to ``final_rate``."""
     warm = min(1.0, (step + 1) / max(1, stage.warmup_steps))
-    progress = step / stage.steps
+    progress = stage.progress(step)
     if progress < stage.flat:
         return stage.learning_rate * warm
     fall = 0.5 * (1 + math.cos(math.pi * (progress - stage.flat) / (1 - stage.flat)))

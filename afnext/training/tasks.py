@@ -7,7 +7,7 @@ seconds with one decimal inside ``<t>...</t>``.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -356,13 +356,20 @@ MAKERS: dict[str, tuple[float, Maker]] = {
 """How often each kind of question is drawn beside the listing, and what makes it."""
 
 
-def exchanges(events: Events, count: int, rng: random.Random) -> list[Exchange]:
-    """``count`` exchanges about one clip, in random order; one is always the listing."""
+def exchanges(
+    events: Events, count: int, rng: random.Random, weights: Mapping[str, float] | None = None
+) -> list[Exchange]:
+    """``count`` exchanges about one clip, in random order; one is always the listing.
+
+    ``weights`` replaces those of ``MAKERS``; a kind that it leaves out is not asked.
+    """
     made = [_listing(events, rng)]
-    weights = [weight for weight, _ in MAKERS.values()]
-    makers = [maker for _, maker in MAKERS.values()]
+    weights = weights or {task: weight for task, (weight, _) in MAKERS.items()}
+    if unknown := [task for task in weights if task not in MAKERS]:
+        raise ValueError(f"exchanges: no kind of question is called {unknown[0]!r}")
     while len(made) < count:
-        if exchange := rng.choices(makers, weights)[0](events, rng):
+        task = rng.choices(list(weights), list(weights.values()))[0]
+        if exchange := MAKERS[task][1](events, rng):
             made.append(exchange)
     rng.shuffle(made)
     return made
