@@ -49,7 +49,7 @@ class _Reader:
         value = self.data.get(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.fail(key, "a number")
-        if not (math.isfinite(value) and low <= value <= high):
+        if not low <= value <= high:  # false for NaN too
             raise self.fail(key, f"a number from {low:g} to {high:g}")
         return float(value)
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from afnext.errors import CheckpointError
 from afnext.model import ModelConfig
@@ -119,6 +121,33 @@ def test_impossible_geometry_is_one_clear_line(
         ModelConfig.from_dict(data)
     assert named in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data(), value=JSON | st.just(10**400) | st.just(-(10**400)))
+def test_any_value_anywhere(data: st.DataObject, value: Any) -> None:
+    """Whatever stands under a key, the config is read or refused by ``CheckpointError``."""
+    config = geometry("7b").to_dict()
+    target = config
+    for section in data.draw(
+        st.sampled_from(
+            [(), ("text_config",), ("audio_config",), ("text_config", "rope_parameters")]
+        )
+    ):
+        target = target[section]
+    target[data.draw(st.sampled_from(sorted({*target, "rote", "head_dim"})))] = value
+    try:
+        read = ModelConfig.from_dict(config)
+    except CheckpointError:
+        return
+    assert ModelConfig.from_dict(json.loads(json.dumps(read.to_dict()))) == read
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "null", "[" * 100_000, "\x00", '{"a": 1}'])
