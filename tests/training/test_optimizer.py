@@ -54,3 +54,9 @@ def test_the_rate_warms_up_stays_and_falls() -> None:
     assert rate_at(stage, 9) == rate_at(stage, 499) == 1.0
     assert rate_at(stage, 750) == pytest.approx(0.515, abs=0.001)  # the middle of 1 and 0.03
     assert rate_at(stage, 999) == pytest.approx(0.03, abs=0.001)
+
+
+def test_a_stage_may_end_on_its_curve() -> None:
+    whole = StageConfig("x", 1000, ".", [], learning_rate=1.0)
+    part = StageConfig("x", 300, ".", [], learning_rate=1.0, curve=1000)
+    assert [rate_at(part, s) for s in (0, 299)] == [rate_at(whole, s) for s in (0, 299)]

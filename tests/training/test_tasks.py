@@ -96,3 +96,11 @@ def test_listings_are_read_back() -> None:
         found = parse_events(listing(events))
         assert [e.label for e in found] == [e.label for e in events]
         assert all(abs(a.onset - b.onset) <= 0.051 for a, b in zip(events, found, strict=True))
+
+
+def test_weights_choose_what_is_asked() -> None:
+    rng = random.Random(0)
+    made = exchanges([BELL, SIREN], 60, rng, {"first": 1.0, "when": 1.0})
+    assert {e.task for e in made} == {"list", "first", "when"}
+    with pytest.raises(ValueError, match="'weather'"):
+        exchanges([], 2, rng, {"weather": 1.0})
