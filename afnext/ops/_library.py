@@ -23,6 +23,8 @@ READY = {
     "merge_attention",
     "linear",
     "log_mel",
+    "paged_append",
+    "paged_attention",
     "rotate",
     "rms_norm",
     "add_rms_norm",

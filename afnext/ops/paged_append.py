@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -30,22 +31,20 @@ def check_pages(
 
 
 def check_table(
-    op: str, page_table: Tensor, lengths: Tensor, pages: int, slots: int, name: str
+    op: str, k_pages: Tensor, page_table: Tensor, first: list[int], end: list[int], name: str
 ) -> None:
-    """Every page that ``lengths`` tokens reach must be a page of the pool (host copies)."""
-    table = page_table.cpu()
-    for n, length in enumerate(lengths.tolist()):
-        used = -(-length // slots)
+    """Tokens ``[first[n], end[n])`` of each request lie in pages of the pool (host copies)."""
+    table, pool, slots = page_table.cpu(), k_pages.shape[0], k_pages.shape[2]
+    for n, (low, high) in enumerate(zip(first, end, strict=True)):
+        used = -(-high // slots)
         check.require(
-            length >= 0 and used <= table.shape[1],
-            f"{op}: {name}[{n}] = {length} needs {used} pages, page_table has {table.shape[1]}",
+            high >= 0 and used <= table.shape[1],
+            f"{op}: {name}[{n}] = {high} needs {used} pages, page_table has {table.shape[1]}",
         )
-        ids = table[n, :used]
-        bad = ids[(ids < 0) | (ids >= pages)]
-        check.require(
-            bad.numel() == 0,
-            f"{op}: page_table[{n}] holds page {int(bad[0]) if bad.numel() else 0} of a pool of {pages}",
-        )
+        for page in table[n, low // slots : used].tolist():
+            check.require(
+                0 <= page < pool, f"{op}: page_table[{n}] holds page {page} of a pool of {pool}"
+            )
 
 
 def _fake(
@@ -91,10 +90,14 @@ def _reference(
     start: Tensor,
     *rest: object,
 ) -> None:
-    ends = start.cpu() + cu_seqlens.diff().cpu()
-    check_table(
-        "paged_append", page_table, ends, k_pages.shape[0], k_pages.shape[2], "start + length"
-    )
+    op = "paged_append"
+    ends = check.offset_values(op, "cu_seqlens", cu_seqlens, k.shape[0])
+    first = start.tolist()
+    for n, value in enumerate(first):
+        check.require(value >= 0, f"{op}: start[{n}] must not be negative")
+    # A request without new tokens touches no page.
+    end = [s + b - a if b > a else 0 for s, (a, b) in zip(first, pairwise(ends), strict=True)]
+    check_table(op, k_pages, page_table, first, end, "start + length")
     reference.paged_append(k, v, k_pages, v_pages, page_table, cu_seqlens, start, *rest)  # type: ignore[arg-type]
 
 
@@ -141,31 +144,15 @@ def paged_append(
         ValueError: naming the argument whose dtype, shape, stride, device or page id is wrong.
     """
     if not isinstance(k, Tensor):
+        for name, pages in (("k_pages", k_pages), ("v_pages", v_pages)):
+            writeable = isinstance(pages, Tensor) or pages.flags.writeable
+            check.require(writeable, f"paged_append: {name} must be writeable")
         through_torch(
-            paged_append,
-            k,
-            v,
-            k_pages,
-            v_pages,
-            page_table,
-            cu_seqlens,
-            start,
-            rotation=rotation,
-            interleaved=interleaved,
-        )
+            paged_append, k, v, k_pages, v_pages, page_table, cu_seqlens, start,
+            rotation=rotation, interleaved=interleaved,
+        )  # fmt: skip
         return
     times, inv_freq = (as_times(rotation[0]), rotation[1]) if rotation is not None else (None, None)
     call(
-        OP,
-        False,
-        k,
-        v,
-        k_pages,
-        v_pages,
-        page_table,
-        cu_seqlens,
-        start,
-        times,
-        inv_freq,
-        interleaved,
-    )
+        OP, False, k, v, k_pages, v_pages, page_table, cu_seqlens, start, times, inv_freq, interleaved
+    )  # fmt: skip

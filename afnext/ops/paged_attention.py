@@ -72,9 +72,10 @@ def _reference(
     kv_lengths: Tensor,
     *rest: Any,
 ) -> tuple[Tensor, Tensor]:
-    check_table(
-        "paged_attention", page_table, kv_lengths, k_pages.shape[0], k_pages.shape[2], "kv_lengths"
-    )
+    check.offset_values("paged_attention", "cu_seqlens_q", cu_seqlens_q, q.shape[0])
+    lengths = kv_lengths.tolist()
+    first = [0] * len(lengths)
+    check_table("paged_attention", k_pages, page_table, first, lengths, "kv_lengths")
     return reference.paged_attention(
         q, k_pages, v_pages, page_table, cu_seqlens_q, kv_lengths, *rest
     )

@@ -8,6 +8,7 @@
 #include "cpu/linear.h"
 #include "cpu/parallel.h"
 #include "cpu/scratch.h"
+#include "cpu/simd/rows.h"
 #include "cpu/simd/shuffle.h"
 
 namespace afnext::cpu::AFNEXT_ISA {
@@ -19,14 +20,6 @@ constexpr int64_t kChunk = 512;                   // of K: a tile's rows stay in
 constexpr int64_t kBlockRows = 36 * kTileRows;    // with kBlockColumns: the block stays in L2
 constexpr int64_t kBlockColumns = 256;
 constexpr int64_t kProductsPerJob = 1 << 20;
-
-// The first `count` elements of a row as float32; what fills the last vector is zero.
-template <typename T>
-AFNEXT_INLINE void pack_row(const T* row, int64_t count, float* packed) {
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) store(packed + i, load(row + i));
-  if (const int n = static_cast<int>(count - i); n > 0) store(packed + i, load_n(row + i, n));
-}
 
 // `columns` weight rows as float32 panels [count, kPanel]; columns that are missing are zero.
 template <typename T>
@@ -127,7 +120,7 @@ void block(const LinearArgs& a, int64_t row0, int64_t rows, int64_t column0, int
     for (int64_t i = 0; i < n_tiles; ++i) {
       const int64_t top = rows * i / n_tiles, height = rows * (i + 1) / n_tiles - top;
       for (int64_t r = 0; r < height; ++r) {
-        pack_row(static_cast<const T*>(a.x) + (row0 + top + r) * a.x_stride + k, count,
+        load_row(static_cast<const T*>(a.x) + (row0 + top + r) * a.x_stride + k, count,
                  packed_rows + r * kChunk);
       }
       for (int64_t c = 0; c < columns; c += kPanel) {

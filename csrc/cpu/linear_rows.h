@@ -13,18 +13,6 @@ constexpr int kWeightTile = kLanes == 16 ? 4 : 2;  // weight rows that share a l
 constexpr int64_t kPrefetchBytes = 1536;           // 1 to 2 KB ahead measured best
 constexpr int64_t kProductsPerThread = 1 << 18;    // below this, waking a thread costs more
 
-// The sum of each vector.
-template <int n>
-AFNEXT_INLINE void reduce(const F32* vectors, float* sums) {
-  constexpr int whole = n >= kLanes ? kLanes : n & -n;
-  F32 group[whole];
-  for (int i = 0; i < whole; ++i) group[i] = vectors[i];
-  float lanes[kLanes];
-  store(lanes, sum_each(group));
-  for (int i = 0; i < whole; ++i) sums[i] = lanes[i];
-  if constexpr (n > whole) reduce<n - whole>(vectors + whole, sums + whole);
-}
-
 // X rows of x against W rows of the weight, lanes along K. `next` is what is read after this tile.
 template <int X, int W, typename T>
 AFNEXT_INLINE void dot_tile(const T* x, int64_t x_stride, const T* weight, int64_t weight_stride,
@@ -57,7 +45,7 @@ AFNEXT_INLINE void dot_tile(const T* x, int64_t x_stride, const T* weight, int64
       for (int c = 0; c < W; ++c) sums[r][c] = dot<T>(v, w[c], sums[r][c]);
     }
   }
-  reduce<X * W>(&sums[0][0], &out[0][0]);
+  sum_all<X * W>(&sums[0][0], &out[0][0]);
 }
 
 // Rows [row, row + X) against weight rows [column, column + W).

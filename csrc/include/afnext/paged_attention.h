@@ -1,0 +1,28 @@
+#pragma once
+
+#include "afnext/tensor.h"
+
+namespace afnext {
+
+// What paged attention is asked for besides its tensors.
+struct PagedAttentionOptions {
+  const TensorView *times, *inv_freq;  // turn q: float32 [T] and [R / 2], or both null
+  bool interleaved;
+  bool causal;
+  int64_t window_left, window_right;  // keys before and after a query's own; -1 is unlimited
+  double scale;
+};
+
+// Softmax attention of each request's last queries over the pages that hold its keys and values;
+// query head h reads KV head h / (Hq / Hkv), masks are aligned at the bottom right. A query that
+// sees no key gives 0 and -inf. The same bits whatever the threads and the rest of the batch are.
+//
+//   q: float32 or bfloat16 [T, Hq, D], unit stride in D <= 256; k_pages, v_pages:
+//   [P, Hkv, slot, D] of its dtype, contiguous; page_table: int32 [N, max_pages]; cu_seqlens_q:
+//   int32 [N + 1]; kv_lengths: int32 [N]; out: [T, Hq, D] contiguous; lse: float32 [Hq, T].
+void paged_attention(const TensorView& q, const TensorView& k_pages, const TensorView& v_pages,
+                     const TensorView& page_table, const TensorView& cu_seqlens_q,
+                     const TensorView& kv_lengths, const PagedAttentionOptions& options,
+                     const TensorView& out, const TensorView& lse);
+
+}  // namespace afnext

@@ -1,0 +1,150 @@
+#include "afnext/paged_attention.h"
+
+#include <algorithm>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cpu/paged_attention.h"
+#include "ops/pages.h"
+
+namespace afnext {
+
+constinit cpu::KernelTable<cpu::PagedAttentionArgs> cpu::paged_attention_kernels;
+
+namespace {
+
+constexpr int64_t kMaxDim = 256;
+constexpr int64_t kProductsPerThread = 1 << 18;
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+int64_t window_side(int64_t width) {
+  return width < 0 ? cpu::Band::kUnlimited : std::min(width, cpu::Band::kUnlimited);
+}
+
+// Requests, and the pieces that threads take: by rows, and by keys too where the rows of a request
+// are few, so that one long decode keeps every thread busy.
+class Plan {
+ public:
+  Plan(const TensorView& q, const TensorView& k_pages, const TensorView& page_table,
+       const TensorView& cu_seqlens_q, const TensorView& kv_lengths,
+       const PagedAttentionOptions& options)
+      : group_(q.shape[1] / k_pages.shape[1]), kv_heads_(k_pages.shape[1]) {
+    const int32_t* ends = cu_seqlens_q.as<int32_t>();
+    const int64_t right = options.causal ? 0 : options.window_right;
+    const int64_t count = kv_lengths.shape[0];
+    requests.reserve(count);
+    for (int64_t n = 0; n < count; ++n) {
+      const cpu::Band band{ends[n + 1] - ends[n], kv_lengths.as<int32_t>()[n],
+                           window_side(options.window_left), window_side(right)};
+      requests.push_back(
+          {ends[n], page_table.as<int32_t>() + n * page_table.stride[0], band, 1, partials});
+      if (band.queries > 0) add_items(n);
+    }
+    std::stable_sort(items.begin(), items.end(),
+                     [](const auto& a, const auto& b) { return work(a) > work(b); });
+    for (const cpu::PagedItem& item : items) products_ += work(item) * q.shape[2];
+  }
+
+  int64_t items_per_thread() const {
+    return kProductsPerThread * static_cast<int64_t>(items.size()) / (products_ + 1) + 1;
+  }
+
+  std::vector<cpu::PagedRequest> requests;
+  std::vector<cpu::PagedItem> items;
+  int64_t partials = 0;
+
+ private:
+  static int64_t work(const cpu::PagedItem& item) {
+    return (item.end_row - item.first_row) * (item.end_key - item.first_key);
+  }
+
+  void add_items(int64_t n) {
+    cpu::PagedRequest& request = requests[n];
+    const cpu::Band& band = request.band;
+    const int64_t rows = band.queries * group_;
+    const int64_t first = band.first(0), end = std::max(first, band.end(band.queries - 1));
+    const int64_t begin = first / cpu::kPartKeys * cpu::kPartKeys;
+    if (rows <= cpu::kPagedItemRows && end > begin) {
+      request.parts = divide_up(end - begin, cpu::kPartKeys);
+    }
+    if (request.parts > 1) partials += kv_heads_ * request.parts * rows;
+    for (int64_t head = 0; head < kv_heads_; ++head) {
+      for (int64_t row = 0; row < rows; row += cpu::kPagedItemRows) {
+        const int64_t end_row = std::min(row + cpu::kPagedItemRows, rows);
+        for (int64_t part = 0; part < request.parts; ++part) {
+          const bool whole = request.parts == 1;
+          const int64_t part_begin = begin + part * cpu::kPartKeys;
+          items.push_back({n, head, row, end_row,
+                           std::max(first, whole ? band.first(row / group_) : part_begin),
+                           whole ? std::max(first, band.end((end_row - 1) / group_))
+                                 : std::min(end, part_begin + cpu::kPartKeys),
+                           part});
+        }
+      }
+    }
+  }
+
+  int64_t group_, kv_heads_;
+  int64_t products_ = 0;
+};
+
+}  // namespace
+
+void paged_attention(const TensorView& q, const TensorView& k_pages, const TensorView& v_pages,
+                     const TensorView& page_table, const TensorView& cu_seqlens_q,
+                     const TensorView& kv_lengths, const PagedAttentionOptions& options,
+                     const TensorView& out, const TensorView& lse) {
+  const Check check("paged_attention");
+  check.floating(q, "q", 3);
+  if (q.shape[2] < 1 || q.shape[2] > kMaxDim) {
+    check.fail("q must have a head dim of 1 to 256, got " + describe(q));
+  }
+  check.offsets(cu_seqlens_q, "cu_seqlens_q", DType::i32, q.shape[0]);
+  const int64_t requests = cu_seqlens_q.shape[0] - 1;
+  check.exact(kv_lengths, "kv_lengths", DType::i32, {requests});
+  check_pages(check, q, k_pages, v_pages, page_table, requests);
+  if (k_pages.shape[3] != q.shape[2] || k_pages.shape[1] < 1 ||
+      q.shape[1] % k_pages.shape[1] != 0) {
+    check.fail("k_pages must be [P, Hkv, slot, " + std::to_string(q.shape[2]) +
+               "] with Hkv dividing " + std::to_string(q.shape[1]) + ", got " + describe(k_pages));
+  }
+  const int64_t half = check_turn(check, q, options.times, options.inv_freq);
+  check.require(options.window_left >= -1, "window must be >= -1 on its left");
+  check.require(options.window_right >= -1, "window must be >= -1 on its right");
+  check.exact(out, "out", q.dtype, {q.shape[0], q.shape[1], q.shape[2]});
+  check.exact(lse, "lse", DType::f32, {q.shape[1], q.shape[0]});
+  for (int64_t n = 0; n < requests; ++n) {
+    check_tokens(check, page_table, k_pages, n, 0, kv_lengths.as<int32_t>()[n], "kv_lengths");
+  }
+  if (q.numel() == 0) return;
+
+  const Plan plan(q, k_pages, page_table, cu_seqlens_q, kv_lengths, options);
+  const std::unique_ptr<float[]> partials(new float[plan.partials * (q.shape[2] + 1)]);
+  cpu::paged_attention_kernels({q.dtype,
+                                q.shape[2],
+                                q.shape[1] / k_pages.shape[1],
+                                k_pages.shape[1],
+                                k_pages.shape[2],
+                                q.shape[0],
+                                {q.data, q.stride[0], q.stride[1]},
+                                k_pages.data,
+                                v_pages.data,
+                                half > 0 ? options.times->as<float>() : nullptr,
+                                half > 0 ? options.inv_freq->as<float>() : nullptr,
+                                half,
+                                options.interleaved,
+                                static_cast<float>(options.scale),
+                                plan.requests.data(),
+                                static_cast<int64_t>(plan.requests.size()),
+                                plan.items.data(),
+                                static_cast<int64_t>(plan.items.size()),
+                                plan.items_per_thread(),
+                                partials.get(),
+                                partials.get() + plan.partials * q.shape[2],
+                                out.data,
+                                lse.as<float>()});
+}
+
+}  // namespace afnext
