@@ -66,13 +66,15 @@ class Pool {
       count_ = count;
       piece_ = piece;
       next_.store(0, std::memory_order_relaxed);
-      busy_ = static_cast<int>(workers_.size());
+      open_ = true;
       ++job_;
     }
     wake_.notify_all();
     drain();
+    // Nothing is left to take: wait for those at work, not for those that never got a core.
     std::unique_lock<std::mutex> lock(mutex_);
-    done_.wait(lock, [this] { return busy_ == 0; });
+    open_ = false;
+    done_.wait(lock, [this] { return working_ == 0; });
   }
 
  private:
@@ -90,13 +92,14 @@ class Pool {
     uint64_t seen = 0;
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
-      wake_.wait(lock, [&] { return stop_ || job_ != seen; });
+      wake_.wait(lock, [&] { return stop_ || (open_ && job_ != seen); });
       if (stop_) return;
       seen = job_;
+      ++working_;
       lock.unlock();
       drain();
       lock.lock();
-      if (--busy_ == 0) done_.notify_one();
+      if (--working_ == 0) done_.notify_one();
     }
   }
 
@@ -108,7 +111,8 @@ class Pool {
   int64_t count_ = 0, piece_ = 1;
   std::atomic<int64_t> next_{0};
   uint64_t job_ = 0;
-  int busy_ = 0;
+  int working_ = 0;    // workers inside drain()
+  bool open_ = false;  // the job may still have pieces to take
   bool stop_ = false;
 };
 
