@@ -261,7 +261,9 @@ def _write(model: AudioLanguageModel, folder: Path, max_shard_bytes: int) -> Non
     _write_json(folder / "config.json", model.config.with_dtype(dtype).to_dict())
     if model.generation_config is not None:
         _write_json(folder / "generation_config.json", model.generation_config)
+    mode = (folder / "config.json").stat().st_mode
     for file in folder.iterdir():
+        file.chmod(mode)  # safetensors' files are their owner's alone, whatever the umask says
         with file.open("rb") as written:
             os.fsync(written.fileno())
 
