@@ -54,12 +54,14 @@ class LossWeights:
 
     ``answer``: next-token loss. ``frames``: per-class activity and onsets from the encoder.
     ``alignment``: the adaptor's output is near the word embedding of the sounding class.
+    ``clock``: it is near the embedding of its own time.
     ``length_power``: each token of an answer of n tokens weighs n ** -length_power.
     """
 
     answer: float = 1.0
     frames: float = 0.3
     alignment: float = 1.0
+    clock: float = 0.0
     length_power: float = 0.3
 
 

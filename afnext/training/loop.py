@@ -21,7 +21,7 @@ from afnext.training.config import DataConfig, StageConfig, TrainConfig, load_re
 from afnext.training.data import Batch, Vocabulary, draw, frame_targets
 from afnext.training.export import export, model_config
 from afnext.training.initialise import initialise
-from afnext.training.loss import FrameHead, alignment_loss, answer_loss, frame_loss
+from afnext.training.loss import FrameHead, alignment_loss, answer_loss, clock_loss, frame_loss
 from afnext.training.monitor import Journal, held_out_batches, task_accuracy
 from afnext.training.optimizer import build_optimizers, rate_at
 from afnext.training.synthesis import CLASSES, ClipSet, generate, open_clips
@@ -189,12 +189,15 @@ class Run:
         targets = frame_targets(batch.events, batch.audio_tokens)
         if weights.frames:
             parts["frame"] = weights.frames * frame_loss(self.head(encoded), targets)
-        if weights.answer or weights.alignment:
+        if weights.answer or weights.alignment or weights.clock:
             audio = forward.adapt(self.net, encoded)
             if weights.alignment:
                 words = self.net.language_model.model.embed_tokens(self.vocab.labels).mean(1)
                 active = targets[..., : len(CLASSES)]
                 parts["alignment"] = weights.alignment * alignment_loss(audio, words, active)
+            if weights.clock:
+                times = self.net.language_model.model.embed_tokens(self.vocab.times)
+                parts["clock"] = weights.clock * clock_loss(audio, times)
             if weights.answer:
                 logits = forward.answer_logits(self.net, audio, batch)
                 learnt = batch.text.targets >= 0

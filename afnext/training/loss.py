@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from afnext.audio.windows import TOKEN_SECONDS
 from afnext.training.synthesis import CLASSES
 
 TIME_SMOOTHING = ((0, 0.6), (-1, 0.15), (1, 0.15), (-2, 0.05), (2, 0.05))
@@ -54,3 +55,16 @@ def alignment_loss(audio: Tensor, words: Tensor, targets: Tensor) -> Tensor:
     """
     cosine = F.normalize(audio.float(), dim=-1) @ F.normalize(words.float(), dim=-1).T
     return 3 * F.binary_cross_entropy_with_logits(16 * cosine - 5, targets)
+
+
+def clock_loss(audio: Tensor, times: Tensor) -> Tensor:
+    """Cross-entropy of (cosine of adaptor output and time embeddings, x20) against each token's time.
+
+    Args:
+        audio: [B, T, D], one token every 40 ms.
+        times: [601, D], embeddings of 0.0 s, 0.1 s, ...; they are not moved by this loss.
+    """
+    logits = 20 * F.normalize(audio.float(), dim=-1) @ F.normalize(times.detach(), dim=-1).T
+    seconds = (torch.arange(audio.shape[1]) + 0.5) * TOKEN_SECONDS
+    target = (10 * seconds).round().long().clamp(max=len(times) - 1)
+    return F.cross_entropy(logits.flatten(0, 1), target.repeat(audio.shape[0]))

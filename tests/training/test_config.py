@@ -23,7 +23,7 @@ stages:
 def test_the_shipped_recipe_reads() -> None:
     recipe = load_recipe(NANO)
     assert recipe.name == "nano"
-    assert [s.name for s in recipe.stages] == ["encoder", "language", "joint", "focus"]
+    assert [s.name for s in recipe.stages] == ["encoder", "language", "joint", "focus", "clock"]
     assert recipe.data.seed != recipe.held_out.seed
     for stage in recipe.stages:
         assert stage.mix[-1].until == 1.0

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from afnext.training.data import frame_targets
-from afnext.training.loss import alignment_loss, answer_loss, frame_loss
+from afnext.training.loss import alignment_loss, answer_loss, clock_loss, frame_loss
 from afnext.training.synthesis import CLASSES, Event
 
 
@@ -44,3 +44,10 @@ def test_alignment_wants_audio_near_the_word_that_names_it() -> None:
     active = F.one_hot(torch.tensor([[0, 1, 2]]), len(CLASSES)).float()
     aligned = alignment_loss(active, words, active)
     assert aligned < 0.1 < 0.5 < alignment_loss(active.roll(1, -1), words, active)
+
+
+def test_the_clock_wants_each_token_near_its_own_time() -> None:
+    times = torch.eye(601)
+    due = times[[0, 1, 1, 1, 2]][None]  # token centres: 0.02, 0.06, 0.10, 0.14, 0.18 s
+    right = clock_loss(due, times)
+    assert right < 0.01 < 5 < clock_loss(due.flip(1), times)
