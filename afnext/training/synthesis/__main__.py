@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("command", choices=["demo"])
     parser.add_argument("path")
     parser.add_argument("--seconds", type=float, default=8.0)
-    parser.add_argument("--index", type=int, default=0, help="which scene of the endless sequence")
+    parser.add_argument("--index", type=int, default=2, help="which scene of the endless sequence")
     options = parser.parse_args(arguments)
     scene = clip(DEMO_SEED, options.seconds, options.index)
     soundfile.write(options.path, scene.samples, SAMPLE_RATE)
