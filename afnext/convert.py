@@ -39,7 +39,9 @@ def convert(model: str | Path, out: str | Path, *, dtype: str | None = None) -> 
         ValueError: an unknown dtype.
     """
     from .assistant import DTYPES
+    from .chat.variants import detect_variant, mark_variant
     from .model import AudioLanguageModel
+    from .model.checkpoint import read_json
 
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype: must be one of {', '.join(DTYPES)}, got {dtype!r}")
@@ -48,6 +50,7 @@ def convert(model: str | Path, out: str | Path, *, dtype: str | None = None) -> 
         raise CheckpointError(f"{target}: exists already; give a new folder")
     net = AudioLanguageModel.from_pretrained(source, dtype=DTYPES[dtype] if dtype else None)
     net.save_pretrained(target)
+    mark_variant(target, detect_variant(source, read_json(source / "config.json")).name)
     for name in COMPANIONS:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)

@@ -97,7 +97,10 @@ def test_the_core_knows_neither_torch_nor_python() -> None:
         ("afnext.cli", ["torch", "numpy", "jinja2", "tokenizers", "soundfile"]),
         ("afnext.chat", ["torch", "jinja2", "tokenizers"]),
         ("afnext.audio", ["torch", "soundfile", "soxr", "av"]),
-        ("afnext.assistant", ["transformers", "scipy", "soundfile", "soxr", "av", "huggingface_hub"]),
+        (
+            "afnext.assistant",
+            ["transformers", "scipy", "soundfile", "soxr", "av", "huggingface_hub"],
+        ),
     ],
 )
 def test_imports_stay_light(module: str, unwanted: list[str]) -> None:

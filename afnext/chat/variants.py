@@ -5,6 +5,7 @@ Prompts and sampling are those of the model cards; the names of tasks are ours.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -222,3 +223,14 @@ def detect_variant(source: str | Path, config: Mapping[str, Any] | None = None) 
         if re.search(rf"(?:^|-){sign}", words):
             return VARIANTS[variant]
     return VARIANTS["instruct"]
+
+
+def mark_variant(folder: str | Path, name: str) -> None:
+    """Write into a folder's ``config.json`` which variant it holds, whatever it will be called.
+
+    Raises:
+        ChatError: there is no such variant.
+    """
+    path = Path(folder) / "config.json"
+    config = {**json.loads(path.read_text()), "afnext_variant": get_variant(name).name}
+    path.write_text(json.dumps(config, indent=2) + "\n")

@@ -45,7 +45,7 @@ class ModelShape:
     kv_heads: int = 2
     ffn: int = 704
     rope_theta: float = 10_000.0
-    max_positions: int = 8192
+    max_positions: int = 65_536  # half an hour of audio is 45,000 tokens
 
 
 @dataclass(frozen=True)

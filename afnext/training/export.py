@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
+from afnext.chat.variants import mark_variant
 from afnext.model import AudioLanguageModel
 from afnext.training.config import ModelShape
 from afnext.training.tokenizer import save_tokenizer
@@ -67,6 +68,7 @@ def export(net: AudioLanguageModel, tokenizer: Tokenizer, folder: Path, dtype: s
     """Write weights, config, generation config and tokenizer into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     net.to(getattr(torch, dtype)).save_pretrained(folder)
+    mark_variant(folder, "nano")
     ids = tokenizer.get_vocab()
     generation = {
         "max_new_tokens": 256,
