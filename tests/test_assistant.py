@@ -109,7 +109,7 @@ def test_stop_strings_hold_back_no_more_than_they_must() -> None:
         ("/nonexistent.wav", "nonexistent"),
         (b"not audio at all", "audio"),
         (np.full(16_000, np.nan, np.float32), "NaN"),
-        (np.zeros(0, np.float32), "no audio samples"),
+        (np.zeros(0, np.float32), "no samples"),
     ],
 )
 def test_bad_audio_is_one_clear_error(nano: afnext.Assistant, audio: object, said: str) -> None:
@@ -128,14 +128,21 @@ def test_bad_options_are_refused(nano: afnext.Assistant, scene_file: Path) -> No
         afnext.load("nano", device="abacus")
 
 
-@pytest.mark.slow
-def test_half_an_hour_is_heard_and_more_is_refused(nano: afnext.Assistant) -> None:
-    """30 minutes go through in windows; one second more is refused, or cut when asked."""
+def test_longer_than_the_limit_is_refused_or_cut(nano: afnext.Assistant) -> None:
+    noise = np.random.default_rng(0).standard_normal(3 * 16_000).astype(np.float32) * 0.01
+    with pytest.raises(afnext.AudioError, match="truncate"):
+        nano.ask(noise, "What?", max_seconds=2)
+    reply = nano.ask(noise, "What?", max_seconds=2, truncate=True, max_tokens=2)
+    assert reply.usage.audio_seconds == 2
+
+
+@pytest.mark.sweep
+def test_half_an_hour_is_heard(nano: afnext.Assistant) -> None:
+    """The default limit, 60 windows and 45,000 audio tokens, goes through; a second more does not."""
     noise = np.random.default_rng(0).standard_normal(1801 * 16_000).astype(np.float32) * 0.01
     with pytest.raises(afnext.AudioError, match="truncate"):
         nano.ask(noise, "What?")
-    reply = nano.ask(noise, "What?", truncate=True, max_tokens=2)
-    assert reply.usage.audio_tokens == 45_000
+    assert nano.ask(noise[:-16_000], "What?", max_tokens=2).usage.audio_tokens == 45_000
 
 
 def test_bfloat16_answers_too(scene_file: Path) -> None:
