@@ -77,7 +77,7 @@ void tile(const Tile& t) {
     const F32 left = load(panel), right = load(panel + kLanes);
 #pragma GCC unroll 14
     for (int r = 0; r < R; ++r) {
-      const F32 v = broadcast(t.rows[r * kChunk + k]);
+      const F32 v = in_register(broadcast(t.rows[r * kChunk + k]));
       sums[r][0] = fma(v, left, sums[r][0]);
       sums[r][1] = fma(v, right, sums[r][1]);
     }

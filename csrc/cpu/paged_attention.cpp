@@ -13,7 +13,6 @@ namespace afnext::cpu::AFNEXT_ISA {
 namespace {
 
 constexpr int kGroupRows = kLanes == 16 ? 8 : 4;  // rows whose sums stay in registers
-constexpr int kKeyTile = 2;                       // keys that share a load of the queries
 constexpr int64_t kChunkKeys = 32;                // keys, values and what comes next fit L1
 constexpr int64_t kMaxDim = 256;
 static_assert(kPartKeys % kChunkKeys == 0 && kChunkKeys % kLanes == 0);
@@ -23,12 +22,9 @@ template <typename T>
 constexpr int kParts = 4 / static_cast<int>(sizeof(T));
 
 template <typename T>
-AFNEXT_INLINE void split(F32 raw, F32 (&parts)[kParts<T>]) {
-  if constexpr (kParts<T> == 1) {
-    parts[0] = raw;
-  } else {
-    parts[0] = low_of_pairs(raw), parts[1] = high_of_pairs(raw);
-  }
+AFNEXT_INLINE F32 part(F32 raw, int p) {
+  if constexpr (kParts<T> == 1) return raw;
+  return in_register(p == 0 ? low_of_pairs(raw) : high_of_pairs(raw));
 }
 
 template <typename T>
@@ -37,172 +33,169 @@ AFNEXT_INLINE int64_t padded(int64_t dim) {
 }
 
 // Up to kGroupRows rows on their way through the keys. `queries` and `out` are
-// [kGroupRows, padded(dim)], each register's elements in the order of split().
+// [padded(dim) / kLanes, kGroupRows, kLanes], the vectors in the order of part().
 struct Group {
+  AFNEXT_INLINE_METHOD static int64_t at(int64_t d, int part, int row) {
+    return d * kGroupRows + (part * kGroupRows + row) * kLanes;
+  }
+
   float *queries, *out;
   int64_t row;
   int rows;
   alignas(64) float peak[kLanes], total[kLanes];
 };
 
-// The keys or values of a chunk, an address each: pages of any size read alike.
+// The keys and values of a chunk, an address each: pages of any size read alike. Past `count` the
+// last ones repeat, so that tiles of keys are always whole. Rows that no whole number of registers
+// holds are copied to `padding`, [2, kChunkKeys, padded(dim)], with zeros.
 struct Chunk {
   int64_t first, count;
   const void *keys[kChunkKeys], *values[kChunkKeys];
+  void* padding;  // or null
 };
 
-// Fetches rows that are needed soon, a line at a time, between the sums that hide it.
-struct Prefetch {
-  const void* const* rows;
-  int64_t count, bytes, offset = 0;
+// What is fetched into L1, as many addresses as a chunk has keys, while scores and then sums of
+// values are computed: the values of the chunk and the keys of the next.
+struct Fetch {
+  const void *const *first, *const *then;
+};
 
-  AFNEXT_INLINE_METHOD void line() {
-    if (count == 0) return;
-    __builtin_prefetch(static_cast<const char*>(*rows) + offset);
-    offset += 64;
-    if (offset >= bytes) offset = 0, ++rows, --count;
+// Rows take a power of two of lanes, so that a vector holds the scores of kTileKeys<H> keys:
+// key by key, row by row.
+template <int H>
+constexpr int kSlots = H > 4   ? 8
+                       : H > 2 ? 4
+                               : H;
+template <int H>
+constexpr int kTileKeys = kLanes / kSlots<H>;
+
+// Scores of H rows with as many keys as fill a vector. `soon`, as many addresses, are fetched.
+template <int H, typename T>
+AFNEXT_INLINE F32 score(const Group& g, const void* const* keys, const void* const* soon,
+                        int64_t width) {
+  constexpr int W = kTileKeys<H>;
+  const T *key[W], *ahead[W];
+  for (int w = 0; w < W; ++w) {
+    key[w] = static_cast<const T*>(keys[w]);
+    ahead[w] = static_cast<const T*>(soon[w]);
   }
-};
-
-template <typename T>
-AFNEXT_INLINE F32 load_at(const void* row, int64_t d, int64_t dim) {
-  const T* p = static_cast<const T*>(row) + d;
-  return d + kPerRegister<T> <= dim ? load_raw(p) : load_raw_n(p, static_cast<int>(dim - d));
-}
-
-// Scores of H rows with W keys.
-template <int H, int W, typename T>
-AFNEXT_INLINE void score(const Group& g, const void* const* keys, int64_t dim, Prefetch& next,
-                         float* scores) {
-  const int64_t width = padded<T>(dim);
-  F32 sums[H][W] = {};
+  F32 sums[kLanes] = {};
   for (int64_t d = 0; d < width; d += kPerRegister<T>) {
-    F32 parts[W][kParts<T>];
+    F32 raw[W];
     for (int w = 0; w < W; ++w) {
-      split<T>(load_at<T>(keys[w], d, dim), parts[w]);
-      if (d * sizeof(T) % 64 == 0) next.line();
+      __builtin_prefetch(ahead[w] + d);
+      raw[w] = load_raw(key[w] + d);
     }
-    for (int h = 0; h < H; ++h) {
-      for (int p = 0; p < kParts<T>; ++p) {
-        const F32 q = load(g.queries + h * width + d + p * kLanes);
-        for (int w = 0; w < W; ++w) sums[h][w] = fma(q, parts[w][p], sums[h][w]);
+#pragma GCC unroll 2
+    for (int p = 0; p < kParts<T>; ++p) {
+      F32 k[W];
+      for (int w = 0; w < W; ++w) k[w] = part<T>(raw[w], p);
+      for (int h = 0; h < H; ++h) {
+        const F32 q = in_register(load(g.queries + Group::at(d, p, h)));
+        for (int w = 0; w < W; ++w) sums[w * kSlots<H> + h] = fma(q, k[w], sums[w * kSlots<H> + h]);
       }
     }
   }
-  float lanes[H * W];
-  sum_all<H * W>(&sums[0][0], lanes);
-  for (int h = 0; h < H; ++h) {
-    for (int w = 0; w < W; ++w) scores[h * kChunkKeys + w] = lanes[h * W + w];
-  }
+  return sum_each(sums);
 }
 
-// Scores [kGroupRows, kChunkKeys] become weights relative to the new peak of their row; `shrink`
-// brings what was summed before to that peak.
+// What `fold` makes of all lanes that belong to the same row.
+template <int H, typename Fold>
+AFNEXT_INLINE F32 fold_rows(F32 v, Fold fold) {
+  if constexpr (kSlots<H> < 2 && kLanes >= 2) v = fold(v, swap_lanes<1>(v));
+  if constexpr (kSlots<H> < 4 && kLanes >= 4) v = fold(v, swap_lanes<2>(v));
+  if constexpr (kSlots<H> < 8 && kLanes >= 8) v = fold(v, swap_lanes<4>(v));
+  if constexpr (kSlots<H> < 16 && kLanes >= 16) v = fold(v, swap_lanes<8>(v));
+  return v;
+}
+
+// Scores become weights relative to the new peak of their row; `shrink` brings what was summed
+// before to that peak.
 template <int H>
 AFNEXT_INLINE void softmax(Group& g, float* scores, float* shrink) {
   const F32 none = broadcast(-__builtin_inff());
-  F32 peaks[kGroupRows], totals[kGroupRows];
-  for (int h = 0; h < kGroupRows; ++h) {
-    peaks[h] = none;
-    totals[h] = F32{};
-  }
-  for (int h = 0; h < H; ++h) {
-    for (int64_t j = 0; j < kChunkKeys; j += kLanes)
-      peaks[h] = max(peaks[h], load(scores + h * kChunkKeys + j));
-  }
-  const F32 before = load(g.peak), peak = max(before, largest_each(peaks));
+  F32 peak = none;
+  for (int64_t i = 0; i < kChunkKeys * kSlots<H>; i += kLanes) peak = max(peak, load(scores + i));
+  const F32 before = load(g.peak);
+  peak = max(before, fold_rows<H>(peak, [](F32 a, F32 b)
+                                            __attribute__((always_inline)) { return max(a, b); }));
   // Where nothing was seen yet all scores are -inf: any finite peak gives weights of zero.
   const F32 finite = select(peak == none, F32{}, peak);
-  float base[kLanes];
-  store(base, finite);
-  for (int h = 0; h < H; ++h) {
-    for (int64_t j = 0; j < kChunkKeys; j += kLanes) {
-      float* s = scores + h * kChunkKeys + j;
-      const F32 weight = exp_nonpositive(load(s) - base[h]);
-      store(s, weight);
-      totals[h] += weight;
-    }
+  F32 total{};
+  for (int64_t i = 0; i < kChunkKeys * kSlots<H>; i += kLanes) {
+    const F32 weight = exp_nonpositive(load(scores + i) - finite);
+    store(scores + i, weight);
+    total += weight;
   }
+  total = fold_rows<H>(total, [](F32 a, F32 b) __attribute__((always_inline)) { return a + b; });
   const F32 factor = exp_nonpositive(before - finite);
   store(shrink, factor);
   store(g.peak, peak);
-  store(g.total, fma(load(g.total), factor, sum_each(totals)));
+  store(g.total, fma(load(g.total), factor, total));
 }
 
 // out = out * shrink + weights @ values, a register of the head dimension at a time.
 template <int H, typename T>
-AFNEXT_INLINE void add_values(Group& g, const Chunk& chunk, const float* weights,
-                              const float* shrink, int64_t dim, Prefetch& next) {
-  const int64_t width = padded<T>(dim);
+AFNEXT_INLINE void add_values(Group& g, const Chunk& chunk, const void* const* soon,
+                              const float* weights, const float* shrink, int64_t width) {
   for (int64_t d = 0; d < width; d += kPerRegister<T>) {
     F32 sums[H][kParts<T>];
     for (int h = 0; h < H; ++h) {
-      for (int p = 0; p < kParts<T>; ++p)
-        sums[h][p] = load(g.out + h * width + d + p * kLanes) * shrink[h];
+      for (int p = 0; p < kParts<T>; ++p) sums[h][p] = load(g.out + Group::at(d, p, h)) * shrink[h];
     }
-    const bool fetch = d * sizeof(T) % 64 == 0;
-    const auto run = [&](auto load_value) __attribute__((always_inline)) {
-      for (int64_t j = 0; j < chunk.count; ++j) {
-        if (fetch) next.line();
-        F32 parts[kParts<T>];
-        split<T>(load_value(static_cast<const T*>(chunk.values[j]) + d), parts);
-        for (int h = 0; h < H; ++h) {
-          const F32 weight = broadcast(weights[h * kChunkKeys + j]);
-          for (int p = 0; p < kParts<T>; ++p) sums[h][p] = fma(weight, parts[p], sums[h][p]);
-        }
+    for (int64_t j = 0; j < chunk.count; ++j) {
+      __builtin_prefetch(static_cast<const T*>(soon[j]) + d);
+      const F32 raw = load_raw(static_cast<const T*>(chunk.values[j]) + d);
+      const F32 even = part<T>(raw, 0), odd = part<T>(raw, 1);
+      for (int h = 0; h < H; ++h) {
+        const F32 weight = in_register(broadcast(weights[j * kSlots<H> + h]));
+        sums[h][0] = fma(weight, even, sums[h][0]);
+        if constexpr (kParts<T> == 2) sums[h][1] = fma(weight, odd, sums[h][1]);
       }
-    };
-    if (d + kPerRegister<T> <= dim) {
-      run([](const T* v) __attribute__((always_inline)) { return load_raw(v); });
-    } else {
-      const int n = static_cast<int>(dim - d);
-      run([n](const T* v) __attribute__((always_inline)) { return load_raw_n(v, n); });
     }
     for (int h = 0; h < H; ++h) {
-      for (int p = 0; p < kParts<T>; ++p) store(g.out + h * width + d + p * kLanes, sums[h][p]);
+      for (int p = 0; p < kParts<T>; ++p) store(g.out + Group::at(d, p, h), sums[h][p]);
     }
   }
 }
 
 // Keys that a row does not see get a score of -inf.
-AFNEXT_INLINE void mask(const Group& g, const Band& band, int64_t heads, const Chunk& chunk,
+template <int H>
+AFNEXT_INLINE void mask(const Group& g, const Band& band, int64_t group, const Chunk& chunk,
                         float* scores) {
-  for (int h = 0; h < g.rows; ++h) {
-    const int64_t query = (g.row + h) / heads;
+  for (int h = 0; h < H; ++h) {
+    const int64_t query = (g.row + h) / group;
     const int64_t first = band.first(query) - chunk.first, end = band.end(query) - chunk.first;
     for (int64_t j = 0; j < chunk.count; ++j) {
-      if (j < first || j >= end) scores[h * kChunkKeys + j] = -__builtin_inff();
+      if (j < first || j >= end) scores[j * kSlots<H> + h] = -__builtin_inff();
     }
   }
 }
 
 template <int H, typename T>
 void meet(const PagedAttentionArgs& a, const Band& band, Group& g, const Chunk& chunk,
-          Prefetch& values, Prefetch& next) {
-  alignas(64) float scores[kGroupRows * kChunkKeys], shrink[kLanes];
-  int64_t j = 0;
-  for (; j + kKeyTile <= chunk.count; j += kKeyTile)
-    score<H, kKeyTile, T>(g, chunk.keys + j, a.dim, values, scores + j);
-  for (; j < chunk.count; ++j) score<H, 1, T>(g, chunk.keys + j, a.dim, values, scores + j);
-  for (int h = 0; h < H; ++h) {
-    for (int64_t rest = chunk.count; rest < kChunkKeys; ++rest)
-      scores[h * kChunkKeys + rest] = -__builtin_inff();
-  }
+          const Fetch& fetch) {
+  alignas(64) float scores[kSlots<H> * kChunkKeys], shrink[kLanes];
+  const int64_t width = padded<T>(a.dim);
+  for (int64_t j = 0; j < chunk.count; j += kTileKeys<H>)
+    store(scores + j * kSlots<H>, score<H, T>(g, chunk.keys + j, fetch.first + j, width));
+  for (int64_t i = chunk.count * kSlots<H>; i < kChunkKeys * kSlots<H>; ++i)
+    scores[i] = -__builtin_inff();
   const int64_t top = g.row / a.group, bottom = (g.row + H - 1) / a.group;
   if (band.first(bottom) > chunk.first || band.end(top) < chunk.first + chunk.count)
-    mask(g, band, a.group, chunk, scores);
+    mask<H>(g, band, a.group, chunk, scores);
   softmax<H>(g, scores, shrink);
-  add_values<H, T>(g, chunk, scores, shrink, a.dim, next);
+  add_values<H, T>(g, chunk, fetch.then, scores, shrink, width);
 }
 
 // meet<rows>, for rows known at run time.
 template <int H, typename T>
 AFNEXT_INLINE void meet_of(const PagedAttentionArgs& a, const Band& band, Group& g,
-                           const Chunk& chunk, Prefetch& values, Prefetch& next) {
+                           const Chunk& chunk, const Fetch& fetch) {
   if constexpr (H > 1) {
-    if (g.rows != H) return meet_of<H - 1, T>(a, band, g, chunk, values, next);
+    if (g.rows != H) return meet_of<H - 1, T>(a, band, g, chunk, fetch);
   }
-  meet<H, T>(a, band, g, chunk, values, next);
+  meet<H, T>(a, band, g, chunk, fetch);
 }
 
 // Rows of one item: where they are in q, out and the partial results.
@@ -219,12 +212,11 @@ struct Rows {
   }
 };
 
-// The query of `row`, turned and scaled, in the order of split().
+// The query of the h-th row, turned and scaled, in the order of part().
 template <typename T>
-void load_query(const Rows& rows, int64_t row, int64_t& turned, float* cos, float* sin,
-                float* query) {
+void load_query(const Rows& rows, int h, int64_t& turned, float* cos, float* sin, Group& g) {
   const PagedAttentionArgs& a = rows.a;
-  const int64_t token = rows.token(row), width = padded<T>(a.dim);
+  const int64_t row = g.row + h, token = rows.token(row), width = padded<T>(a.dim);
   alignas(64) float x[kMaxDim + 2 * kLanes] = {};
   load_row(static_cast<const T*>(a.q.data) + token * a.q.token + rows.head(row) * a.q.head, a.dim,
            x);
@@ -235,11 +227,11 @@ void load_query(const Rows& rows, int64_t row, int64_t& turned, float* cos, floa
   }
   for (int64_t d = 0; d < width; d += kPerRegister<T>) {
     if constexpr (kParts<T> == 1) {
-      store(query + d, load(x + d) * a.scale);
+      store(g.queries + Group::at(d, 0, h), load(x + d) * a.scale);
     } else {
       const F32 low = load(x + d) * a.scale, high = load(x + d + kLanes) * a.scale;
-      store(query + d, evens(low, high));
-      store(query + d + kLanes, odds(low, high));
+      store(g.queries + Group::at(d, 0, h), evens(low, high));
+      store(g.queries + Group::at(d, 1, h), odds(low, high));
     }
   }
 }
@@ -253,11 +245,11 @@ void write(const Rows& rows, const Group& g) {
     const float total = g.total[h], share = total == 0.0f ? 0.0f : 1.0f / total;
     const float lse = total == 0.0f ? -__builtin_inff() : g.peak[h] + __builtin_logf(total);
     for (int64_t d = 0; d < width; d += kPerRegister<T>) {
-      const float* out = g.out + h * width + d;
       if constexpr (kParts<T> == 1) {
-        store(x + d, load(out) * share);
+        store(x + d, load(g.out + Group::at(d, 0, h)) * share);
       } else {
-        const F32 even = load(out) * share, odd = load(out + kLanes) * share;
+        const F32 even = load(g.out + Group::at(d, 0, h)) * share;
+        const F32 odd = load(g.out + Group::at(d, 1, h)) * share;
         store(x + d, zip_low(even, odd));
         store(x + d + kLanes, zip_high(even, odd));
       }
@@ -281,13 +273,20 @@ AFNEXT_INLINE void look_up(const PagedAttentionArgs& a, const PagedItem& item, i
   chunk.count = end - first < kChunkKeys ? end - first : kChunkKeys;
   if (chunk.count <= 0) return void(chunk.count = 0);
   const int32_t* pages = a.requests[item.request].pages;
+  const int64_t width = padded<T>(a.dim), bytes = a.dim * static_cast<int64_t>(sizeof(T));
+  T* padding = static_cast<T*>(chunk.padding);
   int64_t page = first / a.slots, slot = first % a.slots;
   for (int64_t j = 0; j < chunk.count; ++j) {
     const int64_t row = ((pages[page] * a.kv_heads + item.kv_head) * a.slots + slot) * a.dim;
-    chunk.keys[j] = static_cast<const T*>(a.k_pages) + row;
-    chunk.values[j] = static_cast<const T*>(a.v_pages) + row;
+    const T *key = static_cast<const T*>(a.k_pages) + row,
+            *value = static_cast<const T*>(a.v_pages) + row;
+    chunk.keys[j] = padding ? std::memcpy(padding + j * width, key, bytes) : key;
+    chunk.values[j] =
+        padding ? std::memcpy(padding + (kChunkKeys + j) * width, value, bytes) : value;
     if (++slot == a.slots) slot = 0, ++page;
   }
+  for (int64_t j = chunk.count; j < kChunkKeys; ++j)
+    chunk.keys[j] = chunk.keys[j - 1], chunk.values[j] = chunk.values[j - 1];
 }
 
 template <typename T>
@@ -295,7 +294,7 @@ void attend(const PagedAttentionArgs& a, const PagedItem& item) {
   constexpr int64_t kMaxGroups = kPagedItemRows / kGroupRows;
   const Rows rows{a, item, a.requests[item.request]};
   const Band& band = rows.request.band;
-  const int64_t width = padded<T>(a.dim), state = kGroupRows * width;
+  const int64_t state = kGroupRows * padded<T>(a.dim);
   const int64_t count = (item.end_row - item.first_row + kGroupRows - 1) / kGroupRows;
 
   float* memory = scratch<float>(0, 2 * count * state);
@@ -309,9 +308,8 @@ void attend(const PagedAttentionArgs& a, const PagedItem& item) {
         static_cast<int>(item.end_row - g.row < kGroupRows ? item.end_row - g.row : kGroupRows);
     g.queries = memory + 2 * i * state;
     g.out = g.queries + state;
-    for (int h = 0; h < g.rows; ++h)
-      load_query<T>(rows, g.row + h, turned, cos, sin, g.queries + h * width);
-    __builtin_memset(g.out, 0, state * sizeof(float));
+    for (int h = 0; h < g.rows; ++h) load_query<T>(rows, h, turned, cos, sin, g);
+    std::memset(g.out, 0, state * sizeof(float));
     store(g.peak, broadcast(-__builtin_inff()));
     store(g.total, F32{});
   }
@@ -319,18 +317,25 @@ void attend(const PagedAttentionArgs& a, const PagedItem& item) {
   // Chunks begin at multiples of kChunkKeys, so that a row's result does not depend on its
   // neighbours.
   Chunk chunks[2];
-  const int64_t bytes = a.dim * static_cast<int64_t>(sizeof(T));
+  chunks[0].padding = chunks[1].padding = nullptr;
+  if (padded<T>(a.dim) != a.dim) {
+    const int64_t size = 2 * kChunkKeys * padded<T>(a.dim);
+    T* padding = scratch<T>(1, 2 * size);
+    std::memset(padding, 0, 2 * size * sizeof(T));
+    chunks[0].padding = padding, chunks[1].padding = padding + size;
+  }
   int64_t key = item.first_key / kChunkKeys * kChunkKeys;
   look_up<T>(a, item, key, item.end_key, chunks[0]);
   for (int turn = 0; key < item.end_key; key += kChunkKeys, turn ^= 1) {
     const Chunk &chunk = chunks[turn], &coming = chunks[turn ^ 1];
     look_up<T>(a, item, key + kChunkKeys, item.end_key, chunks[turn ^ 1]);
-    Prefetch values{chunk.values, chunk.count, bytes}, next{coming.keys, coming.count, bytes};
+    Fetch fetch{chunk.values, coming.count > 0 ? coming.keys : chunk.keys};
     for (int64_t i = 0; i < count; ++i) {
       Group& g = groups[i];
       if (band.first(g.row / a.group) >= key + chunk.count) continue;
       if (band.end((g.row + g.rows - 1) / a.group) <= key) continue;
-      meet_of<kGroupRows, T>(a, band, g, chunk, values, next);
+      meet_of<kGroupRows, T>(a, band, g, chunk, fetch);
+      fetch = {chunk.keys, chunk.values};  // the first group fetched for all
     }
   }
   for (int64_t i = 0; i < count; ++i) write<T>(rows, groups[i]);

@@ -24,6 +24,11 @@ AFNEXT_INLINE F32 zip(F32 a, F32 b, std::integer_sequence<int, I...>) {
   return __builtin_shufflevector(a, b, (first + I / 2 + I % 2 * kLanes)...);
 }
 
+template <int step, int... I>
+AFNEXT_INLINE F32 swap(F32 a, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, a, (I ^ step)...);
+}
+
 }  // namespace detail
 
 // a0 a2 a4 .. b0 b2 b4 ..
@@ -34,6 +39,11 @@ AFNEXT_INLINE F32 odds(F32 a, F32 b) { return detail::odds(a, b, LaneIndices());
 AFNEXT_INLINE F32 zip_low(F32 a, F32 b) { return detail::zip<0>(a, b, LaneIndices()); }
 // .. and of the upper halves
 AFNEXT_INLINE F32 zip_high(F32 a, F32 b) { return detail::zip<kLanes / 2>(a, b, LaneIndices()); }
+// Each lane changes places with the one `step`, a power of two, away.
+template <int step>
+AFNEXT_INLINE F32 swap_lanes(F32 a) {
+  return detail::swap<step>(a, LaneIndices());
+}
 
 // Rows become columns: log2(kLanes) rounds of a perfect shuffle.
 AFNEXT_INLINE void transpose(F32 (&rows)[kLanes]) {
