@@ -57,7 +57,7 @@ def _fake(
 
 
 def _cpu(q: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-    out = q.new_empty(q.shape)
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = torch.empty(q.shape[1], q.shape[0], dtype=torch.float32)
     compiled.paged_attention(q, *args, out, lse)
     return out, lse
