@@ -19,6 +19,7 @@ from .chat.messages import AudioSource, as_messages
 from .chat.thinking import ThinkingSplitter
 from .chat.variants import detect_variant, get_variant
 from .engine import Engine, Generation, GenerationParams, Timings
+from .errors import ChatError
 from .hub import find_model
 from .model import AudioLanguageModel
 from .model.checkpoint import read_json
@@ -143,7 +144,12 @@ class Assistant:
             audio: a path, bytes, an array of 16 kHz samples, a pair (samples, rate), or a list of these.
             question: the text of the turn.
             options: see ``stream``.
+
+        Raises:
+            ChatError: the question is empty; else see ``stream``.
         """
+        if not question.strip():
+            raise ChatError("question: is empty")
         return self.reply([Message("user", question, audio)], **options)
 
     def transcribe(self, audio: AudioSource | Sequence[AudioSource], **options: Any) -> Reply:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .errors import AfnextError
+from .errors import AfnextError, AudioError
 
 if TYPE_CHECKING:
     from .assistant import Assistant
@@ -53,8 +53,12 @@ Partial = Annotated[
 
 @app.command()
 def ask(
-    audio: Audio,
-    question: Annotated[str, typer.Argument(help="In quotes, after the files.")],
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="AUDIO... QUESTION", help="One file or several, then the question in quotes."
+        ),
+    ],
     model: Model = "nano",
     variant: VariantName = None,
     device: Device = None,
@@ -67,6 +71,14 @@ def ask(
     partial: Partial = False,
 ) -> None:
     """Answer a question about one recording or several."""
+    *audio, question = words
+    if not audio:
+        raise typer.BadParameter("give a recording, then the question in quotes")
+    if not question.strip():
+        raise typer.BadParameter("the question is empty", param_hint="QUESTION")
+    for file in audio:
+        if not Path(file).exists():
+            raise AudioError(f"{file}: no such file (the question comes last, in quotes)")
     assistant = _load(model, variant, device, dtype)
     _answer(assistant, audio, question, json, truncate, partial, temperature, max_tokens, seed)
 
@@ -90,12 +102,14 @@ def transcribe(
     ] = "transcribe",
     target: Annotated[str, typer.Option(help="Language to translate into.")] = "English",
     format: Annotated[
-        str, typer.Option("--format", "-f", help="text, srt or vtt (with --task timestamps).")
+        str, typer.Option("--format", "-f", help="text, or srt or vtt (by --task timestamps).")
     ] = "text",
 ) -> None:
     """Write down what is said."""
     if format not in ("text", "srt", "vtt"):
         raise typer.BadParameter("must be text, srt or vtt", param_hint="--format")
+    if format != "text" and task == "transcribe":
+        task = "timestamps"  # subtitles need times
     assistant = _load(model, variant, device, dtype)
     prompt = assistant.variant.prompt(task, target=target)
     _answer(
@@ -140,7 +154,8 @@ def chat(
 
     assistant = _load(model, variant, device, dtype)
     options = _options(temperature, max_tokens, seed)
-    Conversation(assistant, audio or [], options).run()
+    if not Conversation(assistant, audio or [], options).run():
+        sys.exit(1)
 
 
 @app.command()
@@ -254,6 +269,8 @@ def _answer(
         _print("")
     else:
         _write((to_srt if format == "srt" else to_vtt)(reply.segments))
+        if not reply.segments:
+            _note("the answer holds no timestamps")
     if reply.stopped == "length":
         _note("the answer was cut off: raise --max-tokens")
 

@@ -44,10 +44,11 @@ class Conversation:
         self.messages: list[Message] = []
         self.heard: list[str] = []
         self.pending: list[str] = []
+        self.failed = False
         self._add(audio)
 
-    def run(self) -> None:
-        """Answer until the input ends."""
+    def run(self) -> bool:
+        """Answer until the input ends; False where input from a pipe met an error."""
         interactive = sys.stdin.isatty()
         if interactive:
             files = ", ".join(Path(f).name for f in self.pending) or "none yet, add with /audio"
@@ -66,6 +67,7 @@ class Conversation:
                 self._turn(line)
             elif not self._command(line):
                 break
+        return interactive or not self.failed
 
     def _command(self, line: str) -> bool:
         """Obey; False to leave."""
@@ -93,14 +95,16 @@ class Conversation:
             if Path(file).is_file():
                 self.pending.append(file)
             else:
+                self.failed = True
                 _say(f"{file}: no such file")
 
     def _turn(self, text: str) -> None:
         """One question and its answer; nothing is kept of a turn that fails."""
-        question = Message("user", text, list(self.pending))
         try:
+            question = Message("user", text, list(self.pending))
             reply = self._stream([*self.messages, question])
         except AfnextError as error:
+            self.failed = True
             _say(str(error))
             return
         except KeyboardInterrupt:
