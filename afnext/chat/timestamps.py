@@ -170,7 +170,8 @@ def _after(gap: str) -> str:
     gap = gap.rstrip()
     numbered = re.search(r"\n[ \t]{0,9}\d{1,9}$", gap[-20:])  # SRT numbers what follows
     gap = gap[: len(gap) - len(numbered.group())] if numbered else gap
-    return _without_link(re.sub(r"^[\s:,\u2013\u2014-]+", "", gap))
+    label = _without_link(re.sub(r"^[\s:,\u2013\u2014-]+", "", gap))
+    return label if _WORD.search(label) else ""  # the full stop of "At <t>1.2-2.5</t>." is no label
 
 
 _LINK = re.compile(

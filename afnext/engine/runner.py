@@ -13,7 +13,7 @@ from afnext.model import AudioBatch, AudioLanguageModel
 
 from .pages import PagePool, Sequence
 
-PREFILL_CHUNK = 1024
+PREFILL_CHUNK = 2048
 WINDOWS_AT_ONCE = 4
 
 
@@ -35,6 +35,8 @@ class PagedAttend:
         self._lengths = self._start + tokens
         positions = torch.arange(start, start + tokens, dtype=torch.float32, device=device)
         self._rotation = (positions, inv_freq)
+        self._own = ops.Rotation(positions, positions, inv_freq)
+        self._fresh = start == 0
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         keys, values = self._pool.keys[self._layer], self._pool.values[self._layer]
@@ -42,6 +44,9 @@ class PagedAttend:
         ops.paged_append(
             k, v, keys, values, self._table, self._ends, self._start, rotation=self._rotation
         )
+        if self._fresh:  # nothing but the new keys to see, and they still lie in order
+            out, _ = ops.attention(q, k, v, causal=True, rotation=self._own)
+            return out
         out, _ = ops.paged_attention(
             q, keys, values, self._table, self._ends, self._lengths, rotation=self._rotation
         )
