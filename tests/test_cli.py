@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # every test starts a process that imports torch
+
 
 def afnext(*args: object, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
     """Run the installed command."""
