@@ -113,6 +113,15 @@ def paged_attention(
     /,
 ) -> None: ...
 def linear(x: _Tensor, weight: _Tensor, bias: _Tensor | None, out: _Tensor, /) -> None: ...
+def layer_norm(
+    x: _Tensor,
+    weight: _Tensor,
+    bias: _Tensor,
+    eps: float,
+    pooled: _Tensor | None,
+    out: _Tensor,
+    /,
+) -> None: ...
 def rms_norm(
     x: _Tensor,
     residual: _Tensor | None,

@@ -6,6 +6,7 @@ contract, and ``afnext.ops.reference`` states each one in a few lines of torch.
 
 from ._library import force_reference
 from .attention import attention
+from .layer_norm import layer_norm
 from .linear import linear
 from .log_mel import log_mel
 from .merge_attention import merge_attention
@@ -19,6 +20,7 @@ __all__ = [
     "Rotation",
     "attention",
     "force_reference",
+    "layer_norm",
     "linear",
     "log_mel",
     "merge_attention",

@@ -334,6 +334,23 @@ def rms_norm(
     return weight * normed.to(x.dtype), total
 
 
+def layer_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    pooled: Tensor | None,
+    compute_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Layer norm of x's rows, or of the means of the rows that ``pooled`` names."""
+    dtype = _compute_dtype(x, compute_dtype)
+    rows = x.to(dtype)
+    if pooled is not None:
+        rows = rows.reshape(-1, x.shape[-1])[pooled].mean(1)
+    out = F.layer_norm(rows, (x.shape[-1],), weight.to(dtype), bias.to(dtype), eps)
+    return out.to(x.dtype)
+
+
 def silu_mul(gate: Tensor, up: Tensor, compute_dtype: torch.dtype | None = None) -> Tensor:
     """``silu(gate) * up``."""
     dtype = _compute_dtype(gate, compute_dtype)
