@@ -27,6 +27,8 @@ _OPTIONS = {
     "format_whitelist": ",".join(_TIMED + _UNTIMED + _LOSSLESS),
     "protocol_whitelist": "none",
 }
+# Tags in a foreign encoding are no reason to refuse a recording; PyAV 19 decodes them leniently itself.
+_LENIENT = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
 class MediaDecoder:
@@ -109,7 +111,7 @@ def open_media(stream: ByteStream, stated_over_present: float = 1.0) -> Iterator
     FFmpeg itself takes a shorter file as it is.
     """
     try:
-        container: Any = av.open(stream, options=_OPTIONS, metadata_errors="ignore")
+        container: Any = av.open(stream, options=_OPTIONS, **_LENIENT)
     except (av.error.FFmpegError, ValueError) as error:
         stream.check()
         raise AudioError(
