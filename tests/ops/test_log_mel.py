@@ -78,9 +78,8 @@ def test_matches_transformers_and_float64(backend: str, name: str) -> None:
     samples, theirs, exact = signal(name)
     ours = ops.log_mel(samples, frames=[3000])
     torch.testing.assert_close(ours.double(), exact, rtol=0, atol=ATOL)
-    # Their own error depends on torch's FFT: where it takes up the bound alone, no more is asked.
-    allowed = (2 * (theirs - exact).abs()).clamp(min=ATOL)
-    assert ((ours - theirs).abs() <= allowed).all()
+    # Against transformers torch's own error comes on top, and it differs from one FFT to another.
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1.25 * ATOL)
 
 
 # Around the hop, the half frame, the first reflected sample of the far end, and the full window.
