@@ -113,6 +113,22 @@ def paged_attention(
     /,
 ) -> None: ...
 def linear(x: _Tensor, weight: _Tensor, bias: _Tensor | None, out: _Tensor, /) -> None: ...
+def packed_bytes(format: str, n: int, k: int, gate_up: bool, /) -> int: ...
+def pack(weight: _Tensor, format: str, gate_up: bool, data: _Tensor, /) -> None: ...
+def unpack(data: _Tensor, format: str, n: int, k: int, gate_up: bool, out: _Tensor, /) -> None: ...
+def packed_linear(
+    x: _Tensor,
+    data: _Tensor,
+    bias: _Tensor | None,
+    residual: _Tensor | None,
+    format: str,
+    n: int,
+    k: int,
+    gate_up: bool,
+    activation: str,
+    out: _Tensor,
+    /,
+) -> None: ...
 def rms_norm(
     x: _Tensor,
     residual: _Tensor | None,

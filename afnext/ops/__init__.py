@@ -9,6 +9,7 @@ from .attention import attention
 from .linear import linear
 from .log_mel import log_mel
 from .merge_attention import merge_attention
+from .pack import PackedWeight, pack
 from .paged_append import paged_append
 from .paged_attention import paged_attention
 from .rms_norm import rms_norm
@@ -16,12 +17,14 @@ from .rotate import Rotation, rotate
 from .silu_mul import silu_mul
 
 __all__ = [
+    "PackedWeight",
     "Rotation",
     "attention",
     "force_reference",
     "linear",
     "log_mel",
     "merge_attention",
+    "pack",
     "paged_append",
     "paged_attention",
     "rms_norm",
