@@ -122,6 +122,22 @@ def layer_norm(
     out: _Tensor,
     /,
 ) -> None: ...
+def packed_bytes(format: str, n: int, k: int, gate_up: bool, /) -> int: ...
+def pack(weight: _Tensor, format: str, gate_up: bool, data: _Tensor, /) -> None: ...
+def unpack(data: _Tensor, format: str, n: int, k: int, gate_up: bool, out: _Tensor, /) -> None: ...
+def packed_linear(
+    x: _Tensor,
+    data: _Tensor,
+    bias: _Tensor | None,
+    residual: _Tensor | None,
+    format: str,
+    n: int,
+    k: int,
+    gate_up: bool,
+    activation: str,
+    out: _Tensor,
+    /,
+) -> None: ...
 def rms_norm(
     x: _Tensor,
     residual: _Tensor | None,
@@ -132,3 +148,25 @@ def rms_norm(
     /,
 ) -> None: ...
 def silu_mul(gate: _Tensor, up: _Tensor, out: _Tensor, /) -> None: ...
+
+class Decoder:
+    def __init__(
+        self,
+        layers: list[_Tensor],
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        eps: float,
+        inv_freq: _Tensor,
+        /,
+    ) -> None: ...
+    def run(
+        self,
+        hidden: _Tensor,
+        k_pages: list[_Tensor],
+        v_pages: list[_Tensor],
+        page_table: _Tensor,
+        cu_seqlens: _Tensor,
+        start: _Tensor,
+        /,
+    ) -> None: ...

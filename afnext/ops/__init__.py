@@ -6,10 +6,12 @@ contract, and ``afnext.ops.reference`` states each one in a few lines of torch.
 
 from ._library import force_reference
 from .attention import attention
+from .decoder import Decoder, DecoderLayer
 from .layer_norm import layer_norm
 from .linear import linear
 from .log_mel import log_mel
 from .merge_attention import merge_attention
+from .pack import PackedWeight, pack
 from .paged_append import paged_append
 from .paged_attention import paged_attention
 from .rms_norm import rms_norm
@@ -17,6 +19,9 @@ from .rotate import Rotation, rotate
 from .silu_mul import silu_mul
 
 __all__ = [
+    "Decoder",
+    "DecoderLayer",
+    "PackedWeight",
     "Rotation",
     "attention",
     "force_reference",
@@ -24,6 +29,7 @@ __all__ = [
     "linear",
     "log_mel",
     "merge_attention",
+    "pack",
     "paged_append",
     "paged_attention",
     "rms_norm",

@@ -1,15 +1,17 @@
-"""Linear layer: ``x @ weight.T + bias``."""
+"""Linear layer: ``x @ weight.T + bias``, and what commonly follows it where the weight is packed."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from . import _check as check
 from . import reference
 from ._compiled import compiled
 from ._library import any_requires_grad, call, define, through_torch
+from .pack import PackedWeight
 
 
 def _fake(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -58,20 +60,113 @@ OP = define(
 )
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``x @ weight.T + bias`` with float32 accumulation. Differentiable.
+def _packed_shape(
+    x: Tensor,
+    data: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    format: str,
+    n: int,
+    k: int,
+    gate_up: bool,
+    activation: str,
+) -> Tensor:
+    check.floating("linear", "x", x)
+    check.require(
+        x.dim() >= 1 and x.shape[-1] == k,
+        f"linear: x must be [..., {k}] for the packed weight [{n}, {k}], got {list(x.shape)}",
+    )
+    check.require(
+        activation in ("", "gelu", "silu_mul"),
+        f"linear: activation must be gelu or silu_mul, got {activation!r}",
+    )
+    check.require(
+        gate_up == (activation == "silu_mul"),
+        "linear: activation must be silu_mul for a gate_up weight"
+        if gate_up
+        else "linear: activation silu_mul needs a weight packed with gate_up",
+    )
+    check.typed(
+        "linear", "data", data, torch.uint8, (compiled.packed_bytes(format, n, k, gate_up),)
+    )
+    if bias is not None:
+        check.typed("linear", "bias", bias, x.dtype, (n,))
+    shape = (*x.shape[:-1], n // 2 if gate_up else n)
+    if residual is not None:
+        check.typed("linear", "residual", residual, x.dtype, shape)
+    return x.new_empty(shape)
+
+
+def _packed_cpu(
+    x: Tensor,
+    data: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    format: str,
+    n: int,
+    k: int,
+    gate_up: bool,
+    activation: str,
+) -> Tensor:
+    out = x.new_empty((*x.shape[:-1], n // 2 if gate_up else n))
+    rows, rows_out = x, out
+    if x.dim() > 2 and not x.is_contiguous():
+        rows, rows_out = x.flatten(0, -2), out.flatten(0, -2)
+        residual = None if residual is None else residual.flatten(0, -2)
+    if residual is not None:
+        residual = residual.contiguous()
+    compiled.packed_linear(rows, data, bias, residual, format, n, k, gate_up, activation, rows_out)
+    return out
+
+
+PACKED_OP = define(
+    "packed_linear(Tensor x, Tensor data, Tensor? bias, Tensor? residual, str format, int n, int k, "
+    "bool gate_up, str activation) -> Tensor",
+    cpu=_packed_cpu,
+    reference=reference.packed_linear,
+    fake=_packed_shape,
+)
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor | PackedWeight,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """``activation(x @ weight.T + bias) + residual`` with float32 accumulation, rounded once.
+
+    Differentiable with a plain weight; a packed one is for inference.
 
     Args:
         x: float32 or bfloat16 ``[..., K]``, unit stride in K.
-        weight: ``[N, K]``, of x's dtype, unit stride in K.
-        bias: ``[N]`` or None.
+        weight: ``[N, K]``, of x's dtype, unit stride in K; or the result of ``ops.pack``, of any format.
+        bias: ``[N]`` of x's dtype or None.
+        activation: None, "gelu" (the one with erf), or "silu_mul" with a weight that was packed with
+            ``gate_up``: ``silu(gate) * up``. Packed weights only.
+        residual: of the output's shape and dtype, added in float32. Packed weights only.
 
     Returns:
-        ``[..., N]`` of x's dtype.
+        ``[..., N]`` of x's dtype (``[..., N / 2]`` for "silu_mul").
 
     Raises:
         ValueError: naming the argument whose dtype, shape, stride or device is wrong.
     """
     if not isinstance(x, Tensor):
-        return through_torch(linear, x, weight, bias)
-    return call(OP, any_requires_grad(x, weight, bias), x, weight, bias)
+        return through_torch(linear, x, weight, bias, activation=activation, residual=residual)
+    if not isinstance(weight, PackedWeight):
+        if activation is not None or residual is not None:
+            name = "residual" if activation is None else "activation"
+            raise ValueError(f"linear: {name} needs a packed weight (ops.pack)")
+        return call(OP, any_requires_grad(x, weight, bias), x, weight, bias)
+    if any_requires_grad(x, bias, residual):
+        raise ValueError(
+            "linear: x, bias and residual must not require grad with a packed weight, which is for "
+            "inference"
+        )
+    w = weight
+    return call(
+        PACKED_OP, False, x, w.data, bias, residual, w.format, w.n, w.k, w.gate_up, activation or ""
+    )

@@ -320,6 +320,42 @@ def linear(
     )
 
 
+def unpack(data: Tensor, format: str, n: int, k: int, gate_up: bool) -> Tensor:
+    """The plain weight ``[n, k]`` of a packing in 32-column panels (``csrc/include/afnext/pack.h``)."""
+    columns, width = (n // 2, 16) if gate_up else (n, 32)
+    panels = -(-columns // width)
+    dtype, steps, word = (
+        (torch.bfloat16, -(-k // 32) * 16, 2) if format == "bfloat16" else (torch.float32, k, 1)
+    )
+    words = data.view(dtype).view(panels, steps, 32, word).transpose(1, 2)
+    rows = words.reshape(panels, 32, steps * word)[..., :k]
+    halves = [rows[:, :16], rows[:, 16:]] if gate_up else [rows]
+    return torch.cat([half.reshape(panels * width, k)[:columns] for half in halves])
+
+
+def packed_linear(
+    x: Tensor,
+    data: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    format: str,
+    n: int,
+    k: int,
+    gate_up: bool,
+    activation: str,
+    compute_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """``activation(x @ weight.T + bias) + residual`` of a packed weight, rounded once."""
+    dtype = compute_dtype or torch.float32
+    weight = unpack(data, format, n, k, gate_up).to(dtype)
+    out = F.linear(x.to(dtype), weight, None if bias is None else bias.to(dtype))
+    if activation == "gelu":
+        out = F.gelu(out)
+    elif activation == "silu_mul":
+        out = F.silu(out[..., : n // 2]) * out[..., n // 2 :]
+    return (out if residual is None else out + residual.to(dtype)).to(x.dtype)
+
+
 def rms_norm(
     x: Tensor,
     weight: Tensor,

@@ -1,0 +1,106 @@
+"""The layers of a Qwen2 decoder over a paged cache, for inference: one call into C++ a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from . import _check as check
+from ._compiled import compiled
+from .pack import PackedWeight
+
+
+@dataclass(frozen=True, eq=False)
+class DecoderLayer:
+    """What one layer computes with. Norms and bias are of the activations' dtype.
+
+    Attributes:
+        input_norm, post_attention_norm: ``[H]``.
+        qkv: packed ``[(Hq + 2 Hkv) D, H]``: rows of queries, then of keys, then of values.
+        qkv_bias: ``[(Hq + 2 Hkv) D]`` or None.
+        out: packed ``[H, Hq D]``.
+        gate_up: packed ``[2 F, H]``, with ``gate_up=True``.
+        down: packed ``[H, F]``.
+    """
+
+    input_norm: Tensor
+    qkv: PackedWeight
+    qkv_bias: Tensor | None
+    out: PackedWeight
+    post_attention_norm: Tensor
+    gate_up: PackedWeight
+    down: PackedWeight
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that a step reads of it."""
+        small = (self.input_norm, self.post_attention_norm, self.qkv_bias)
+        packed = (self.qkv, self.out, self.gate_up, self.down)
+        return sum(w.nbytes for w in packed) + sum(t.nbytes for t in small if t is not None)
+
+
+class Decoder:
+    """Decoder layers with packed weights: norm, attention over pages, SwiGLU, residuals.
+
+    A step is one call: no Python between its ops, and no memory allocated once a step of its size has
+    been seen. What it computes is stated by ``afnext.model.decoder``, which it is tested against.
+    Neither differentiable nor safe to call from several threads at once.
+
+    Args:
+        layers: their weights.
+        heads, kv_heads, head_dim: Hq, Hkv and D.
+        eps: of the norms.
+        inv_freq: float32 ``[D / 2]``; a token's position in its sequence turns queries and keys, the
+            halves of a head paired.
+
+    Raises:
+        ValueError: naming the part whose shape or dtype does not fit.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[DecoderLayer],
+        *,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        eps: float,
+        inv_freq: Tensor,
+    ) -> None:
+        self.layers = tuple(layers)
+        self._compiled = compiled.Decoder(
+            list(layers), heads, kv_heads, head_dim, eps, inv_freq.detach()
+        )
+
+    def __call__(
+        self,
+        hidden: Tensor,
+        k_pages: Sequence[Tensor],
+        v_pages: Sequence[Tensor],
+        page_table: Tensor,
+        cu_seqlens: Tensor,
+        start: Tensor,
+    ) -> Tensor:
+        """Run every layer over ``hidden``, in place, and append its keys and values to the pages.
+
+        Args:
+            hidden: float32 or bfloat16 ``[T, H]``, contiguous: the embeddings of each request's new
+                tokens, one request after another. What is returned still lacks the final norm.
+            k_pages, v_pages: for each layer ``[P, Hkv, slot, D]`` of hidden's dtype.
+            page_table: int32 ``[N, max_pages]``.
+            cu_seqlens: int32 ``[N + 1]``, where requests begin and end in ``hidden``.
+            start: int32 ``[N]``, tokens that a request's pages hold already.
+
+        Returns:
+            ``hidden``.
+
+        Raises:
+            ValueError: naming the argument that is wrong; nothing was written then.
+        """
+        check.require(not hidden.requires_grad, "decoder: hidden must not require gradients")
+        self._compiled.run(
+            hidden, list(k_pages), list(v_pages), page_table, cu_seqlens, start
+        )
+        return hidden

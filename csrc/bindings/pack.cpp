@@ -1,0 +1,30 @@
+#include "afnext/pack.h"
+
+#include "afnext/error.h"
+#include "bindings/bindings.h"
+#include "bindings/packed.h"
+
+namespace afnext::bindings {
+
+static const Binding binding([](py::module_& m) {
+  m.def("packed_bytes", [](std::string_view format, int64_t n, int64_t k, bool gate_up) {
+    return packed_bytes(packed_view("pack", format, n, k, gate_up));
+  });
+  m.def("pack", [](py::handle weight, std::string_view format, bool gate_up, py::handle data) {
+    const Tensor weight_(weight, "pack", "weight"), data_(data, "pack", "data");
+    Check("pack").floating(weight_, "weight", 2);
+    const PackedView view =
+        packed_tensor("pack", data_, format, weight_->shape[0], weight_->shape[1], gate_up);
+    const py::gil_scoped_release release;
+    pack(weight_, view);
+  });
+  m.def("unpack", [](py::handle data, std::string_view format, int64_t n, int64_t k, bool gate_up,
+                     py::handle out) {
+    const Tensor data_(data, "unpack", "data"), out_(out, "unpack", "out");
+    const PackedView view = packed_tensor("unpack", data_, format, n, k, gate_up);
+    const py::gil_scoped_release release;
+    unpack(view, out_);
+  });
+});
+
+}  // namespace afnext::bindings

@@ -1,0 +1,15 @@
+// A packed weight as Python hands it over: its bytes, and what they mean.
+#pragma once
+
+#include <string_view>
+
+#include "afnext/pack.h"
+#include "bindings/tensor.h"
+
+namespace afnext::bindings {
+
+// `data` with the format of this name; throws Error of `op` where it is not the packing of [n, k].
+PackedView packed_tensor(const char* op, const TensorView& data, std::string_view format, int64_t n,
+                         int64_t k, bool gate_up);
+
+}  // namespace afnext::bindings

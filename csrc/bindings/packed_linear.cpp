@@ -1,0 +1,33 @@
+#include "afnext/packed_linear.h"
+
+#include "afnext/error.h"
+#include "bindings/bindings.h"
+#include "bindings/packed.h"
+
+namespace afnext::bindings {
+namespace {
+
+Activation parse_activation(std::string_view name) {
+  if (name.empty()) return Activation::none;
+  if (name == "gelu") return Activation::gelu;
+  if (name == "silu_mul") return Activation::silu_mul;
+  throw Error("linear: activation must be gelu or silu_mul, got '" + std::string(name) + "'");
+}
+
+template <auto function>
+void call(py::handle x, py::handle data, py::handle bias, py::handle residual,
+          std::string_view format, int64_t n, int64_t k, bool gate_up, std::string_view activation,
+          py::handle out) {
+  constexpr const char* op = "linear";
+  const Tensor x_(x, op, "x"), data_(data, op, "data"), out_(out, op, "out");
+  const OptionalTensor bias_(bias, op, "bias"), residual_(residual, op, "residual");
+  const PackedView weight = packed_tensor(op, data_, format, n, k, gate_up);
+  const Activation activation_ = parse_activation(activation);
+  const py::gil_scoped_release release;
+  function(x_, weight, bias_, residual_, activation_, out_);
+}
+
+const Binding binding([](py::module_& m) { m.def("packed_linear", &call<packed_linear>); });
+
+}  // namespace
+}  // namespace afnext::bindings

@@ -1,0 +1,87 @@
+// From the float32 sums of a panel to rows of the output.
+#pragma once
+
+#include "cpu/packed_linear.h"
+#include "cpu/simd/gelu.h"
+
+namespace afnext::cpu::AFNEXT_ISA {
+namespace {
+
+template <typename T>
+AFNEXT_INLINE F32 load_upto(const T* p, int64_t n) {
+  return n >= kLanes ? load(p) : load_n(p, static_cast<int>(n));
+}
+
+// n sums and, where there is one, their bias.
+template <typename T>
+AFNEXT_INLINE F32 with_bias(const float* sums, const T* bias, int64_t n) {
+  return bias != nullptr ? load(sums) + load_upto(bias, n) : load(sums);
+}
+
+// An activation turns the sums of a row of a panel into outputs; `bias` belongs to the first of
+// them, `columns` is the distance from a gate to its up column.
+struct Identity {
+  template <typename T>
+  static AFNEXT_INLINE_METHOD F32 apply(const float* sums, const T* bias, int64_t, int64_t n) {
+    return with_bias(sums, bias, n);
+  }
+};
+struct Gelu {
+  template <typename T>
+  static AFNEXT_INLINE_METHOD F32 apply(const float* sums, const T* bias, int64_t, int64_t n) {
+    return gelu(with_bias(sums, bias, n));
+  }
+};
+struct SiluMul {
+  template <typename T>
+  static AFNEXT_INLINE_METHOD F32 apply(const float* sums, const T* bias, int64_t columns,
+                                        int64_t n) {
+    const F32 gate = with_bias(sums, bias, n);
+    const F32 up = with_bias(sums + kPanelColumns / 2, bias ? bias + columns : bias, n);
+    return gate / (exp(-gate) + 1.0f) * up;
+  }
+};
+
+template <typename A, typename T>
+void finish_as(const PackedLinearArgs& a, int64_t row, int64_t rows, int64_t panel,
+               const float* sums) {
+  const int64_t columns = a.weight.columns(), width = a.weight.panel_width(), first = panel * width;
+  const int64_t present = columns - first < width ? columns - first : width;
+  const T* bias = a.bias != nullptr ? static_cast<const T*>(a.bias) + first : nullptr;
+  for (int64_t r = 0; r < rows; ++r, sums += kPanelColumns) {
+    const int64_t offset = (row + r) * columns + first;
+    T* out = static_cast<T*>(a.out) + offset;
+    const T* residual =
+        a.residual != nullptr ? static_cast<const T*>(a.residual) + offset : nullptr;
+    for (int64_t c = 0; c < present; c += kLanes) {
+      const int64_t n = present - c;
+      F32 v = A::apply(sums + c, bias != nullptr ? bias + c : bias, columns, n);
+      if (residual != nullptr) v += load_upto(residual + c, n);
+      n >= kLanes ? store(out + c, v) : store_n(out + c, v, static_cast<int>(n));
+    }
+  }
+}
+
+template <typename T>
+void finish_for(const PackedLinearArgs& a, int64_t row, int64_t rows, int64_t panel,
+                const float* sums) {
+  switch (a.activation) {
+    case Activation::none:
+      return finish_as<Identity, T>(a, row, rows, panel, sums);
+    case Activation::gelu:
+      return finish_as<Gelu, T>(a, row, rows, panel, sums);
+    case Activation::silu_mul:
+      return finish_as<SiluMul, T>(a, row, rows, panel, sums);
+  }
+}
+
+// Rows [row, row + rows) of `panel`, whose sums are [rows, 32]: bias, activation, residual,
+// rounding.
+AFNEXT_INLINE void finish(const PackedLinearArgs& a, int64_t row, int64_t rows, int64_t panel,
+                          const float* sums) {
+  a.dtype == DType::f32 ? finish_for<float>(a, row, rows, panel, sums)
+                        : finish_for<bf16>(a, row, rows, panel, sums);
+}
+
+}  // namespace
+}  // namespace afnext::cpu::AFNEXT_ISA

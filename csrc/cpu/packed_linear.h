@@ -1,0 +1,22 @@
+#pragma once
+
+#include "afnext/packed_linear.h"
+#include "cpu/isa.h"
+
+namespace afnext::cpu {
+
+struct PackedLinearArgs {
+  DType dtype;  // of x, bias, residual and out
+  int64_t m;
+  PackedView weight;
+  const void* x;
+  int64_t x_stride;             // elements from row to row
+  const void *bias, *residual;  // may be null; residual may be out
+  Activation activation;
+  void* out;  // contiguous [m, weight.columns()], as is residual
+};
+
+// One table a family of formats; the dense one serves float32 and bfloat16 weights.
+extern KernelTable<PackedLinearArgs> packed_linear_kernels;
+
+}  // namespace afnext::cpu

@@ -1,0 +1,59 @@
+#include "afnext/packed_linear.h"
+
+#include "afnext/error.h"
+#include "cpu/packed_linear.h"
+
+namespace afnext {
+
+constinit cpu::KernelTable<cpu::PackedLinearArgs> cpu::packed_linear_kernels;
+
+namespace {
+
+using Args = cpu::PackedLinearArgs;
+
+// The table that serves weights of this format.
+const cpu::KernelTable<Args>& kernels(const PackedView&) { return cpu::packed_linear_kernels; }
+
+Args checked(const TensorView& x, const PackedView& weight, const TensorView* bias,
+             const TensorView* residual, Activation activation, const TensorView& out) {
+  const Check check("linear");
+  check.floating(x, "x");
+  check.require(x.has_uniform_rows(), "x must have rows at a uniform distance");
+  if (x.last() != weight.k) {
+    check.fail("x must be [..., " + std::to_string(weight.k) + "] for the packed weight [" +
+               std::to_string(weight.n) + ", " + std::to_string(weight.k) + "], got " +
+               describe(x));
+  }
+  if (weight.gate_up != (activation == Activation::silu_mul)) {
+    check.fail(weight.gate_up ? "activation must be silu_mul for a gate_up weight"
+                              : "activation silu_mul needs a weight packed with gate_up");
+  }
+  if (bias != nullptr) check.exact(*bias, "bias", x.dtype, {weight.n});
+  check.floating_like(out, "out", x, x.ndim);
+  bool fits = out.last() == weight.columns() && out.is_contiguous();
+  for (int i = 0; fits && i + 1 < x.ndim; ++i) fits = out.shape[i] == x.shape[i];
+  check.require(fits, "out must be x's shape with N for K, contiguous");
+  if (residual != nullptr) {
+    check.same(*residual, "residual", out);
+    check.contiguous(*residual, "residual");
+  }
+  return {x.dtype,
+          x.rows(),
+          weight,
+          x.data,
+          x.row_stride(),
+          bias != nullptr ? bias->data : nullptr,
+          residual != nullptr ? residual->data : nullptr,
+          activation,
+          out.data};
+}
+
+}  // namespace
+
+void packed_linear(const TensorView& x, const PackedView& weight, const TensorView* bias,
+                   const TensorView* residual, Activation activation, const TensorView& out) {
+  const Args args = checked(x, weight, bias, residual, activation, out);
+  if (out.numel() > 0) kernels(weight)(args);
+}
+
+}  // namespace afnext
