@@ -59,7 +59,9 @@ class MediaDecoder:
                 broken += 1
                 continue
             except ValueError as error:  # PyAV 19 gives a context to a codec that it does not know
-                raise AudioError(f"{self._stream.name}: its audio codec is not supported") from error
+                raise AudioError(
+                    f"{self._stream.name}: its audio codec is not supported"
+                ) from error
             for frame in frames:
                 # A stream may be joined in the middle of a packet, and end in one.
                 if broken and decoded:

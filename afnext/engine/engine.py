@@ -70,14 +70,20 @@ class Engine:
         net: the model, in eval mode.
         eos: token ids that end an answer.
         max_context: most tokens of prompt and answer together; by default the model's.
+        quantization: how the weights are stored; see ``Runner``.
 
     Not safe to call from several threads at once.
     """
 
     def __init__(
-        self, net: AudioLanguageModel, eos: Sequence[int], *, max_context: int | None = None
+        self,
+        net: AudioLanguageModel,
+        eos: Sequence[int],
+        *,
+        max_context: int | None = None,
+        quantization: str | None = None,
     ) -> None:
-        self.runner = Runner(net)
+        self.runner = Runner(net, quantization)
         self.eos = frozenset(eos)
         self.max_context = max_context or net.config.text.max_position_embeddings
         self._pool: PagePool | None = None
@@ -155,6 +161,7 @@ class Engine:
         sequence: CachedSequence,
         timings: Timings,
     ) -> torch.Tensor:
+        self.runner.refresh()
         clock = perf_counter()
         audio = self.runner.mel(windows) if windows else None
         timings.mel = perf_counter() - clock

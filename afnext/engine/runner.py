@@ -11,6 +11,7 @@ from afnext import ops
 from afnext.audio.windows import AudioWindow
 from afnext.model import AudioBatch, AudioLanguageModel
 
+from .packed import PackedModel, can_pack, version
 from .pages import PagePool, Sequence
 
 PREFILL_CHUNK = 2048
@@ -56,19 +57,49 @@ class PagedAttend:
 class Runner:
     """The model at work on one sequence.
 
+    On a CPU the weights are packed once and run fused (``packed``); on other devices, and where modules
+    were replaced (adapters, say), the model's own modules run.
+
     Args:
         net: its parameters must be on one device; weights in one dtype.
+        quantization: how packed weights are stored: "int8", "int4", or None for their own dtype.
+
+    Raises:
+        ValueError: weights that cannot be packed are to be quantised.
     """
 
-    def __init__(self, net: AudioLanguageModel) -> None:
+    def __init__(self, net: AudioLanguageModel, quantization: str | None = None) -> None:
         self.net = net
         weight = net.language_model.model.embed_tokens.weight
         self.dtype, self.device = weight.dtype, weight.device
-        decoder = net.language_model
+        self.quantization = quantization
+        self._packed: PackedModel | None = None
+        self._packed_from: object = None
+        self.refresh()
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Weights that a decode step reads."""
+        if self._packed is not None:
+            return self._packed.bytes_per_token
+        decoder = self.net.language_model
         modules = [decoder.lm_head, decoder.model.norm, *decoder.model.layers]
-        self.bytes_per_token = sum(
-            p.numel() * p.element_size() for m in modules for p in m.parameters()
-        )
+        return sum(p.numel() * p.element_size() for m in modules for p in m.parameters())
+
+    def refresh(self) -> None:
+        """Pack the weights again where they changed since."""
+        if not can_pack(self.net):
+            if self.quantization is not None:
+                raise ValueError(
+                    "quantization: needs the model's own layers on a CPU, without adapters"
+                )
+            self._packed = self._packed_from = None
+            return
+        current = version(self.net)
+        if current != self._packed_from:
+            self._packed = None  # the old weights go before the new ones come
+            self._packed = PackedModel(self.net, self.quantization)
+            self._packed_from = current
 
     def mel(self, windows: Windows[AudioWindow]) -> AudioBatch:
         """Log-mel features of one prompt's windows."""
@@ -77,31 +108,39 @@ class Runner:
 
     def embed(self, ids: Tensor, audio: AudioBatch | None) -> Tensor:
         """Embeddings ``[T, hidden]`` of a prompt, audio encoded and put in its place."""
-        return self.net.embed(ids[None].to(self.device), audio)[0]
+        encode = None if self._packed is None else self._packed.encode
+        return self.net.embed(ids[None].to(self.device), audio, encode=encode)[0]
 
     def prefill(self, embeddings: Tensor, sequence: Sequence) -> Tensor:
-        """Append a whole prompt, a chunk at a time; logits ``[vocab]`` of its last token."""
+        """Append a whole prompt, a chunk at a time; logits ``[vocab]`` of its last token.
+
+        ``embeddings`` may be written over.
+        """
         hidden = embeddings
-        for chunk in embeddings.split(PREFILL_CHUNK):
+        for chunk in embeddings.contiguous().split(PREFILL_CHUNK):
             hidden = self._layers(chunk, sequence)
         return self._logits(hidden[-1:])
 
     def decode(self, token: int, sequence: Sequence) -> Tensor:
         """Append one token; logits ``[vocab]`` of what follows."""
-        ids = torch.tensor([token], device=self.device)
-        hidden = self.net.language_model.model.embed_tokens(ids)
-        return self._logits(self._layers(hidden, sequence))
+        table = self.net.language_model.model.embed_tokens.weight
+        return self._logits(self._layers(table[token : token + 1].clone(), sequence))
 
     def _layers(self, hidden: Tensor, sequence: Sequence) -> Tensor:
-        decoder = self.net.language_model.model
         tokens = hidden.shape[0]
-        attend = PagedAttend(sequence, tokens, decoder.inv_freq.values, self.device)
-        for layer in decoder.layers:
-            hidden = layer(hidden, attend)
+        if self._packed is not None:
+            hidden = self._packed.layers(hidden, sequence)
+        else:
+            decoder = self.net.language_model.model
+            attend = PagedAttend(sequence, tokens, decoder.inv_freq.values, self.device)
+            for layer in decoder.layers:
+                hidden = layer(hidden, attend)
         sequence.length += tokens
         return hidden
 
     def _logits(self, hidden: Tensor) -> Tensor:
+        if self._packed is not None:
+            return self._packed.logits(hidden)[0]
         language_model = self.net.language_model
         return language_model.lm_head(language_model.model.norm(hidden))[0]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +113,11 @@ class AudioLanguageModel(nn.Module):
         input_ids: Tensor,
         audio: AudioBatch | None = None,
         inputs_embeds: Tensor | None = None,
+        encode: Callable[[AudioBatch], Tensor] | None = None,
     ) -> Tensor:
         """Token embeddings ``[B, S, hidden]`` with audio tokens in place of ``<sound>``.
+
+        ``encode`` stands in for the model's own ``encode``.
 
         Raises:
             ValueError: when a row's placeholders and audio tokens differ in number.
@@ -124,7 +128,7 @@ class AudioLanguageModel(nn.Module):
         self._check_placeholders(placeholders, audio)
         if audio is None or audio.num_tokens == 0:
             return inputs_embeds
-        tokens = self.encode(audio).to(inputs_embeds.dtype)
+        tokens = (encode or self.encode)(audio).to(inputs_embeds.dtype)
         return inputs_embeds.masked_scatter(placeholders[..., None], tokens)
 
     def _check_placeholders(self, placeholders: Tensor, audio: AudioBatch | None) -> None:

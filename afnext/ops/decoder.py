@@ -100,7 +100,5 @@ class Decoder:
             ValueError: naming the argument that is wrong; nothing was written then.
         """
         check.require(not hidden.requires_grad, "decoder: hidden must not require gradients")
-        self._compiled.run(
-            hidden, list(k_pages), list(v_pages), page_table, cu_seqlens, start
-        )
+        self._compiled.run(hidden, list(k_pages), list(v_pages), page_table, cu_seqlens, start)
         return hidden

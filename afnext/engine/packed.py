@@ -1,0 +1,214 @@
+"""The model as the engine runs it on a CPU: weights packed, neighbouring ops fused.
+
+``AudioLanguageModel`` keeps one module a layer, for research and training; here a layer's projections
+share one product, and activations, biases and residuals join the product before them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from afnext import ops
+from afnext.model import AudioBatch, AudioLanguageModel
+from afnext.model.audio_batch import WindowPlan
+from afnext.model.decoder import DecoderLayer, LanguageModel
+from afnext.model.encoder import EncoderLayer, PackedConv1d
+from afnext.model.layers import Linear
+
+from .pages import Sequence
+
+# How weights are stored: the decoder's layers, its head, the encoder with the adaptor. The head and the
+# encoder feel four bits most and are a small part of the bytes.
+FORMATS = {"int8": ("int8", "int8", "int8"), "int4": ("int4-g32", "int8", "int8")}
+
+
+class PackedModel:
+    """Encoder, adaptor and decoder of ``net`` with packed weights.
+
+    Args:
+        net: on a CPU; see ``can_pack``. Its norms and embeddings are used where they lie.
+        quantization: "int8", "int4", or None for the weights' own dtype.
+    """
+
+    def __init__(self, net: AudioLanguageModel, quantization: str | None) -> None:
+        dtype = str(net.language_model.lm_head.weight.dtype).removeprefix("torch.")
+        layers, head, encoder = FORMATS[quantization] if quantization else (dtype,) * 3
+        self.encode = PackedEncoder(net, encoder)
+        self._decoder = PackedDecoder(net.language_model, layers, head)
+        self.bytes_per_token = self._decoder.bytes_per_token
+        self.logits = self._decoder.logits
+
+    def layers(self, hidden: Tensor, sequence: Sequence) -> Tensor:
+        """Run the decoder's layers over ``hidden [T, H]``, in place, behind what ``sequence`` holds."""
+        pool = sequence.pool
+        ends = torch.tensor([0, hidden.shape[0]], dtype=torch.int32)
+        start = torch.tensor([sequence.length], dtype=torch.int32)
+        return self._decoder.layers(hidden, pool.keys, pool.values, sequence.table, ends, start)
+
+
+@dataclass(frozen=True)
+class PackedLinear:
+    """A linear layer: packed weight, bias or None."""
+
+    weight: ops.PackedWeight
+    bias: Tensor | None
+
+    def __call__(
+        self, x: Tensor, activation: str | None = None, residual: Tensor | None = None
+    ) -> Tensor:
+        return ops.linear(x, self.weight, self.bias, activation=activation, residual=residual)
+
+
+class PackedEncoder:
+    """``AudioEncoder`` and the adaptor behind it.
+
+    Args:
+        net: the weights; layer norms and RoTE stay its own.
+        format: of the packed weights.
+    """
+
+    def __init__(self, net: AudioLanguageModel, format: str) -> None:
+        encoder, adaptor = net.audio_tower, net.multi_modal_projector
+        self.net = net
+        self.conv1, self.conv2 = (_convolution(c, format) for c in (encoder.conv1, encoder.conv2))
+        self.layers = [_EncoderLayer(layer, format) for layer in encoder.layers]
+        self.adaptor = [_linear(m, format) for m in (adaptor.linear_1, adaptor.linear_2)]
+
+    def __call__(self, audio: AudioBatch) -> Tensor:
+        """Audio tokens of a batch, packed in its order: ``[audio.num_tokens, text hidden]``."""
+        tokens = [self._adapt(self._encode(audio.features[p.frames], p), p) for p in audio.plans]
+        if len(tokens) == 1:
+            return tokens[0]
+        width = self.adaptor[1].weight.n
+        return torch.cat(tokens) if tokens else audio.features.new_zeros(0, width)
+
+    def _encode(self, features: Tensor, plan: WindowPlan) -> Tensor:
+        encoder = self.net.audio_tower
+        hidden = self.conv1(_columns(features, plan.conv1), "gelu")
+        positions = encoder.embed_positions.weight.index_select(0, plan.positions)
+        hidden = self.conv2(_columns(hidden, plan.conv2), "gelu", residual=positions)
+        for layer in self.layers:
+            hidden = layer(hidden, plan.cu_seqlens)
+        return _norm(encoder.layer_norm, hidden, plan.pooled)
+
+    def _adapt(self, features: Tensor, plan: WindowPlan) -> Tensor:
+        first, second = self.adaptor
+        features = self.net.rote(features, plan.window_start, plan.token_index)
+        return second(first(features, "gelu"))
+
+
+class _EncoderLayer:
+    def __init__(self, layer: EncoderLayer, format: str) -> None:
+        attention = layer.self_attn
+        self.layer, self.head_dim = layer, attention.head_dim
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        self.qkv = _linear(projections, format)
+        self.out = _linear(attention.out_proj, format)
+        self.fc1, self.fc2 = _linear(layer.fc1, format), _linear(layer.fc2, format)
+
+    def __call__(self, hidden: Tensor, cu_seqlens: Tensor) -> Tensor:
+        qkv = self.qkv(_norm(self.layer.self_attn_layer_norm, hidden))
+        q, k, v = qkv.unflatten(-1, (3, -1, self.head_dim)).unbind(1)
+        mixed, _ = ops.attention(q, k, v, cu_seqlens_q=cu_seqlens)
+        hidden = self.out(mixed.flatten(1), residual=hidden)
+        wide = self.fc1(_norm(self.layer.final_layer_norm, hidden), "gelu")
+        return self.fc2(wide, residual=hidden)
+
+
+class PackedDecoder:
+    """``LanguageModel``: its layers, final norm and head.
+
+    Args:
+        model: the weights; embeddings and norms stay its own.
+        format, head_format: of the packed weights, the head's apart.
+    """
+
+    def __init__(self, model: LanguageModel, format: str, head_format: str) -> None:
+        attention = model.model.layers[0].self_attn
+        self.model = model
+        self.layers = ops.Decoder(
+            [_decoder_layer(layer, format) for layer in model.model.layers],
+            heads=attention.q_proj.weight.shape[0] // attention.head_dim,
+            kv_heads=attention.k_proj.weight.shape[0] // attention.head_dim,
+            head_dim=attention.head_dim,
+            eps=model.model.norm.eps,
+            inv_freq=model.model.inv_freq.values,
+        )
+        self.head = _linear(model.lm_head, head_format)
+        self.bytes_per_token = sum(layer.nbytes for layer in self.layers.layers)
+        self.bytes_per_token += self.head.weight.nbytes + model.model.norm.weight.nbytes
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """``[T, vocab]`` of what the layers returned."""
+        norm = self.model.model.norm
+        return self.head(ops.rms_norm(hidden, norm.weight, norm.eps))
+
+
+def _decoder_layer(layer: DecoderLayer, format: str) -> ops.DecoderLayer:
+    attention, mlp = layer.self_attn, layer.mlp
+    qkv = _linear((attention.q_proj, attention.k_proj, attention.v_proj), format)
+    return ops.DecoderLayer(
+        input_norm=layer.input_layernorm.weight.detach(),
+        qkv=qkv.weight,
+        qkv_bias=qkv.bias,
+        out=_linear(attention.o_proj, format).weight,
+        post_attention_norm=layer.post_attention_layernorm.weight.detach(),
+        gate_up=ops.pack(
+            _stacked([mlp.gate_proj.weight, mlp.up_proj.weight]), format, gate_up=True
+        ),
+        down=_linear(mlp.down_proj, format).weight,
+    )
+
+
+def _linear(modules: Linear | tuple[Linear, ...], format: str) -> PackedLinear:
+    """One linear layer, or several of the same input side by side."""
+    parts = modules if isinstance(modules, tuple) else (modules,)
+    weight = _stacked([m.weight for m in parts])
+    bias = None
+    if any(m.bias is not None for m in parts):
+        bias = torch.cat(
+            [weight.new_zeros(len(m.weight)) if m.bias is None else m.bias.detach() for m in parts]
+        )
+    return PackedLinear(ops.pack(weight, format), bias)
+
+
+def _convolution(module: PackedConv1d, format: str) -> PackedLinear:
+    """A width-3 convolution over rows gathered by ``_columns``."""
+    assert module.bias is not None
+    weight = module.weight.detach().transpose(1, 2).flatten(1)
+    return PackedLinear(ops.pack(weight, format), module.bias.detach())
+
+
+def _columns(rows: Tensor, reads: Tensor) -> Tensor:
+    """``rows [R, I]`` and what each output reads, int64 ``[C, 3]`` -> ``[C, 3 * I]``; index R is zeros."""
+    padded = torch.cat((rows, rows.new_zeros(1, rows.shape[1])))
+    return padded.index_select(0, reads.flatten()).view(len(reads), -1)
+
+
+def _norm(module: nn.LayerNorm, x: Tensor, pooled: Tensor | None = None) -> Tensor:
+    return ops.layer_norm(x, module.weight, module.bias, module.eps, pooled)
+
+
+def _stacked(weights: list[Tensor]) -> Tensor:
+    return weights[0].detach() if len(weights) == 1 else torch.cat([w.detach() for w in weights])
+
+
+def can_pack(net: AudioLanguageModel) -> bool:
+    """Whether every product is a plain layer of the model's: adapters and replaced modules are not."""
+    if net.language_model.lm_head.weight.device.type != "cpu":
+        return False
+    wanted = {nn.Linear: Linear, nn.Conv1d: PackedConv1d, nn.LayerNorm: nn.LayerNorm}
+    return all(
+        type(module) is own
+        for module in net.modules()
+        for base, own in wanted.items()
+        if isinstance(module, base)
+    ) and not any("lora" in name for name, _ in net.named_parameters())
+
+
+def version(net: AudioLanguageModel) -> tuple[tuple[int, int], ...]:
+    """Changes whenever a parameter is written to or replaced."""
+    return tuple((p.data_ptr(), p._version) for p in net.parameters())
