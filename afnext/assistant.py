@@ -24,6 +24,7 @@ from .hub import find_model
 from .model import AudioLanguageModel
 from .model.checkpoint import read_json
 
+QUANTIZATIONS = ("int8", "int4")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -107,6 +108,8 @@ class Assistant:
         tokenizer: Tokenizer,
         template: ChatTemplate,
         variant: Variant,
+        *,
+        quantization: str | None = None,
     ) -> None:
         self.net = net.eval()
         self.tokenizer = tokenizer
@@ -114,7 +117,7 @@ class Assistant:
         self.variant = variant
         if len(tokenizer.eos_ids) == 0:
             raise ValueError("tokenizer: no token ends an answer (eos_token)")
-        self.engine = Engine(net, sorted(tokenizer.eos_ids))
+        self.engine = Engine(net, sorted(tokenizer.eos_ids), quantization=quantization)
 
     @classmethod
     def from_folder(
@@ -124,6 +127,7 @@ class Assistant:
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
         variant: str | None = None,
+        quantization: str | None = None,
     ) -> Assistant:
         """Read a model folder; see ``afnext.load``."""
         config = read_json(folder / "config.json") or {}
@@ -133,7 +137,7 @@ class Assistant:
         template = ChatTemplate.from_folder(
             folder, default_system=chosen.system_prompt, variables=tokenizer.special_tokens
         )
-        return cls(net, tokenizer, template, chosen)
+        return cls(net, tokenizer, template, chosen, quantization=quantization)
 
     def ask(
         self, audio: AudioSource | Sequence[AudioSource], question: str, **options: Any
@@ -334,6 +338,7 @@ def load_model(
     *,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    quantization: str | None = None,
     variant: str | None = None,
     revision: str | None = None,
 ) -> Assistant:
@@ -345,6 +350,9 @@ def load_model(
         device: "cpu", "cuda", ...; by default CUDA where there is one, else the CPU.
         dtype: "float32" or "bfloat16" (or torch's); by default the folder's own on a GPU, and on a CPU
             float32 where the folder's is.
+        quantization: "int8" or "int4" (CPU only): products read weights of so many bits, quantised as they
+            are loaded; "int4" keeps the encoder, the adaptor and the head in 8. By default weights keep
+            ``dtype``.
         variant: "instruct", "think", "captioner", "music-flamingo", "audio-flamingo-3" or "nano"; by
             default what the folder's config and name say.
         revision: branch, tag or commit of a Hugging Face id.
@@ -365,6 +373,16 @@ def load_model(
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"device: {device!s} cannot be used ({reason})") from None
+    if quantization is not None:
+        if quantization not in QUANTIZATIONS:
+            known = ", ".join(QUANTIZATIONS)
+            raise ValueError(f"quantization: must be one of {known}, got {quantization!r}")
+        if device.type != "cpu":
+            raise ValueError(f"quantization: {quantization} needs the CPU, got device {device!s}")
     return Assistant.from_folder(
-        find_model(model, revision=revision), device=device, dtype=dtype, variant=variant
+        find_model(model, revision=revision),
+        device=device,
+        dtype=dtype,
+        variant=variant,
+        quantization=quantization,
     )

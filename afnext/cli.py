@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import sys
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .cli_options import DType, Json, ModelOptions, ReadingOptions, SamplingOptions, spread
 from .errors import AfnextError, AudioError
 
 if TYPE_CHECKING:
@@ -28,30 +30,10 @@ app = typer.Typer(
 )
 
 Audio = Annotated[list[str], typer.Argument(metavar="AUDIO...", help="One file or several.")]
-Model = Annotated[
-    str, typer.Option("--model", "-m", help="nano, a model folder, or a Hugging Face id.")
-]
-VariantName = Annotated[
-    str | None,
-    typer.Option("--variant", help="instruct, think, captioner, ...; by default the folder's."),
-]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; by default the best there is.")]
-DType = Annotated[str | None, typer.Option("--dtype", help="float32 or bfloat16.")]
-Temperature = Annotated[
-    float | None, typer.Option(help="0 is greedy; by default the variant's own.")
-]
-MaxTokens = Annotated[int | None, typer.Option(help="Longest answer, in tokens.")]
-Seed = Annotated[int | None, typer.Option(help="Of sampling; the same seed gives the same text.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Truncate = Annotated[
-    bool, typer.Option("--truncate", help="Use the first 30 minutes of a longer recording.")
-]
-Partial = Annotated[
-    bool, typer.Option("--partial", help="Use what precedes the damage in a broken file.")
-]
 
 
 @app.command()
+@spread
 def ask(
     words: Annotated[
         list[str],
@@ -59,16 +41,9 @@ def ask(
             metavar="AUDIO... QUESTION", help="One file or several, then the question in quotes."
         ),
     ],
-    model: Model = "nano",
-    variant: VariantName = None,
-    device: Device = None,
-    dtype: DType = None,
-    temperature: Temperature = None,
-    max_tokens: MaxTokens = None,
-    seed: Seed = None,
-    json: Json = False,
-    truncate: Truncate = False,
-    partial: Partial = False,
+    model: ModelOptions,
+    sampling: SamplingOptions,
+    reading: ReadingOptions,
 ) -> None:
     """Answer a question about one recording or several."""
     *audio, question = words
@@ -79,23 +54,16 @@ def ask(
     for file in audio:
         if not Path(file).exists():
             raise AudioError(f"{file}: no such file (the question comes last, in quotes)")
-    assistant = _load(model, variant, device, dtype)
-    _answer(assistant, audio, question, json, truncate, partial, temperature, max_tokens, seed)
+    _answer(_load(model), audio, question, sampling, reading)
 
 
 @app.command()
+@spread
 def transcribe(
     audio: Audio,
-    model: Model = "nano",
-    variant: VariantName = None,
-    device: Device = None,
-    dtype: DType = None,
-    temperature: Temperature = None,
-    max_tokens: MaxTokens = None,
-    seed: Seed = None,
-    json: Json = False,
-    truncate: Truncate = False,
-    partial: Partial = False,
+    model: ModelOptions,
+    sampling: SamplingOptions,
+    reading: ReadingOptions,
     task: Annotated[
         str,
         typer.Option(help="transcribe, translate, lyrics, diarize or timestamps."),
@@ -110,51 +78,37 @@ def transcribe(
         raise typer.BadParameter("must be text, srt or vtt", param_hint="--format")
     if format != "text" and task == "transcribe":
         task = "timestamps"  # subtitles need times
-    assistant = _load(model, variant, device, dtype)
+    assistant = _load(model)
     prompt = assistant.variant.prompt(task, target=target)
-    _answer(
-        assistant, audio, prompt, json, truncate, partial, temperature, max_tokens, seed, format
-    )
+    _answer(assistant, audio, prompt, sampling, reading, format)
 
 
 @app.command()
+@spread
 def caption(
     audio: Audio,
+    model: ModelOptions,
+    sampling: SamplingOptions,
+    reading: ReadingOptions,
     detailed: Annotated[bool, typer.Option("--detailed", help="A long caption.")] = False,
-    model: Model = "nano",
-    variant: VariantName = None,
-    device: Device = None,
-    dtype: DType = None,
-    temperature: Temperature = None,
-    max_tokens: MaxTokens = None,
-    seed: Seed = None,
-    json: Json = False,
-    truncate: Truncate = False,
-    partial: Partial = False,
 ) -> None:
     """Describe a recording."""
-    assistant = _load(model, variant, device, dtype)
+    assistant = _load(model)
     prompt = assistant.variant.prompt("describe" if detailed else "caption")
-    _answer(assistant, audio, prompt, json, truncate, partial, temperature, max_tokens, seed)
+    _answer(assistant, audio, prompt, sampling, reading)
 
 
 @app.command()
+@spread
 def chat(
+    model: ModelOptions,
+    sampling: SamplingOptions,
     audio: Annotated[list[str] | None, typer.Argument(metavar="[AUDIO...]")] = None,
-    model: Model = "nano",
-    variant: VariantName = None,
-    device: Device = None,
-    dtype: DType = None,
-    temperature: Temperature = None,
-    max_tokens: MaxTokens = None,
-    seed: Seed = None,
 ) -> None:
     """Talk about recordings in the terminal."""
     from .terminal import Conversation
 
-    assistant = _load(model, variant, device, dtype)
-    options = _options(temperature, max_tokens, seed)
-    if not Conversation(assistant, audio or [], options).run():
+    if not Conversation(_load(model), audio or [], sampling.given()).run():
         sys.exit(1)
 
 
@@ -221,50 +175,43 @@ def train(
     _print(str(run(path if path.is_file() else recipe, out, resume=resume, data=data)))
 
 
-def _options(temperature: float | None, max_tokens: int | None, seed: int | None) -> dict[str, Any]:
-    given = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def _load(model: str, variant: str | None, device: str | None, dtype: str | None) -> Assistant:
+def _load(options: ModelOptions) -> Assistant:
     from .assistant import load_model
 
     with _waiting("loading the model"):
-        return load_model(model, variant=variant, device=device, dtype=dtype)
+        return load_model(**asdict(options))
 
 
 def _answer(
     assistant: Assistant,
     audio: list[str],
     question: str,
-    json: bool,
-    truncate: bool,
-    partial: bool,
-    temperature: float | None,
-    max_tokens: int | None,
-    seed: int | None,
+    sampling: SamplingOptions,
+    reading: ReadingOptions,
     format: str = "text",
 ) -> None:
     """Stream an answer to a terminal, or print it whole."""
     from .chat import Message, to_srt, to_vtt
 
-    options = _options(temperature, max_tokens, seed)
     with _waiting("listening"):
         pieces = assistant.stream(
-            [Message("user", question, audio)], truncate=truncate, partial=partial, **options
+            [Message("user", question, audio)],
+            truncate=reading.truncate,
+            partial=reading.partial,
+            **sampling.given(),
         )
         first = next(pieces)
-    streaming = format == "text" and not json
+    streaming = format == "text" and not reading.json
     reply, piece = first.reply, first
     while reply is None:
         if streaming:
             _write(piece.text, thinking=piece.thinking)
         piece = next(pieces)
         reply = piece.reply
-    if json:
-        import json as json_module
+    if reading.json:
+        import json
 
-        _print(json_module.dumps(reply.to_dict(), ensure_ascii=False))
+        _print(json.dumps(reply.to_dict(), ensure_ascii=False))
     elif streaming:
         _print("")
     else:

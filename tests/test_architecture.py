@@ -20,7 +20,7 @@ LEVELS = [
     {"hub"},
     {"engine", "training", "evaluation", "speech"},
     {"assistant", "convert", "report"},
-    {"terminal", "server", "cli"},
+    {"terminal", "server", "cli_options", "cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 

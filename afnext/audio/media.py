@@ -28,7 +28,7 @@ _OPTIONS = {
     "protocol_whitelist": "none",
 }
 # Tags in a foreign encoding are no reason to refuse a recording; PyAV 19 decodes them leniently itself.
-_LENIENT = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
+_LENIENT: Any = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
 class MediaDecoder:

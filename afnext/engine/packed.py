@@ -7,6 +7,7 @@ share one product, and activations, biases and residuals join the product before
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from afnext import ops
 from afnext.model import AudioBatch, AudioLanguageModel
 from afnext.model.audio_batch import WindowPlan
+from afnext.model.config import TextConfig
 from afnext.model.decoder import DecoderLayer, LanguageModel
 from afnext.model.encoder import EncoderLayer, PackedConv1d
 from afnext.model.layers import Linear
@@ -37,7 +39,7 @@ class PackedModel:
         dtype = str(net.language_model.lm_head.weight.dtype).removeprefix("torch.")
         layers, head, encoder = FORMATS[quantization] if quantization else (dtype,) * 3
         self.encode = PackedEncoder(net, encoder)
-        self._decoder = PackedDecoder(net.language_model, layers, head)
+        self._decoder = PackedDecoder(net.language_model, net.config.text, layers, head)
         self.bytes_per_token = self._decoder.bytes_per_token
         self.logits = self._decoder.logits
 
@@ -74,7 +76,8 @@ class PackedEncoder:
         encoder, adaptor = net.audio_tower, net.multi_modal_projector
         self.net = net
         self.conv1, self.conv2 = (_convolution(c, format) for c in (encoder.conv1, encoder.conv2))
-        self.layers = [_EncoderLayer(layer, format) for layer in encoder.layers]
+        layers = cast("list[EncoderLayer]", list(encoder.layers))
+        self.layers = [_EncoderLayer(layer, format) for layer in layers]
         self.adaptor = [_linear(m, format) for m in (adaptor.linear_1, adaptor.linear_2)]
 
     def __call__(self, audio: AudioBatch) -> Tensor:
@@ -123,18 +126,21 @@ class PackedDecoder:
 
     Args:
         model: the weights; embeddings and norms stay its own.
+        config: its geometry.
         format, head_format: of the packed weights, the head's apart.
     """
 
-    def __init__(self, model: LanguageModel, format: str, head_format: str) -> None:
-        attention = model.model.layers[0].self_attn
+    def __init__(
+        self, model: LanguageModel, config: TextConfig, format: str, head_format: str
+    ) -> None:
+        layers = cast("list[DecoderLayer]", list(model.model.layers))
         self.model = model
         self.layers = ops.Decoder(
-            [_decoder_layer(layer, format) for layer in model.model.layers],
-            heads=attention.q_proj.weight.shape[0] // attention.head_dim,
-            kv_heads=attention.k_proj.weight.shape[0] // attention.head_dim,
-            head_dim=attention.head_dim,
-            eps=model.model.norm.eps,
+            [_decoder_layer(layer, format) for layer in layers],
+            heads=config.num_attention_heads,
+            kv_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            eps=config.rms_norm_eps,
             inv_freq=model.model.inv_freq.values,
         )
         self.head = _linear(model.lm_head, head_format)
@@ -163,7 +169,7 @@ def _decoder_layer(layer: DecoderLayer, format: str) -> ops.DecoderLayer:
     )
 
 
-def _linear(modules: Linear | tuple[Linear, ...], format: str) -> PackedLinear:
+def _linear(modules: nn.Linear | tuple[nn.Linear, ...], format: str) -> PackedLinear:
     """One linear layer, or several of the same input side by side."""
     parts = modules if isinstance(modules, tuple) else (modules,)
     weight = _stacked([m.weight for m in parts])
@@ -210,5 +216,6 @@ def can_pack(net: AudioLanguageModel) -> bool:
 
 
 def version(net: AudioLanguageModel) -> tuple[tuple[int, int], ...]:
-    """Changes whenever a parameter is written to or replaced."""
-    return tuple((p.data_ptr(), p._version) for p in net.parameters())
+    """Changes whenever a parameter is written to or replaced (inference tensors: replaced)."""
+    parameters = net.parameters()
+    return tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters)

@@ -1,0 +1,98 @@
+"""Options that several verbs of the command share: each group is a dataclass, written once."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass
+from functools import wraps
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+Model = Annotated[
+    str, typer.Option("--model", "-m", help="nano, a model folder, or a Hugging Face id.")
+]
+DType = Annotated[str | None, typer.Option("--dtype", help="float32 or bfloat16.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model, and how it is held."""
+
+    model: Model = "nano"
+    variant: Annotated[
+        str | None,
+        typer.Option("--variant", help="instruct, think, captioner, ...; by default the folder's."),
+    ] = None
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, ...; by default the best there is.")
+    ] = None
+    dtype: DType = None
+    quantization: Annotated[
+        str | None, typer.Option(help="int8 or int4: store weights in fewer bits, on a CPU.")
+    ] = None
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How an answer is generated."""
+
+    temperature: Annotated[
+        float | None, typer.Option(help="0 is greedy; by default the variant's own.")
+    ] = None
+    max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None
+    seed: Annotated[
+        int | None, typer.Option(help="Of sampling; the same seed gives the same text.")
+    ] = None
+
+    def given(self) -> dict[str, Any]:
+        """Those that were set."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class ReadingOptions:
+    """How recordings are taken and the answer is printed."""
+
+    json: Json = False
+    truncate: Annotated[
+        bool, typer.Option("--truncate", help="Use the first 30 minutes of a longer recording.")
+    ] = False
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Use what precedes the damage in a broken file.")
+    ] = False
+
+
+def spread(verb: Callable[..., None]) -> Callable[..., None]:
+    """A verb whose parameters of an options dataclass appear to typer as that class's fields."""
+    hints = get_type_hints(verb, include_extras=True)
+    groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
+    names = {name: [f.name for f in fields(kind)] for name, kind in groups.items()}
+
+    @wraps(verb)
+    def called(**given: Any) -> None:
+        for group, kind in groups.items():
+            given[group] = kind(**{name: given.pop(name) for name in names[group]})
+        verb(**given)
+
+    parameters = []
+    for parameter in inspect.signature(verb).parameters.values():
+        if parameter.name in groups:
+            kind = groups[parameter.name]
+            types = get_type_hints(kind, include_extras=True)
+            parameters += [_parameter(f, types[f.name]) for f in fields(kind)]
+        else:
+            keyword = inspect.Parameter.KEYWORD_ONLY
+            parameters.append(parameter.replace(kind=keyword, annotation=hints[parameter.name]))
+    called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    called.__annotations__ = {p.name: p.annotation for p in parameters}
+    return called
+
+
+def _parameter(field: Field[Any], annotation: Any) -> inspect.Parameter:
+    default = inspect.Parameter.empty if field.default is MISSING else field.default
+    return inspect.Parameter(
+        field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+    )

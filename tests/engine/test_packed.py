@@ -1,0 +1,151 @@
+"""Packed weights at work: the same as the model's own modules, fresh after changes, or refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import afnext
+from afnext.audio import load
+from afnext.engine.pages import Sequence
+from afnext.engine.runner import PREFILL_CHUNK, Runner
+from afnext.hub import find_model
+from afnext.model import AudioBatch, AudioLanguageModel, ModelConfig
+from afnext.ops import runtime
+
+
+@pytest.fixture(scope="module", params=["nano", "odd"])
+def net(request: pytest.FixtureRequest) -> AudioLanguageModel:
+    """nano as it ships, and a random model whose every size is an odd one."""
+    if request.param == "nano":
+        return AudioLanguageModel.from_pretrained(find_model("nano"))
+    config = ModelConfig.from_folder(find_model("nano")).to_dict()
+    config["audio_config"].update(hidden_size=72, intermediate_size=100, num_attention_heads=3)
+    config["text_config"].update(
+        hidden_size=88, intermediate_size=200, num_attention_heads=6, num_key_value_heads=2,
+        head_dim=40, tie_word_embeddings=False,
+    )  # fmt: skip
+    torch.manual_seed(1)
+    return AudioLanguageModel(ModelConfig.from_dict(config)).eval()
+
+
+def recording(seconds: float) -> np.ndarray:
+    return (np.random.default_rng(2).standard_normal(int(16_000 * seconds)) * 0.1).astype("float32")
+
+
+@torch.inference_mode()
+def test_the_encoder_gives_what_its_modules_give(net: AudioLanguageModel) -> None:
+    windows = [
+        *load(recording(33.3), sample_rate=16_000),
+        *load(recording(1.7), sample_rate=16_000),
+    ]
+    audio = AudioBatch.collate([windows], max_windows=1)
+    packed = Runner(net)._packed
+    assert packed is not None
+    ours, theirs = packed.encode(audio), net.encode(audio)
+    assert ours.shape == theirs.shape
+    # Sums in another order, over as many layers as the encoder has.
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5 * float(theirs.abs().max()))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("isa", runtime.available_cpu_isas())
+def test_prefill_and_decode_give_what_one_forward_gives(net: AudioLanguageModel, isa: str) -> None:
+    before = runtime.cpu_isa()
+    runtime.set_cpu_isa(isa)
+    try:
+        ids = torch.randint(5, 1000, (40,))
+        runner = Runner(net)
+        sequence = Sequence(runner.new_pool(64, 16), 64)
+        table = net.language_model.model.embed_tokens
+        logits = [
+            runner.prefill(table(ids[:7]), sequence),
+            runner.prefill(table(ids[7:30]), sequence),
+        ]
+        logits += [runner.decode(int(token), sequence) for token in ids[30:]]
+    finally:
+        runtime.set_cpu_isa(before)
+    expected = net(ids[None])[0][[6, 29, *range(30, 40)]]
+    torch.testing.assert_close(
+        torch.stack(logits), expected, rtol=0, atol=2e-5 * float(expected.abs().max())
+    )
+
+
+@torch.inference_mode()
+def test_a_long_prompt_goes_in_chunks(net: AudioLanguageModel) -> None:
+    ids = torch.randint(5, 1000, (PREFILL_CHUNK + 3,))
+    runner = Runner(net)
+    sequence = Sequence(runner.new_pool(len(ids), 32), len(ids))
+    logits = runner.prefill(net.language_model.model.embed_tokens(ids), sequence)
+    expected = net(ids[None])[0, -1]
+    torch.testing.assert_close(logits, expected, rtol=0, atol=5e-5 * float(expected.abs().max()))
+
+
+@torch.inference_mode()
+def test_bfloat16_is_as_good_as_the_modules() -> None:
+    """Against float32 on the same weights; fused ops round less often, never more."""
+    folder = find_model("nano")
+    half = AudioLanguageModel.from_pretrained(folder, dtype=torch.bfloat16)
+    exact = AudioLanguageModel.from_pretrained(folder, dtype=torch.bfloat16).float()
+    ids = torch.randint(5, 1000, (60,))
+    runner = Runner(half)
+    sequence = Sequence(runner.new_pool(64, 16), 64)
+    ours = runner.prefill(half.language_model.model.embed_tokens(ids), sequence)
+    expected = exact(ids[None])[0, -1]
+    error = (ours.float() - expected).norm()
+    assert error <= 1.25 * (half(ids[None])[0, -1].float() - expected).norm()
+    assert error < 0.05 * expected.norm()
+
+
+def test_changed_weights_are_packed_again() -> None:
+    model = afnext.load("nano")
+    clip = recording(2.0)
+    first = model.ask(clip, "What sounds do you hear?").text
+    with torch.no_grad():
+        table = model.net.language_model.lm_head.weight
+        kept = table.clone()
+        table.copy_(table.roll(1, 0))
+    assert model.ask(clip, "What sounds do you hear?").text != first
+    with torch.no_grad():
+        table.copy_(kept)
+    assert model.ask(clip, "What sounds do you hear?").text == first
+
+
+def test_adapters_run_through_the_modules() -> None:
+    from peft import LoraConfig, inject_adapter_in_model
+
+    model = afnext.load("nano")
+    clip = recording(2.0)
+    before = model.ask(clip, "What sounds do you hear?").text
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=["q_proj", "v_proj"]), model.net)
+    assert (
+        model.ask(clip, "What sounds do you hear?").text == before
+    )  # a fresh adapter adds nothing
+    assert model.engine.runner._packed is None
+    with torch.no_grad():
+        for name, parameter in model.net.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 3.0)
+    assert model.ask(clip, "What sounds do you hear?").text != before
+    with pytest.raises(ValueError, match="quantization"):
+        Runner(model.net, "int8")
+
+
+@pytest.mark.parametrize(
+    ("quantization", "device", "named"), [("int3", "cpu", "int3"), ("int8", "meta", "meta")]
+)
+def test_impossible_quantization_is_refused(quantization: str, device: str, named: str) -> None:
+    with pytest.raises(ValueError, match=f"quantization.*{named}"):
+        afnext.load("nano", quantization=quantization, device=device)
+
+
+def test_what_a_step_reads_is_counted(tmp_path: Path) -> None:
+    net = AudioLanguageModel.from_pretrained(find_model("nano"))
+    text = net.config.text
+    layers = sum(p.numel() for p in net.language_model.model.layers.parameters())
+    weights = layers + text.hidden_size * (text.vocab_size + 1)
+    # The last panel of the head is padded.
+    assert 0 <= Runner(net).bytes_per_token - 4 * weights < 32 * 4 * text.hidden_size
