@@ -9,28 +9,46 @@
 namespace afnext::cpu::AFNEXT_ISA {
 namespace {
 
-// delta = sum over D of grad_out * out, less the gradient of lse: what a row's softmax takes off.
+static_assert(Known::kStep == kDeltaStep);
+
+// Where a KV head's rows begin, in units of a row of working memory laid out by blocks.
+int64_t first_row(const AttentionProblem& p, const AttentionSequence& s, int64_t head) {
+  return s.first_row * p.kv_heads + head * s.rows;
+}
+
+float* deltas_of(const AttentionBackwardArgs& a, const Block& block) {
+  const int64_t row = first_row(*block.problem, *block.sequence, block.kv_head) + block.row;
+  return a.deltas + row * delta_rows(block.problem->dim);
+}
+
+// delta = sum over D of grad_out * out: what the softmax takes off a row's slopes. Where one key
+// has nearly all the weight the difference all but cancels; torch keeps the weights and gets it
+// right. Taken off a step of D at a time, in the order of the product that it is taken off from, it
+// cancels as well here, exactly so for a single key.
 template <typename G, typename O>
-void deltas(const AttentionBackwardArgs& a) {
+void deltas(const AttentionBackwardArgs& a, const AttentionItem& item) {
   const AttentionProblem& p = a.problem;
-  const int64_t heads = p.kv_heads * p.group;
-  parallel_for(p.query_tokens, 16, [&](int64_t begin, int64_t end) {
-    for (int64_t token = begin; token < end; ++token) {
-      for (int64_t head = 0; head < heads; ++head) {
-        const G* g = static_cast<const G*>(a.grad_out.data) + token * a.grad_out.token +
-                     head * a.grad_out.head;
-        const O* o = static_cast<const O*>(a.out.data) + token * a.out.token + head * a.out.head;
-        F32 lanes{};
-        int64_t d = 0;
-        for (; d + kLanes <= p.dim; d += kLanes) lanes = fma(load(g + d), load(o + d), lanes);
-        if (const int n = static_cast<int>(p.dim - d); n > 0) {
-          lanes = fma(load_n(g + d, n), load_n(o + d, n), lanes);
-        }
-        const int64_t row = head * p.query_tokens + token;
-        a.delta[row] = sum(lanes) - (a.grad_lse ? a.grad_lse[row] : 0.0f);
+  const int64_t size = padded(p.dim) * kBlockRows;
+  float* rows = scratch<float>(0, 3 * size);
+  float *grads = rows + size, *outs = grads + size;
+  Block block;
+  for (int64_t row = item.first; row < item.end; row += kBlockRows) {
+    block.set(p, p.sequences[item.sequence], item.kv_head, row, item.end);
+    load_rows<G>(block, a.grad_out, rows);
+    to_columns(rows, padded(p.dim), block.vectors(), grads);
+    load_rows<O>(block, a.out, rows);
+    to_columns(rows, padded(p.dim), block.vectors(), outs);
+    float* to = deltas_of(a, block);
+    for (int64_t first = 0; first < p.dim; first += kDeltaStep, to += kBlockRows) {
+      const int64_t end = p.dim - first < kDeltaStep ? p.dim : first + kDeltaStep;
+      for (int64_t n = 0; n < kBlockRows; n += kLanes) {
+        F32 sum{};
+        for (int64_t at = first * kBlockRows + n; at < end * kBlockRows; at += kBlockRows)
+          sum = fma(load(outs + at), load(grads + at), sum);
+        store(to + n, sum);
       }
     }
-  });
+  }
 }
 
 // A block of queries and what flows back into it.
@@ -38,7 +56,8 @@ struct Queries {
   Block block;
   float *rows, *columns;            // turned and scaled: [kBlockRows, width], [width, kBlockRows]
   float *grad_rows, *grad_columns;  // of the output, likewise
-  alignas(64) float lse[kBlockRows], delta[kBlockRows];
+  const float* deltas;
+  alignas(64) float lse[kBlockRows], grad_lse[kBlockRows];
 };
 
 template <typename T>
@@ -54,8 +73,9 @@ void load_block(const AttentionBackwardArgs& a, Queries& q) {
     const int64_t row = real ? block.head(i) * a.problem.query_tokens + block.token(i) : 0;
     // A row that sees no key has weights of zero by its mask, whatever stands here.
     q.lse[i] = real && a.lse[row] != -__builtin_inff() ? a.lse[row] : 0.0f;
-    q.delta[i] = real ? a.delta[row] : 0.0f;
+    q.grad_lse[i] = real && a.grad_lse != nullptr ? a.grad_lse[row] : 0.0f;
   }
+  q.deltas = deltas_of(a, block);
 }
 
 // A panel of keys and values, and the sums of their gradients [.., width].
@@ -78,10 +98,10 @@ void meet(const Queries& q, const Keys& k, int64_t dim, float* weights, float* s
                store(weights + j * kBlockRows + n * kLanes,
                      all ? weight : select(block.sees(k.first + j, n), weight, F32{}));
              });
-  product<N>(k.count, dim, ByRow{k.values, dim}, q.grad_columns, kBlockRows,
+  product<N>(k.count, dim, ByRow{k.values, dim}, q.grad_columns, kBlockRows, Known{q.deltas},
              [&](int64_t j, int n, F32 grad) {
                const int64_t at = j * kBlockRows + n * kLanes;
-               const F32 slope = load(weights + at) * (grad - load(q.delta + n * kLanes));
+               const F32 slope = load(weights + at) * (grad + load(q.grad_lse + n * kLanes));
                store(slopes + at, all ? slope : select(block.sees(k.first + j, n), slope, F32{}));
              });
   const auto add_to = [](float* to, F32 value) { store(to, load(to) + value); };
@@ -102,7 +122,7 @@ void meet(const Queries& q, const Keys& k, int64_t dim, float* weights, float* s
 // Where the gradient of a KV head's rows begins in a part; blocks [width, kBlockRows] follow.
 int64_t part_offset(const AttentionProblem& p, const AttentionSequence& s, int64_t head) {
   const int64_t dim = (p.dim + kDimUnit - 1) / kDimUnit * kDimUnit;
-  return (s.first_row * p.kv_heads + head * s.rows) * dim;
+  return first_row(p, s, head) * dim;
 }
 
 // All queries pass by the keys [first, first + count), at most kTileKeys.
@@ -220,11 +240,16 @@ void query_gradients(const AttentionBackwardArgs& a, const AttentionItem& item) 
 
 template <typename T>
 void run(const AttentionBackwardArgs& a) {
-  if (a.grad_out_is_float) {
-    a.out_is_float ? deltas<float, float>(a) : deltas<float, T>(a);
-  } else {
-    a.out_is_float ? deltas<T, float>(a) : deltas<T, T>(a);
-  }
+  parallel_for(a.query_item_count, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const AttentionItem& item = a.query_items[i];
+      if (a.grad_out_is_float) {
+        a.out_is_float ? deltas<float, float>(a, item) : deltas<float, T>(a, item);
+      } else {
+        a.out_is_float ? deltas<T, float>(a, item) : deltas<T, T>(a, item);
+      }
+    }
+  });
   turn_keys<T>(a.problem);
   parallel_for(a.key_item_count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) key_gradients<T>(a, a.key_items[i]);

@@ -12,6 +12,10 @@ struct AttentionKeyItem {
 // Keys whose gradients are summed at a time; items hold whole multiples, but for the last one.
 constexpr int64_t kTileKeys = 256;
 
+// A row's delta, the sum over D of grad_out * out, is kept a step of D at a time.
+constexpr int64_t kDeltaStep = 16;
+constexpr int64_t delta_rows(int64_t dim) { return (dim + kDeltaStep - 1) / kDeltaStep; }
+
 struct AttentionBackwardArgs {
   const AttentionProblem& problem;
   const AttentionKeyItem* key_items;  // the longest first
@@ -21,8 +25,9 @@ struct AttentionBackwardArgs {
   Heads grad_out, out;
   bool grad_out_is_float, out_is_float;
   const float *grad_lse, *lse;  // [Hq, Tq]; grad_lse may be null
-  float* delta;                 // working memory [Hq, Tq]
-  float* parts;                 // working memory [part_count, part_size]
+  // Working memory by blocks of rows like a part: [delta_rows(dim), kBlockRows] each.
+  float* deltas;
+  float* parts;  // working memory [part_count, part_size]
   int64_t part_count, part_size;
   void *grad_q, *grad_k, *grad_v;  // contiguous
 };

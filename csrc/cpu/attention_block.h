@@ -5,6 +5,7 @@
 #include "cpu/parallel.h"
 #include "cpu/simd/product.h"
 #include "cpu/simd/rotate_row.h"
+#include "cpu/simd/rows.h"
 
 namespace afnext::cpu::AFNEXT_ISA {
 namespace {
@@ -14,21 +15,6 @@ constexpr int64_t kPanelKeys = 64;
 constexpr int64_t kMaxDim = 256;
 
 AFNEXT_INLINE int64_t padded(int64_t dim) { return (dim + kLanes - 1) / kLanes * kLanes; }
-
-// One row as float32, zeros up to padded(dim).
-template <typename T>
-AFNEXT_INLINE void load_row(const T* x, int64_t dim, float* out) {
-  int64_t i = 0;
-  for (; i + kLanes <= dim; i += kLanes) store(out + i, load(x + i));
-  if (i < dim) store(out + i, load_n(x + i, static_cast<int>(dim - i)));
-}
-
-template <typename T>
-AFNEXT_INLINE void store_row(T* out, const float* x, int64_t dim) {
-  int64_t i = 0;
-  for (; i + kLanes <= dim; i += kLanes) store(out + i, load(x + i));
-  if (i < dim) store_n(out + i, load(x + i), static_cast<int>(dim - i));
-}
 
 // `count` rows of keys or values in float32, `dim` apart: where they lie already, or in `buffer`.
 template <typename T>

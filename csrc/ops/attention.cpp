@@ -194,6 +194,10 @@ class Plan {
     return total_rows_ * problem.kv_heads * round_up(problem.dim, cpu::kDimUnit);
   }
 
+  int64_t delta_size() const {
+    return total_rows_ * problem.kv_heads * cpu::delta_rows(problem.dim);
+  }
+
   // Every part of every KV head, empty ones too: an item clears its part.
   std::vector<cpu::AttentionKeyItem> key_items() const {
     const int64_t parts = part_count();
@@ -275,13 +279,13 @@ void attention_backward(const TensorView& grad_out, const TensorView* grad_lse, 
   const Plan plan(q, k, v, options);
   const std::vector<cpu::AttentionItem> query_items = plan.query_items();
   const std::vector<cpu::AttentionKeyItem> key_items = plan.key_items();
-  const std::unique_ptr<float[]> delta = working_memory(lse.numel());
+  const std::unique_ptr<float[]> deltas = working_memory(plan.delta_size());
   const std::unique_ptr<float[]> parts = working_memory(plan.part_count() * plan.part_size());
   cpu::attention_backward_kernels(
       {plan.problem, key_items.data(), static_cast<int64_t>(key_items.size()), query_items.data(),
        static_cast<int64_t>(query_items.size()), heads_of(grad_out), heads_of(out),
        grad_out.dtype == DType::f32, out.dtype == DType::f32,
-       grad_lse ? grad_lse->as<float>() : nullptr, lse.as<float>(), delta.get(), parts.get(),
+       grad_lse ? grad_lse->as<float>() : nullptr, lse.as<float>(), deltas.get(), parts.get(),
        plan.part_count(), plan.part_size(), grad_q.data, grad_k.data, grad_v.data});
 }
 

@@ -1,6 +1,8 @@
 // Small matrix products in registers: C[m, n] = sum over k of A(m, k) * B[k, n], lanes along n.
 #pragma once
 
+#include <type_traits>
+
 #include "cpu/simd/vec.h"
 
 namespace afnext::cpu::AFNEXT_ISA {
@@ -27,18 +29,37 @@ struct ByColumn {
   AFNEXT_INLINE_METHOD float operator()(int64_t m, int64_t k) const { return data[k * stride + m]; }
 };
 
+// What is taken off the sums every kStep steps of the depth, a row of `b_stride` floats each time:
+// where it is the sum of nearly the same products, no sum grows large enough to lose what remains.
+struct Nothing {
+  static constexpr int64_t kStep = int64_t{1} << 40;
+};
+struct Known {
+  static constexpr int64_t kStep = 16;
+  const float* rows;
+};
+
 namespace {
 
-template <int M, int N, typename A, typename Sink>
+template <int M, int N, typename Less, typename A, typename Sink>
 AFNEXT_INLINE void tile(int64_t m, int64_t depth, A a, const float* b, int64_t b_stride,
-                        const Sink& sink) {
+                        const Less& less, const Sink& sink) {
   F32 sum[M][N] = {};
-  for (int64_t k = 0; k < depth; ++k, b += b_stride) {
-    F32 row[N];
-    for (int n = 0; n < N; ++n) row[n] = load(b + n * kLanes);
-    for (int i = 0; i < M; ++i) {
-      const F32 x = broadcast(a(m + i, k));
-      for (int n = 0; n < N; ++n) sum[i][n] = fma(x, row[n], sum[i][n]);
+  for (int64_t first = 0; first < depth; first += Less::kStep) {
+    const int64_t end = depth - first < Less::kStep ? depth : first + Less::kStep;
+    for (int64_t k = first; k < end; ++k, b += b_stride) {
+      F32 row[N];
+      for (int n = 0; n < N; ++n) row[n] = load(b + n * kLanes);
+      for (int i = 0; i < M; ++i) {
+        const F32 x = broadcast(a(m + i, k));
+        for (int n = 0; n < N; ++n) sum[i][n] = fma(x, row[n], sum[i][n]);
+      }
+    }
+    if constexpr (!std::is_same_v<Less, Nothing>) {
+      const float* known = less.rows + first / Less::kStep * b_stride;
+      for (int i = 0; i < M; ++i) {
+        for (int n = 0; n < N; ++n) sum[i][n] -= load(known + n * kLanes);
+      }
     }
   }
   for (int i = 0; i < M; ++i) {
@@ -47,15 +68,22 @@ AFNEXT_INLINE void tile(int64_t m, int64_t depth, A a, const float* b, int64_t b
 }
 
 // C of rows x N vectors; sink(m, n, value) receives the n-th vector of row m once.
-template <int N, typename A, typename Sink>
-void product(int64_t rows, int64_t depth, A a, const float* b, int64_t b_stride, const Sink& sink) {
+template <int N, typename Less, typename A, typename Sink>
+void product(int64_t rows, int64_t depth, A a, const float* b, int64_t b_stride, const Less& less,
+             const Sink& sink) {
   int64_t m = 0;
-  for (; m + kTileRows <= rows; m += kTileRows) tile<kTileRows, N>(m, depth, a, b, b_stride, sink);
+  for (; m + kTileRows <= rows; m += kTileRows)
+    tile<kTileRows, N>(m, depth, a, b, b_stride, less, sink);
   if constexpr (kTileRows == 8) {
-    if (rows - m >= 4) tile<4, N>(m, depth, a, b, b_stride, sink), m += 4;
+    if (rows - m >= 4) tile<4, N>(m, depth, a, b, b_stride, less, sink), m += 4;
   }
-  if (rows - m >= 2) tile<2, N>(m, depth, a, b, b_stride, sink), m += 2;
-  if (rows - m >= 1) tile<1, N>(m, depth, a, b, b_stride, sink);
+  if (rows - m >= 2) tile<2, N>(m, depth, a, b, b_stride, less, sink), m += 2;
+  if (rows - m >= 1) tile<1, N>(m, depth, a, b, b_stride, less, sink);
+}
+template <int N, typename A, typename Sink>
+AFNEXT_INLINE void product(int64_t rows, int64_t depth, A a, const float* b, int64_t b_stride,
+                           const Sink& sink) {
+  product<N>(rows, depth, a, b, b_stride, Nothing{}, sink);
 }
 
 // C of rows x any number of vectors.
