@@ -2,39 +2,40 @@
 
 from __future__ import annotations
 
-from itertools import cycle
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 
 from afnext import ops
 
-from .timing import bandwidth, compare, milliseconds, peak_flops
+from .case import Case, rotated
 
 # (rows of x, N, K): 7B's attention output for one token, a small batch and a prefill; nano's MLP.
 SHAPES = [(1, 3584, 3584), (8, 3584, 3584), (512, 3584, 3584), (1, 1024, 384), (256, 1024, 384)]
-CACHE = 256 << 20  # weights that together exceed the caches, as the layers of a model do
+IN_CACHE = 4 << 20  # bytes of a weight that stays there from step to step
 
 
-def run() -> None:
-    """Print the table."""
-    memory, peak = bandwidth(), peak_flops()
-    print(f" memory {memory / 1e9:.1f} GB/s, float32 matrix product {peak / 1e9:.0f} GFLOP/s")
-    for m, n, k in SHAPES:
+def layer(m: int, n: int, k: int, dtype: torch.dtype) -> Case:
+    """Weights change from call to call, as they do from layer to layer, unless the caches hold them."""
+    size = n * k * dtype.itemsize
+    large = size > IN_CACHE
+    x = torch.randn(m, k).to(dtype)
+    weight = rotated(lambda: torch.randn(n, k).to(dtype), size, copies=None if large else 1)
+    name = str(dtype).removeprefix("torch.")
+    return Case(
+        f"[{m}, {k}] x [{n}, {k}] {name}",
+        label="ops.linear",
+        ours=lambda: ops.linear(x, weight()),
+        peers={"torch F.linear": lambda: F.linear(x, weight())},
+        flops=2 * m * n * k,
+        bytes=size + m * (n + k) * dtype.itemsize if large else 0,
+        dtype=name,
+    )
+
+
+def cases() -> Iterator[Case]:
+    """Every shape in both dtypes."""
+    for shape in SHAPES:
         for dtype in (torch.bfloat16, torch.float32):
-            size = n * k * dtype.itemsize
-            count = min(16, max(1, CACHE // size)) if m <= 16 and size > 1 << 20 else 1
-            weights = cycle([torch.randn(n, k).to(dtype) for _ in range(count)])
-            x = torch.randn(m, k).to(dtype)
-            print(f" [{m}, {k}] x [{n}, {k}] {str(dtype).removeprefix('torch.')}")
-            timings = compare(
-                {
-                    "ops.linear": lambda x=x, w=weights: ops.linear(x, next(w)),  # type: ignore[misc]
-                    "torch F.linear": lambda x=x, w=weights: F.linear(x, next(w)),  # type: ignore[misc]
-                }
-            )
-            ours = timings["ops.linear"].median
-            print(
-                f"  ours: {size / ours / 1e9:.3g} GB/s, {2 * m * n * k / ours / 1e9:.3g} GFLOP/s; limit: "
-                f"memory {milliseconds(size / memory)}, float32 {milliseconds(2 * m * n * k / peak)}"
-            )
+            yield layer(*shape, dtype)

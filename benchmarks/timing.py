@@ -1,18 +1,24 @@
-"""Fair timings: contestants alternate, medians with their spread, the machine's limits measured."""
+"""Fair timings: contestants alternate, medians with their spread."""
 
 from __future__ import annotations
 
-import os
-import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median, quantiles
 
-import torch
+from .machine import one_line as machine
+from .peaks import bandwidth, peak_flops
 
-from afnext.ops import runtime
+__all__ = [
+    "Timing",
+    "alternate",
+    "bandwidth",
+    "compare",
+    "machine",
+    "milliseconds",
+    "peak_flops",
+]
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,12 @@ class Timing:
     median: float
     low: float
     high: float
+
+    @classmethod
+    def of(cls, seconds: list[float]) -> Timing:
+        """From at least two measurements."""
+        low, _, high = quantiles(seconds, n=4, method="inclusive")
+        return cls(median(seconds), low, high)
 
     def __str__(self) -> str:
         return (
@@ -35,13 +47,13 @@ def milliseconds(seconds: float) -> str:
 
 
 def alternate(
-    contestants: dict[str, Callable[[], object]], rounds: int = 9, at_least: float = 2e-3
+    contestants: Mapping[str, Callable[[], object]], rounds: int = 9, at_least: float = 2e-3
 ) -> dict[str, Timing]:
     """Time each contestant once a round, in turn, so that drift of the machine hits all of them.
 
     Args:
         contestants: what to call, by name. Each is called once beforehand.
-        rounds: how many timings each gets.
+        rounds: how many timings each gets, two at least.
         at_least: seconds a timing must last; shorter calls are repeated within it.
     """
     repeats = {}
@@ -53,54 +65,21 @@ def alternate(
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(rounds):
         for name, call in contestants.items():
+            call()  # what the one before left, spinning threads among it, is not this one's cost
             start = time.perf_counter()
             for _ in range(repeats[name]):
                 call()
             seconds[name].append((time.perf_counter() - start) / repeats[name])
-    timings = {}
-    for name, values in seconds.items():
-        low, _, high = quantiles(values, n=4)
-        timings[name] = Timing(median(values), low, high)
-    return timings
+    return {name: Timing.of(values) for name, values in seconds.items()}
 
 
 def compare(contestants: dict[str, Callable[[], object]], rounds: int = 9) -> dict[str, Timing]:
-    """Print one line a contestant; the first is ours, the others are given as its multiples."""
+    """Print one line a contestant; the first is ours, the others are given as its multiples.
+
+    For benchmarks that print their own table (``run()``); a ``Case`` needs none of this.
+    """
     timings = alternate(contestants, rounds)
     ours = next(iter(timings.values())).median
     for name, timing in timings.items():
         print(f"  {name:34} {timing!s:44} x{timing.median / ours:.3g}")
     return timings
-
-
-def bandwidth(megabytes: int = 256) -> float:
-    """Bytes a second that all threads together read from memory, the best of several passes."""
-    source = torch.ones(megabytes << 18)
-    return source.numel() * 4 / min(_seconds(source.sum) for _ in range(5))
-
-
-def peak_flops(size: int = 1024) -> float:
-    """Float32 operations a second of torch's matrix product, the best of several."""
-    a, b = torch.randn(size, size), torch.randn(size, size)
-    return 2 * size**3 / min(_seconds(lambda: a @ b) for _ in range(5))
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def machine() -> str:
-    """One line: processor, instruction set, threads, load, versions."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
-    return (
-        f"{name}, {runtime.cpu_isa()}, {runtime.num_threads()} threads (torch {torch.get_num_threads()}), "
-        f"load {os.getloadavg()[0]:.1f}, torch {torch.__version__}, Python {platform.python_version()}"
-    )

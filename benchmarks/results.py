@@ -1,0 +1,165 @@
+"""From timings to a result: rates, shares of the machine's peaks, and the JSON that keeps them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .case import Case
+from .timing import Timing
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """The machine's limits: bytes a second from memory, and operations a second by dtype."""
+
+    memory: float
+    compute: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One contestant's figures in a case. Rates are 0 where the case does not count that resource.
+
+    Attributes:
+        name: who.
+        ours: whether it is ours.
+        seconds: median and quartiles of a call.
+        ratio: its median over ours: 2 is twice as slow.
+        flops_per_second, bytes_per_second: achieved.
+        compute_share, memory_share: of the machine's peaks.
+    """
+
+    name: str
+    ours: bool
+    seconds: Timing
+    ratio: float
+    flops_per_second: float
+    bytes_per_second: float
+    compute_share: float
+    memory_share: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """A case with everyone's figures.
+
+    Attributes:
+        limit_seconds: what the call would take at the machine's peaks, the larger of the time for its
+            operations and the time for its bytes; 0 where it counts neither.
+        bound: ``"compute"`` or ``"memory"``, whichever sets that limit, or ``""``.
+    """
+
+    benchmark: str
+    name: str
+    dtype: str
+    flops: float
+    bytes: float
+    limit_seconds: float
+    bound: str
+    contestants: list[Contestant]
+
+    @property
+    def ours(self) -> Contestant:
+        """Our own figures."""
+        return self.contestants[0]
+
+    @property
+    def best_peer(self) -> Contestant | None:
+        """The fastest of the others."""
+        return min(self.contestants[1:], key=lambda c: c.seconds.median, default=None)
+
+
+def result_of(benchmark: str, case: Case, timings: dict[str, Timing], peaks: Peaks) -> Result:
+    """Rates and shares of one case; the first timing is ours."""
+    peak = peaks.compute.get(case.dtype, 0.0)
+    compute_seconds = case.flops / peak if peak else 0.0
+    memory_seconds = case.bytes / peaks.memory if peaks.memory else 0.0
+    limit = max(compute_seconds, memory_seconds)
+    bound = "" if limit == 0 else "compute" if compute_seconds > memory_seconds else "memory"
+    ours = next(iter(timings.values())).median
+    contestants = [
+        Contestant(
+            name=name,
+            ours=index == 0,
+            seconds=timing,
+            ratio=timing.median / ours,
+            flops_per_second=case.flops / timing.median,
+            bytes_per_second=case.bytes / timing.median,
+            compute_share=compute_seconds / timing.median,
+            memory_share=memory_seconds / timing.median,
+        )
+        for index, (name, timing) in enumerate(timings.items())
+    ]
+    return Result(
+        benchmark, case.name, case.dtype, case.flops, case.bytes, limit, bound, contestants
+    )
+
+
+def document(machine: dict[str, Any], peaks: Peaks, results: Iterable[Result]) -> dict[str, Any]:
+    """What ``--json`` writes: ``schema``, ``machine``, ``peaks`` and ``results``, SI units throughout."""
+    return {
+        "schema": SCHEMA,
+        "machine": machine,
+        "peaks": {
+            "memory_bytes_per_second": peaks.memory,
+            "compute_operations_per_second": peaks.compute,
+        },
+        "results": [_rounded(asdict(result)) for result in results],
+    }
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """One JSON document, readable in a diff."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def table(result: Result) -> str:
+    """A heading with the case's limit, then one line a contestant."""
+    heading = f" {result.name}"
+    if result.bound:
+        heading += f"   limit {duration(result.limit_seconds)} ({result.bound})"
+    return "\n".join([heading, *map(_row, result.contestants)])
+
+
+def _row(who: Contestant) -> str:
+    seconds = who.seconds
+    spread = f"{duration(seconds.median)} ({duration(seconds.low)} to {duration(seconds.high)})"
+    cells = [f"  {who.name:32} {spread:38}", "      " if who.ours else f"x{who.ratio:<5.3g}"]
+    if who.bytes_per_second:
+        cells.append(_rate(who.bytes_per_second, "GB/s", who.memory_share))
+    if who.flops_per_second:
+        cells.append(_rate(who.flops_per_second, "GFLOP/s", who.compute_share))
+    return " ".join(cells).rstrip()
+
+
+def _rate(value: float, unit: str, share: float) -> str:
+    scaled = value / 1e9
+    if unit == "GFLOP/s" and scaled >= 1000:
+        scaled, unit = scaled / 1000, "TFLOP/s"
+    return f"{scaled:6.3g} {unit} {f'({share:.0%})':6}"
+
+
+def duration(seconds: float) -> str:
+    """Three significant digits, in µs, ms or s."""
+    scale, unit = (1e6, "µs") if seconds < 1e-3 else (1e3, "ms") if seconds < 1 else (1.0, "s")
+    return f"{_digits(seconds * scale)} {unit}"
+
+
+def _digits(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _rounded(value: Any) -> Any:
+    """Six significant digits: more than a measurement holds."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,67 @@
+"""Finds the benchmarks, times their cases, and gathers the results."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from . import peaks as limits
+from .case import Case
+from .results import Peaks, Result, result_of
+from .timing import alternate
+
+FOLDER = Path(__file__).parent
+FRAMEWORK = {
+    "__init__", "__main__", "case", "machine", "peaks", "results", "roofline", "run", "timing",
+}  # fmt: skip
+QUICK_ROUNDS = 3
+
+
+def benchmarks() -> dict[str, str]:
+    """Name and first docstring line of every benchmark, read without importing it."""
+    paths = sorted(path for path in FOLDER.glob("*.py") if path.stem not in FRAMEWORK)
+    docs = {path.stem: ast.get_docstring(ast.parse(path.read_text())) or "" for path in paths}
+    return {name: doc.partition("\n")[0] for name, doc in docs.items()}
+
+
+def measure(benchmark: str, cases: Iterable[Case], quick: bool = False) -> Iterator[Result]:
+    """Time the cases of one benchmark, one after the other."""
+    for case in cases:
+        if quick and case.slow:
+            continue
+        with case.context():
+            if case.check is not None:
+                case.check()
+            timings = alternate(
+                {case.label: case.ours, **case.peers},
+                rounds=QUICK_ROUNDS if quick else case.rounds,
+                at_least=2e-4 if quick else 2e-3,
+            )
+        yield result_of(benchmark, case, timings, peaks_for(case))
+
+
+def peaks_for(case: Case) -> Peaks:
+    """The limits that the case needs; each is measured once a process."""
+    memory = limits.memory() if case.bytes else 0.0
+    return Peaks(memory, {case.dtype: limits.compute(case.dtype)} if case.flops else {})
+
+
+def peaks_of(results: Iterable[Result]) -> Peaks:
+    """The limits that any of the results was compared with, and those of memory."""
+    dtypes = sorted({result.dtype for result in results if result.flops})
+    return Peaks(limits.memory(), {dtype: limits.compute(dtype) for dtype in dtypes})
+
+
+def run(name: str, show: Callable[[Result], None], quick: bool = False) -> list[Result]:
+    """Run one benchmark of this package; a module with ``run()`` prints its own table and has no results."""
+    module = importlib.import_module(f".{name}", __package__)
+    if not hasattr(module, "cases"):
+        module.run()
+        return []
+    results = []
+    for result in measure(name, module.cases(), quick):
+        show(result)
+        results.append(result)
+    return results
