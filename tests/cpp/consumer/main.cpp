@@ -7,7 +7,7 @@
 #include <vector>
 
 int main(int argc, char** argv) {
-  constexpr int64_t rows = 5, width = 1001;
+  constexpr int64_t rows = 300, width = 1001;
   std::vector<float> x(rows * width), weight(width, 1.0f), out(rows * width);
   for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i % 97) / 97;
   const auto view = [](std::vector<float>& data, std::vector<int64_t> shape) {
