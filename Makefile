@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.requirements
 
-.PHONY: demo test test-sweep test-all check lint format build clean
+.PHONY: demo test test-sweep test-all test-aarch64 sanitize cases check lint format build clean
 
 $(STAMP): pyproject.toml requirements/constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -28,6 +28,23 @@ test-sweep: build
 
 test-all: test test-sweep
 
+# The C++ interface alone: reference cases through a driver (tests/cpp), as a preset of CMakePresets.json
+# builds it. The first argument is the preset.
+define run_preset
+	PATH="$(CURDIR)/$(BIN):$$PATH" && cmake --preset $(1) && cmake --build --preset $(1) && ctest --preset $(1)
+endef
+
+cases: build
+	$(BIN)/python -m tests.cpp.make_cases build/cpp/cases
+
+sanitize: cases
+	$(call run_preset,sanitize)
+	$(call run_preset,sanitize-threads)
+
+# Needs a cross compiler and QEMU: Debian's g++-aarch64-linux-gnu and qemu-user.
+test-aarch64: cases
+	$(call run_preset,aarch64)
+
 check: build
 	$(BIN)/python -m pytest -m "not slow and not sweep"
 
@@ -35,12 +52,12 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h')
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.h')
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h')
+	$(BIN)/clang-format -i $$(git ls-files '*.cpp' '*.h')
 
 clean:
 	rm -rf build dist $(VENV)

@@ -30,13 +30,13 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
 endif()
 message(STATUS "afnext: the compiler targets ${AFNEXT_ISAS}")
 
-# afnext_cpu_kernel(<target> <name> <isa>...): compiles csrc/cpu/<name>.cpp once for each level that
-# the compiler has.
-function(afnext_cpu_kernel target name)
+# afnext_cpu_kernel(<name> <isa>...): compiles csrc/cpu/<name>.cpp into the library once for each
+# level that the compiler has.
+function(afnext_cpu_kernel name)
   foreach(isa ${ARGN})
     if(isa IN_LIST AFNEXT_ISAS)
-      set_property(GLOBAL APPEND PROPERTY AFNEXT_KERNEL_ISAS ${isa})
-      set(object ${target}_${name}_${isa})
+      set_property(GLOBAL APPEND PROPERTY AFNEXT_KERNELS "${name}/${isa}")
+      set(object afnext_${name}_${isa})
       add_library(${object} OBJECT csrc/cpu/${name}.cpp)
       target_include_directories(${object} PRIVATE csrc/include csrc)
       target_compile_features(${object} PRIVATE cxx_std_20)
@@ -46,20 +46,25 @@ function(afnext_cpu_kernel target name)
                                                -fno-math-errno -fno-trapping-math -Wno-psabi
                                                ${AFNEXT_ISA_FLAGS_${isa}})
       set_target_properties(${object} PROPERTIES POSITION_INDEPENDENT_CODE ON)
-      target_sources(${target} PRIVATE $<TARGET_OBJECTS:${object}>)
+      target_sources(afnext_core PRIVATE $<TARGET_OBJECTS:${object}>)
     endif()
   endforeach()
 endfunction()
 
-# afnext_kernel_isas(<variable>): the levels, in rising order, that some kernel is compiled for.
-function(afnext_kernel_isas variable)
-  get_property(used GLOBAL PROPERTY AFNEXT_KERNEL_ISAS)
-  set(found ${AFNEXT_ISAS})
-  foreach(isa ${AFNEXT_ISAS})
-    if(NOT isa IN_LIST used)
-      list(REMOVE_ITEM found ${isa})
-    endif()
+# afnext_list_kernels(): adds a source that names every kernel. A linker takes from a static library
+# only what something names, and a kernel that registers itself is named by nobody else.
+function(afnext_list_kernels)
+  get_property(kernels GLOBAL PROPERTY AFNEXT_KERNELS)
+  set(declarations "")
+  set(entries "")
+  foreach(kernel ${kernels})
+    string(REGEX MATCH "(.*)/(.*)" _ ${kernel})
+    set(name ${CMAKE_MATCH_1})
+    set(isa ${CMAKE_MATCH_2})
+    string(APPEND declarations
+           "namespace ${isa} { extern KernelRegistration ${name}_registration; }\n")
+    string(APPEND entries "    {\"${name}\", Isa::${isa}, &${isa}::${name}_registration},\n")
   endforeach()
-  list(JOIN found "," found)
-  set(${variable} ${found} PARENT_SCOPE)
+  configure_file(cmake/kernels.cpp.in kernels.cpp @ONLY)
+  target_sources(afnext_core PRIVATE ${CMAKE_CURRENT_BINARY_DIR}/kernels.cpp)
 endfunction()

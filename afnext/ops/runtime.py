@@ -17,15 +17,18 @@ def detected_cpu_isa() -> str:
     return compiled.detected_isa()
 
 
-def compiled_cpu_isas() -> list[str]:
-    """Levels that this build holds kernels for, in rising order; others run those of the next lower."""
-    return compiled.compiled_isas.split(",")
+def compiled_cpu_isas(op: str = "") -> list[str]:
+    """Levels that this build holds kernels for, in rising order; others run those of the next lower.
+
+    ``op`` asks about the ops whose name begins so, by default all.
+    """
+    return compiled.compiled_isas(op)
 
 
-def available_cpu_isas() -> list[str]:
-    """Levels that this build holds kernels for and this machine has, in rising order."""
+def available_cpu_isas(op: str = "") -> list[str]:
+    """Those of ``compiled_cpu_isas(op)`` that this machine has."""
     best = LEVELS.index(detected_cpu_isa())
-    return [name for name in compiled_cpu_isas() if LEVELS.index(name) <= best]
+    return [name for name in compiled_cpu_isas(op) if LEVELS.index(name) <= best]
 
 
 def set_cpu_isa(name: str) -> None:

@@ -119,4 +119,17 @@ void set_isa(const char* name) {
   g_active.store(static_cast<int>(isa), std::memory_order_relaxed);
 }
 
+// Every op asks for the level, so that this file, which names the list of kernels, is linked
+// wherever an op is, and with it every kernel of a static library.
+bool has_kernels(const char* prefix, Isa isa) {
+  const KernelList kernels = compiled_kernels();
+  for (int i = 0; i < kernels.count; ++i) {
+    const Kernel& kernel = kernels.first[i];
+    if (kernel.isa == isa && std::strncmp(kernel.name, prefix, std::strlen(prefix)) == 0) {
+      return true;
+    }
+  }
+  return false;
+}
+
 }  // namespace afnext::cpu

@@ -16,6 +16,8 @@ Isa active_isa();
 Isa detected_isa();
 // For tests: sets the cap of this process; a level that the machine lacks is refused.
 void set_isa(const char* name);
+// Whether this build holds a kernel of this level whose name begins with `prefix`.
+bool has_kernels(const char* prefix, Isa isa);
 
 // One kernel compiled for several levels. Constant-initialised, so that the static registration of
 // the per-level objects can run in any order.
@@ -32,19 +34,33 @@ struct KernelTable {
   }
 };
 
-template <typename Args>
+// Enters one level's kernel into its table before main().
 struct KernelRegistration {
-  KernelRegistration(KernelTable<Args>& table, Isa isa,
-                     typename KernelTable<Args>::Function function) {
+  template <typename Args>
+  __attribute__((always_inline)) KernelRegistration(KernelTable<Args>& table, Isa isa,
+                                                    typename KernelTable<Args>::Function function) {
     table.by_isa[static_cast<int>(isa)] = function;
   }
 };
+
+// Every kernel of this build, by file and level; CMake writes the list (cmake/kernels.cpp.in).
+struct Kernel {
+  const char* name;
+  Isa isa;
+  const KernelRegistration* registration;
+};
+struct KernelList {
+  const Kernel* first;
+  int count;
+};
+KernelList compiled_kernels();
 
 }  // namespace afnext::cpu
 
 // In a file of csrc/cpu, which CMake compiles once a level with AFNEXT_ISA set to its name:
 // AFNEXT_REGISTER(rms_norm, RmsNormArgs) enters `void AFNEXT_ISA::rms_norm(const RmsNormArgs&)`
-// into `rms_norm_kernels`.
-#define AFNEXT_REGISTER(name, Args)                                         \
-  static const ::afnext::cpu::KernelRegistration<Args> name##_registration( \
+// into `rms_norm_kernels`. One a file, of its name: the list of kernels relies on it.
+#define AFNEXT_REGISTER(name, Args)                             \
+  extern ::afnext::cpu::KernelRegistration name##_registration; \
+  ::afnext::cpu::KernelRegistration name##_registration(        \
       ::afnext::cpu::name##_kernels, ::afnext::cpu::Isa::AFNEXT_ISA, &AFNEXT_ISA::name);

@@ -8,10 +8,17 @@ import torch
 from afnext import ops
 from afnext.ops import runtime
 
-BACKENDS = [*runtime.available_cpu_isas(), "reference"]
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """``backend`` runs over the levels for which the op of the file, test_<op>.py, has kernels of its own:
+    at any other it would run the same ones again."""
+    if "backend" in metafunc.fixturenames:
+        op = metafunc.module.__name__.rpartition("test_")[2]
+        levels = runtime.available_cpu_isas(op) or runtime.available_cpu_isas()
+        metafunc.parametrize("backend", [*levels, "reference"], indirect=True)
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test once on each instruction set and once in plain torch."""
     if request.param == "reference":

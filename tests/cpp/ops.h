@@ -1,0 +1,6 @@
+#pragma once
+
+#include "case.h"
+
+// Calls the op of a case with its tensors and numbers.
+void call(const Case& c);
