@@ -55,7 +55,7 @@ void multiply_add_steps(const float* operands, int64_t steps) {
 }
 
 template <typename Type>
-void arithmetic(const PeakArithmeticArgs& a) {
+void arithmetic(const PeakArithmetic& a) {
   parallel_for(num_threads(), 1, [&](int64_t begin, int64_t end) {
     for (int64_t share = begin; share < end; ++share) {
       multiply_add_steps<Type>(a.operands, a.steps);
@@ -64,9 +64,7 @@ void arithmetic(const PeakArithmeticArgs& a) {
   });
 }
 
-}  // namespace
-
-void peak_read(const PeakReadArgs& a) {
+void read_all(const PeakRead& a) {
   const char* data = static_cast<const char*>(a.data);
   parallel_for((a.bytes + kBlock - 1) / kBlock, 256, [&](int64_t begin, int64_t end) {
     const int64_t first = begin * kBlock, last = end * kBlock < a.bytes ? end * kBlock : a.bytes;
@@ -74,7 +72,7 @@ void peak_read(const PeakReadArgs& a) {
   });
 }
 
-void peak_arithmetic(const PeakArithmeticArgs& a) {
+void compute(const PeakArithmetic& a) {
   switch (a.dtype) {
     case DType::bf16:
       return arithmetic<MultiplyAdd<bf16>>(a);
@@ -85,7 +83,13 @@ void peak_arithmetic(const PeakArithmeticArgs& a) {
   }
 }
 
-AFNEXT_REGISTER(peak_read, PeakReadArgs)
-AFNEXT_REGISTER(peak_arithmetic, PeakArithmeticArgs)
+}  // namespace
+
+void peaks(const PeaksArgs& args) {
+  if (args.read != nullptr) read_all(*args.read);
+  if (args.arithmetic != nullptr) compute(*args.arithmetic);
+}
+
+AFNEXT_REGISTER(peaks, PeaksArgs)
 
 }  // namespace afnext::cpu::AFNEXT_ISA

@@ -9,20 +9,25 @@ namespace afnext::cpu {
 
 constexpr int kPeakOperands = 64;
 
-struct PeakReadArgs {
+struct PeakRead {
   const void* data;
   int64_t bytes;
   std::atomic<uint64_t>* seen;
 };
 
-struct PeakArithmeticArgs {
+struct PeakArithmetic {
   DType dtype;
   const float* operands;  // [kPeakOperands]
   int64_t steps;
   std::atomic<double>* operations;
 };
 
-extern KernelTable<PeakReadArgs> peak_read_kernels;
-extern KernelTable<PeakArithmeticArgs> peak_arithmetic_kernels;
+// One measurement or both; null for none.
+struct PeaksArgs {
+  const PeakRead* read;
+  const PeakArithmetic* arithmetic;
+};
+
+extern KernelTable<PeaksArgs> peaks_kernels;
 
 }  // namespace afnext::cpu

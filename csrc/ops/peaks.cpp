@@ -7,15 +7,15 @@
 
 namespace afnext {
 
-constinit cpu::KernelTable<cpu::PeakReadArgs> cpu::peak_read_kernels;
-constinit cpu::KernelTable<cpu::PeakArithmeticArgs> cpu::peak_arithmetic_kernels;
+constinit cpu::KernelTable<cpu::PeaksArgs> cpu::peaks_kernels;
 
 uint64_t peak_read(const TensorView& buffer) {
   const Check check("peak_read");
   check.on_cpu(buffer, "buffer");
   check.contiguous(buffer, "buffer");
   std::atomic<uint64_t> seen{0};
-  cpu::peak_read_kernels({buffer.data, buffer.numel() * dtype_size(buffer.dtype), &seen});
+  const cpu::PeakRead read{buffer.data, buffer.numel() * dtype_size(buffer.dtype), &seen};
+  cpu::peaks_kernels({&read, nullptr});
   return seen;
 }
 
@@ -26,7 +26,8 @@ double peak_arithmetic(DType dtype, const TensorView& operands, int64_t steps) {
                 "dtype must be float32, bfloat16 or int8");
   check.require(steps >= 0, "steps must not be negative");
   std::atomic<double> operations{0};
-  cpu::peak_arithmetic_kernels({dtype, operands.as<float>(), steps, &operations});
+  const cpu::PeakArithmetic arithmetic{dtype, operands.as<float>(), steps, &operations};
+  cpu::peaks_kernels({nullptr, &arithmetic});
   return operations;
 }
 
