@@ -107,10 +107,13 @@ struct Block {
     const int64_t top = begin / p.group, bottom = (begin + count - 1) / p.group;
     first_key = s.band.first(top), end_key = s.band.end(bottom);
     first_common = s.band.first(bottom), end_common = s.band.end(top);
-    for (int64_t i = 0; i < kBlockRows; ++i) {
-      const int64_t query = (begin + i) / p.group;
-      first[i] = i < count ? static_cast<int32_t>(s.band.first(query)) : 0;
-      end[i] = i < count ? static_cast<int32_t>(s.band.end(query)) : 0;
+    __builtin_memset(first, 0, sizeof(first));
+    __builtin_memset(end, 0, sizeof(end));
+    for (int64_t i = 0, query = top; i < count; ++query) {  // a query's rows stand together
+      const int64_t next = (query + 1) * p.group - begin, stop = next < count ? next : count;
+      const auto from = static_cast<int32_t>(s.band.first(query));
+      const auto to = static_cast<int32_t>(s.band.end(query));
+      for (; i < stop; ++i) first[i] = from, end[i] = to;
     }
   }
 

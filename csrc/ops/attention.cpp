@@ -180,8 +180,7 @@ class Plan {
         }
       }
     }
-    std::stable_sort(items.begin(), items.end(),
-                     [this](const auto& a, const auto& b) { return work(a) > work(b); });
+    longest_first(items);
     return items;
   }
 
@@ -213,14 +212,19 @@ class Plan {
         }
       }
     }
-    std::stable_sort(items.begin(), items.end(),
-                     [this](const auto& a, const auto& b) { return work(a) > work(b); });
+    longest_first(items);
     return items;
   }
 
   cpu::AttentionProblem problem;
 
  private:
+  template <typename Item>
+  void longest_first(std::vector<Item>& items) const {
+    if (items.size() < 2) return;  // a sort takes memory even then
+    std::stable_sort(items.begin(), items.end(),
+                     [this](const Item& a, const Item& b) { return work(a) > work(b); });
+  }
   // Pairs of a row and a key, roughly.
   int64_t work(const cpu::AttentionItem& item) const {
     const cpu::Band& band = sequences_[item.sequence].band;

@@ -42,8 +42,10 @@ class Plan {
           {ends[n], page_table.as<int32_t>() + n * page_table.stride[0], band, 1, partials});
       if (band.queries > 0) add_items(n);
     }
-    std::stable_sort(items.begin(), items.end(),
-                     [](const auto& a, const auto& b) { return work(a) > work(b); });
+    if (items.size() > 1) {  // a sort takes memory even then
+      std::stable_sort(items.begin(), items.end(),
+                       [](const auto& a, const auto& b) { return work(a) > work(b); });
+    }
     for (const cpu::PagedItem& item : items) products_ += work(item) * q.shape[2];
   }
 
