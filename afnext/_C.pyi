@@ -129,6 +129,9 @@ def packed_linear(
     out: _Tensor,
     /,
 ) -> None: ...
+def quantize(
+    weight: _Tensor, format: str, values: _Tensor, scales: _Tensor, zeros: _Tensor | None, /
+) -> None: ...
 def rms_norm(
     x: _Tensor,
     residual: _Tensor | None,

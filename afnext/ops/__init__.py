@@ -12,12 +12,14 @@ from .merge_attention import merge_attention
 from .pack import PackedWeight, pack
 from .paged_append import paged_append
 from .paged_attention import paged_attention
+from .quantize import QuantizedWeight, quantize
 from .rms_norm import rms_norm
 from .rotate import Rotation, rotate
 from .silu_mul import silu_mul
 
 __all__ = [
     "PackedWeight",
+    "QuantizedWeight",
     "Rotation",
     "attention",
     "force_reference",
@@ -27,6 +29,7 @@ __all__ = [
     "pack",
     "paged_append",
     "paged_attention",
+    "quantize",
     "rms_norm",
     "rotate",
     "silu_mul",
