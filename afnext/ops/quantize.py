@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from . import _check as check
-from . import reference
+from . import reference_quantized as reference
 from ._compiled import compiled
 from ._library import call, define
+from .reference_quantized import FORMATS
 
 VERSION = 1
-FORMATS = {"int8": (8, 0), "int8-g128": (8, 128), "int4-g128": (4, 128), "int4-g32": (4, 32)}
 
 
 def _spec(op: str, format: str, zero_points: bool) -> tuple[int, int]:
@@ -44,7 +44,11 @@ def _new(weight: Tensor, format: str, zero_points: bool) -> tuple[Tensor, Tensor
         else weight.new_empty(n, (k + 1) // 2, dtype=torch.uint8)
     )
     if group == 0:
-        return values, weight.new_empty(n, dtype=torch.float32), values.new_empty(0, dtype=torch.uint8)
+        return (
+            values,
+            weight.new_empty(n, dtype=torch.float32),
+            values.new_empty(0, dtype=torch.uint8),
+        )
     shape = (n, (k + group - 1) // group)
     zeros = values.new_empty(shape if zero_points else 0, dtype=torch.uint8)
     return values, weight.new_empty(shape, dtype=torch.bfloat16), zeros
@@ -101,9 +105,7 @@ class QuantizedWeight:
             torch.int8 if bits == 8 else torch.uint8,
             (n, k if bits == 8 else (k + 1) // 2),
         )
-        check.typed(
-            op, "scales", self.scales, torch.bfloat16 if group else torch.float32, groups
-        )
+        check.typed(op, "scales", self.scales, torch.bfloat16 if group else torch.float32, groups)
         if self.zeros is not None:
             check.typed(op, "zeros", self.zeros, torch.uint8, groups)
 

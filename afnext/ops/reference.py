@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _check as check
+from .reference_quantized import is_quantized, round_rows, unpack_quantized
 
 QUERY_BLOCK = 512
 WINDOW_SAMPLES = 480_000
@@ -324,6 +324,8 @@ def linear(
 
 def unpack(data: Tensor, format: str, n: int, k: int, gate_up: bool) -> Tensor:
     """The plain weight ``[n, k]`` of a packing in 32-column panels (``csrc/include/afnext/pack.h``)."""
+    if is_quantized(format):
+        return unpack_quantized(data, format, n, k, gate_up)
     columns, width = (n // 2, 16) if gate_up else (n, 32)
     panels = -(-columns // width)
     dtype, steps, word = (
@@ -350,57 +352,14 @@ def packed_linear(
     """``activation(x @ weight.T + bias) + residual`` of a packed weight, rounded once."""
     dtype = compute_dtype or torch.float32
     weight = unpack(data, format, n, k, gate_up).to(dtype)
+    if format.endswith(":int8"):
+        x = round_rows(x)
     out = F.linear(x.to(dtype), weight, None if bias is None else bias.to(dtype))
     if activation == "gelu":
         out = F.gelu(out)
     elif activation == "silu_mul":
         out = F.silu(out[..., : n // 2]) * out[..., n // 2 :]
     return (out if residual is None else out + residual.to(dtype)).to(x.dtype)
-
-
-def quantize(weight: Tensor, bits: int, group: int, zero_points: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Values, scales and zeros of ``ops.quantize``; ``group`` 0 is a whole row."""
-    n, k = weight.shape
-    width = group or max(k, 1)
-    groups = -(-k // width) if group else 1
-    x = F.pad(weight.float(), (0, groups * width - k)).view(n, groups, width)
-    check.require(
-        bool(x.isfinite().all()), "quantize: weight must be finite, it has NaN or infinity"
-    )
-    low, high = x.amin(-1).clamp(max=0), x.amax(-1).clamp(min=0)
-    largest = torch.where(high > -low, high, low)
-    scale_dtype = torch.bfloat16 if group else torch.float32
-
-    def encode(plain: Tensor, zero: Tensor | int, limits: tuple[int, int]) -> tuple[Tensor, ...]:
-        scale = plain.to(scale_dtype).float()
-        scale = torch.where(scale.abs() < 1e-36, 0, scale)
-        inverse = torch.where(scale == 0, 0, 1 / scale)
-        if zero_points:
-            zero = (-low * inverse + 0.5).clamp(max=15).floor()
-        offset = torch.as_tensor(zero, device=x.device).expand_as(scale)[..., None]
-        values = (x * inverse[..., None] + offset).round().clamp(*limits)
-        error = (values - offset - x * inverse[..., None]).square().sum(-1) * scale.square()
-        return values, scale, offset[..., 0], error
-
-    if bits == 8:
-        values, scale, zero, _ = encode(largest.abs() / 127, 0, (-127, 127))
-    else:
-        plain = high / 15 - low / 15 if zero_points else largest / -8
-        best = encode(plain, 8, (0, 15))
-        for i in range(1, 16):
-            tried = encode(plain * (1.08 - 0.03 * i), 8, (0, 15))
-            better = tried[3] < best[3]
-            best = tuple(
-                torch.where(better if t.dim() == 2 else better[..., None], t, b)
-                for t, b in zip(tried, best, strict=True)
-            )
-        values, scale, zero, _ = best
-    flat = values.reshape(n, groups * width)[:, :k].to(torch.uint8 if bits == 4 else torch.int8)
-    if bits == 4:
-        flat = F.pad(flat, (0, k % 2), value=8)
-        flat = flat[:, 0::2] | flat[:, 1::2] << 4
-    zeros = zero.to(torch.uint8) if zero_points else zero.new_empty(0, dtype=torch.uint8)
-    return flat, scale.to(scale_dtype) if group else scale[:, 0], zeros
 
 
 def rms_norm(

@@ -24,8 +24,7 @@ def compiled_cpu_isas() -> list[str]:
 
 def available_cpu_isas() -> list[str]:
     """Levels that this build holds kernels for and this machine has, in rising order."""
-    best = LEVELS.index(detected_cpu_isa())
-    return [name for name in compiled_cpu_isas() if LEVELS.index(name) <= best]
+    return [name for name in compiled_cpu_isas() if compiled.can_run(name)]
 
 
 def set_cpu_isa(name: str) -> None:

@@ -15,6 +15,7 @@ PYBIND11_MODULE(_C, m) {
 
   m.def("isa", [] { return afnext::cpu::isa_name(afnext::cpu::active_isa()); });
   m.def("detected_isa", [] { return afnext::cpu::isa_name(afnext::cpu::detected_isa()); });
+  m.def("can_run", [](const char* name) { return afnext::cpu::can_run(name); });
   m.def("set_isa", [](const char* name) { afnext::cpu::set_isa(name); });
   m.def("num_threads", [] { return afnext::cpu::num_threads(); });
   m.def("set_num_threads", [](int threads) { afnext::cpu::set_num_threads(threads); });
