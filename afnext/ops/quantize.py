@@ -123,7 +123,7 @@ class QuantizedWeight:
         if bits == 8:
             q = self.values.to(wide)
         else:
-            q = torch.stack([self.values & 15, self.values >> 4], -1).view(n, -1)[:, :k].to(wide)
+            q = torch.stack([self.values & 15, self.values >> 4], -1).flatten(1)[:, :k].to(wide)
         if not group:
             return (q * self.scales.to(wide)[:, None]).to(dtype)
         scales = self.scales.to(wide).repeat_interleave(group, 1)[:, :k]

@@ -73,6 +73,8 @@ def unpack_quantized(data: Tensor, format: str, n: int, k: int, gate_up: bool) -
     bits, group = FORMATS[format.removesuffix(":int8").removesuffix("-zp")]
     columns, width = (n // 2, 16) if gate_up else (n, 32)
     panels, blocks = -(-columns // width), -(-k // BLOCK)
+    if n == 0 or k == 0:
+        return data.new_zeros(n, k, dtype=torch.float32)
     data = data.view(panels, -1)
     if group == 0:
         scales = data[:, :128].contiguous().view(torch.float32)[:, None]  # [panels, 1, 32]
