@@ -17,5 +17,4 @@ enum class Activation : uint8_t { none, gelu, silu_mul };
 void packed_linear(const TensorView& x, const PackedView& weight, const TensorView* bias,
                    const TensorView* residual, Activation activation, const TensorView& out);
 
-
 }  // namespace afnext
