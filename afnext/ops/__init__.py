@@ -10,6 +10,7 @@ from .linear import linear
 from .log_mel import log_mel
 from .merge_attention import merge_attention
 from .pack import PackedWeight, pack
+from .packed_file import fingerprint, load_packed, save_packed
 from .paged_append import paged_append
 from .paged_attention import paged_attention
 from .quantize import QuantizedWeight, quantize
@@ -22,8 +23,10 @@ __all__ = [
     "QuantizedWeight",
     "Rotation",
     "attention",
+    "fingerprint",
     "force_reference",
     "linear",
+    "load_packed",
     "log_mel",
     "merge_attention",
     "pack",
@@ -32,5 +35,6 @@ __all__ = [
     "quantize",
     "rms_norm",
     "rotate",
+    "save_packed",
     "silu_mul",
 ]
