@@ -129,6 +129,19 @@ def packed_linear(
     out: _Tensor,
     /,
 ) -> None: ...
+def packed_linear_tiles(
+    x: _Tensor,
+    data: _Tensor,
+    bias: _Tensor | None,
+    residual: _Tensor | None,
+    format: str,
+    n: int,
+    k: int,
+    gate_up: bool,
+    activation: str,
+    out: _Tensor,
+    /,
+) -> None: ...
 def rms_norm(
     x: _Tensor,
     residual: _Tensor | None,

@@ -19,4 +19,7 @@ struct PackedLinearArgs {
 // One table a family of formats; the dense one serves float32 and bfloat16 weights.
 extern KernelTable<PackedLinearArgs> packed_linear_kernels;
 
+// bfloat16 x and weights on AMX tiles; emulated at the level baseline, for tests.
+extern KernelTable<PackedLinearArgs> packed_linear_tiles_kernels;
+
 }  // namespace afnext::cpu
