@@ -14,7 +14,6 @@ import torch
 
 from afnext.ops import runtime
 
-
 # Seconds before a timing: torch's idle OpenMP workers spin for some milliseconds after its ops, and
 # would take a core from whoever comes next.
 SETTLE = 0.03
