@@ -20,6 +20,10 @@ __all__ = [
     "peak_flops",
 ]
 
+# Seconds before a timing: torch's idle OpenMP workers spin for some milliseconds after its ops, and
+# would take a core from whoever comes next.
+SETTLE = 0.03
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -65,7 +69,8 @@ def alternate(
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(rounds):
         for name, call in contestants.items():
-            call()  # what the one before left, spinning threads among it, is not this one's cost
+            time.sleep(SETTLE)
+            call()  # wakes our own threads, and warms what the contestant before cooled
             start = time.perf_counter()
             for _ in range(repeats[name]):
                 call()

@@ -20,4 +20,7 @@ struct PackedLinearArgs {
 extern KernelTable<PackedLinearArgs> packed_linear_kernels;
 extern KernelTable<PackedLinearArgs> packed_linear_quantized_kernels;  // int8 and int4
 
+// bfloat16 x and weights on AMX tiles; emulated at the level baseline, for tests.
+extern KernelTable<PackedLinearArgs> packed_linear_tiles_kernels;
+
 }  // namespace afnext::cpu
