@@ -142,6 +142,19 @@ def packed_linear(
     out: _Tensor,
     /,
 ) -> None: ...
+def packed_linear_tiles(
+    x: _Tensor,
+    data: _Tensor,
+    bias: _Tensor | None,
+    residual: _Tensor | None,
+    format: str,
+    n: int,
+    k: int,
+    gate_up: bool,
+    activation: str,
+    out: _Tensor,
+    /,
+) -> None: ...
 def quantize(
     weight: _Tensor, format: str, values: _Tensor, scales: _Tensor, zeros: _Tensor | None, /
 ) -> None: ...

@@ -14,6 +14,10 @@ import torch
 
 from afnext.ops import runtime
 
+# Seconds before a timing: torch's idle OpenMP workers spin for some milliseconds after its ops, and
+# would take a core from whoever comes next.
+SETTLE = 0.03
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -53,6 +57,7 @@ def alternate(
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(rounds):
         for name, call in contestants.items():
+            time.sleep(SETTLE)
             start = time.perf_counter()
             for _ in range(repeats[name]):
                 call()

@@ -67,6 +67,7 @@ struct VectorKernel {
   static constexpr int kRows = Product::kRows, kRowUnit = 1, kWords = Product::kWords;
   static constexpr bool kPairs = Product::kPairs;
   static constexpr int64_t kChunk = 256, kBlockTiles = 280 / kRows, kBlockPanels = 16;
+  struct Session {};
 
   static void tile(int64_t rows, const float* words, const float* panel, int64_t steps, bool first,
                    float* sums) {
