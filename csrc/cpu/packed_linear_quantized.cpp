@@ -12,7 +12,8 @@ constexpr int64_t kPrefetchBytes = 1536;  // 1 to 2 KB ahead measured best
 template <typename Engine, int bits>
 constexpr int kTileRows = (kLanes == 16 ? (bits == 8 ? 28 : 24) : 8) / (2 * Engine::kPlanes);
 
-// R rows of x against 2 * kLanes columns of a group.
+// R rows of x against 2 * kLanes columns of a group; scales is null where the panel has but one for
+// each column.
 template <typename Engine, int bits, int R>
 AFNEXT_INLINE void group_tile(const QuantizedPanel& q, const char* scales, const char* group,
                               int64_t column, const int32_t* words, const float* x_scales,
@@ -40,18 +41,18 @@ AFNEXT_INLINE void group_tile(const QuantizedPanel& q, const char* scales, const
 #pragma GCC unroll 2
   for (int c = 0; c < 2; ++c) {
     const int64_t first = column + c * kLanes;
-    const F32 scale = q.header > 0 ? load(reinterpret_cast<const float*>(scales) + first)
-                                   : load(reinterpret_cast<const bf16*>(scales) + first);
-    const F32 zero =
-        q.zero_points ? load(reinterpret_cast<const bf16*>(scales) + kPanelColumns + first) : F32{};
+    const bf16* halves = reinterpret_cast<const bf16*>(scales) + first;
+    const F32 scale = scales != nullptr ? load(halves) : F32{};
+    const F32 zero = q.zero_points ? load(halves + kPanelColumns) : F32{};
 #pragma GCC unroll 14
     for (int r = 0; r < R; ++r) {
       I32 total = acc[r][Engine::kPlanes - 1][c];
       if constexpr (Engine::kPlanes == 2) total += acc[r][0][c] << 8;
       F32 value = __builtin_convertvector(total, F32);
       if (q.zero_points) value -= zero * x_sums[r];
+      if (scales != nullptr) value *= scale;
       float* kept = sums + r * kPanelColumns + first;
-      store(kept, fma(value * scale, broadcast(x_scales[r]), load(kept)));
+      store(kept, fma(value, broadcast(x_scales[r]), load(kept)));
     }
   }
 }
@@ -67,10 +68,16 @@ void tile(const QuantizedPanel& q, const char* panel, const int32_t* x, float* s
     const float* x_sums = reinterpret_cast<const float*>(starts + q.groups * R);
     for (int64_t g = 0; g < q.groups; ++g, group += q.group_bytes) {
       for (int64_t column = 0; column < kPanelColumns; column += 2 * kLanes) {
-        group_tile<Engine, bits, R>(q, q.header > 0 ? panel : group, group, column,
+        group_tile<Engine, bits, R>(q, q.header > 0 ? nullptr : group, group, column,
                                     x + g * q.group / 4 * R * Engine::kWords, x_scales,
                                     starts + g * R, x_sums + g * R, sums);
       }
+    }
+  }
+  if (q.header > 0) {
+    for (int64_t i = 0; i < R * kPanelColumns; i += kLanes) {
+      const float* scale = reinterpret_cast<const float*>(panel) + i % kPanelColumns;
+      store(sums + i, load(sums + i) * load(scale));
     }
   }
 }

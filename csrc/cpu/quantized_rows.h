@@ -2,10 +2,10 @@
 // at most.
 //
 // A tile of `rows` rows is a run of blocks; a block holds, in 32-bit words,
-//   32 * rows * Engine::kWords         integers of x, [32 quads][rows][Engine::kWords] for vectors
-//   [rows]                             float32 scales
-//   [groups][rows]                     int32: where sums of a group start, which undoes the
-//   weights' offset [groups][rows]                     float32: sums of the integers of a group
+//   integers of x       32 * rows * Engine::kWords, in the Engine's order
+//   float32 [rows]      scales
+//   int32 [groups][rows]    where sums of a group start: undoes the offset of the weights
+//   float32 [groups][rows]  sums of the integers of a group
 // A block with a NaN or infinity has scale NaN and zeros: NaN is what its row becomes.
 #pragma once
 
@@ -21,8 +21,6 @@ constexpr int64_t kQuads = kBlock / 4;
 
 typedef int8_t I8 __attribute__((vector_size(kLanes)));
 typedef int16_t I16 __attribute__((vector_size(kLanes * 2)));
-
-// Integers of x as the engines multiply them: write() places those of row `r` of `rows`.
 
 // 128 integers as bytes; 16 bits are two planes, value = 256 * high + low.
 template <int planes>
@@ -40,7 +38,9 @@ void split_bytes(const float* integers, int8_t (&bytes)[planes][kBlock]) {
   }
 }
 
-// Four bytes to a word, for dot_bytes.
+// An Engine is how integers of x are multiplied: write() places those of row `r` of `rows`.
+
+// [32 quads][rows][planes] words of four bytes, for dot_bytes.
 template <int planes>
 struct Bytes {
   static constexpr int kPlanes = planes, kWords = planes;
@@ -70,8 +70,8 @@ struct Bytes {
   }
 };
 
-// Pairs of 16 bits, for dot_pairs: elements 0 and 2 of a quad, then 1 and 3, which is how a mask
-// and a shift widen the weight's bytes.
+// [32 quads][rows][2] pairs of 16 bits, for dot_pairs: elements 0 and 2 of a quad, then 1 and 3,
+// which is how a mask and a shift widen the weight's bytes.
 struct Pairs {
   static constexpr int kPlanes = 1, kWords = 2;
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +16,9 @@ from torch import Tensor
 
 from afnext import ops
 from afnext.ops import PackedWeight, QuantizedWeight, reference, runtime
+from afnext.ops._compiled import compiled
+
+from .conftest import BACKENDS
 
 FLOATS = [torch.float32, torch.bfloat16]
 FORMATS = [
@@ -29,6 +35,25 @@ formats = pytest.mark.parametrize(("format", "zero_points"), FORMATS)
 # of the largest element of a block of 128, which is 2.5 to 5 times the root mean square.
 ROUNDING = {"int16": 1e-4, "int8": 1.5e-2}
 OUTPUT = {torch.float32: 1e-6, torch.bfloat16: 2.0**-8}
+
+
+@pytest.fixture(params=[*BACKENDS, "tiles"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Every instruction set, plain torch, and the kernel for AMX tiles (emulated where there are none)
+    for what it serves."""
+    before = runtime.cpu_isa()
+    if request.param == "tiles":
+        usual, tiles = compiled.packed_linear, compiled.packed_linear_tiles
+
+        def call(*args: Any) -> None:
+            (usual if "g32" in args[4] else tiles)(*args)
+
+        monkeypatch.setattr(compiled, "packed_linear", call)
+    elif request.param != "reference":
+        runtime.set_cpu_isa(request.param)
+    with ops.force_reference() if request.param == "reference" else nullcontext():
+        yield request.param
+    runtime.set_cpu_isa(before)
 
 
 def weights(n: int, k: int, format: str, zero_points: bool = False) -> QuantizedWeight:
@@ -63,9 +88,9 @@ def assert_near(
 
 @formats
 @pytest.mark.parametrize("gate_up", [False, True])
-@pytest.mark.parametrize("shape", [(2, 1), (34, 131), (64, 128), (70, 300), (0, 9), (6, 0)])
+@pytest.mark.parametrize("shape", [(2, 1), (34, 131), (70, 256), (0, 9), (6, 0)])
 def test_a_packing_holds_the_weight(
-    backend: str, format: str, zero_points: bool, gate_up: bool, shape: tuple[int, int]
+    format: str, zero_points: bool, gate_up: bool, shape: tuple[int, int]
 ) -> None:
     q = weights(*shape, format, zero_points)
     packed = ops.pack(q, gate_up=gate_up)
@@ -79,11 +104,13 @@ def test_a_packing_holds_the_weight(
 # Tiles of 1 to 14 rows on every level, one and two of them; panels and blocks whole and broken.
 @formats
 @pytest.mark.parametrize("activations", ["int16", "int8"])
-@pytest.mark.parametrize("m", [0, 1, 3, 4, 7, 12, 15, 29])
+@pytest.mark.parametrize("m", [0, 1, 4, 7, 15, 33])
 def test_matches_float64(
     backend: str, format: str, zero_points: bool, activations: str, m: int
 ) -> None:
     for n, k in ((0, 5), (1, 1), (33, 128), (70, 259), (5, 0)):
+        if backend == "reference" and m not in (1, 15):
+            continue  # rows are all alike there
         q = weights(n, k, format, zero_points)
         packed = ops.pack(q, activations=activations)
         dtype = FLOATS[(m + n) % 2]
