@@ -153,9 +153,6 @@ def packed_linear(
     out: _Tensor,
     /,
 ) -> None: ...
-def quantize(
-    weight: _Tensor, format: str, values: _Tensor, scales: _Tensor, zeros: _Tensor | None, /
-) -> None: ...
 def packed_linear_tiles(
     x: _Tensor,
     data: _Tensor,
@@ -168,6 +165,9 @@ def packed_linear_tiles(
     activation: str,
     out: _Tensor,
     /,
+) -> None: ...
+def quantize(
+    weight: _Tensor, format: str, values: _Tensor, scales: _Tensor, zeros: _Tensor | None, /
 ) -> None: ...
 def rms_norm(
     x: _Tensor,

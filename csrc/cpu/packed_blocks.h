@@ -10,8 +10,8 @@
 //   tile(rows, words, panel, steps, first, sums)  adds to sums [rows, 32], or sets them first
 //
 // x is packed once, a tile's chunk after the other, each as [words / 16][rows][16]: a cache line of
-// every row, then the next. Sums are kept in float32 between chunks, and each output is summed in
-// order of K: no bit depends on blocks, threads or the other rows of x.
+// every row, then the next. Sums are kept in float32 between chunks, and every output adds its
+// chunks in order of K: no bit depends on blocks, threads or the other rows of x.
 #pragma once
 
 #include "cpu/packed_epilogue.h"

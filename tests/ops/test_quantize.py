@@ -93,7 +93,7 @@ def test_error_is_that_of_the_best_plain_rounding_or_less(
     theirs = ((plain - x).norm() / x.norm()).item()
     ours = error(ops.quantize(weight, format, zero_points=zero_points), weight)
     # int4 gains from its 16th level and the search; int8 may lose what a bfloat16 scale costs.
-    gain = 1.02 if bits == 8 else 0.97 if zero_points else 0.86
+    gain = 1.02 if bits == 8 else 0.98 if zero_points else 0.87
     assert ours <= gain * theirs, (ours, theirs)
 
 
@@ -135,9 +135,10 @@ def test_degenerate_groups(
     assert (got[0] == 0).all()
     assert (got[6] == 0).all()
     for row in (1, 2, 3, 4, 5):
-        # A bfloat16 scale is within 2**-9, half of the last of 16 levels within 1 / 15.
-        off = (got[row] - weight[row]).abs().max() / weight[row].abs().max()
-        assert off < (0.005 if bits == 8 else 0.07), (row, off)
+        # A bfloat16 scale is within 2**-9. Of 16 levels one more lies below zero than above, so that of
+        # plus and minus the same one is off by up to an eighth.
+        limit = 0.005 if bits == 8 else 0.126 if row == 4 else 0.07
+        assert (got[row] - weight[row]).abs().max() <= limit * weight[row].abs().max(), row
     assert (got[7] - weight[7]).abs().max() < (0.01 if bits == 8 else 0.11)
 
 

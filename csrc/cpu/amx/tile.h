@@ -82,6 +82,11 @@ template <int sum, int a, int b>
 AFNEXT_INLINE void tile_dot_u8_i8() {
   __asm__ volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sum), "i"(a), "i"(b));
 }
+// The same where b is unsigned.
+template <int sum, int a, int b>
+AFNEXT_INLINE void tile_dot_i8_u8() {
+  __asm__ volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sum), "i"(a), "i"(b));
+}
 
 #else
 
@@ -111,11 +116,15 @@ AFNEXT_INLINE void tile_dot_bf16() {
 }
 template <int sum, int a, int b>
 AFNEXT_INLINE void tile_dot_i8() {
-  emulated::dot_bytes<int8_t>(sum, a, b);
+  emulated::dot_bytes<int8_t, int8_t>(sum, a, b);
 }
 template <int sum, int a, int b>
 AFNEXT_INLINE void tile_dot_u8_i8() {
-  emulated::dot_bytes<uint8_t>(sum, a, b);
+  emulated::dot_bytes<uint8_t, int8_t>(sum, a, b);
+}
+template <int sum, int a, int b>
+AFNEXT_INLINE void tile_dot_i8_u8() {
+  emulated::dot_bytes<int8_t, uint8_t>(sum, a, b);
 }
 
 #endif

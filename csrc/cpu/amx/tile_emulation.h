@@ -112,8 +112,8 @@ inline void dot_bf16(int sum_index, int a_index, int b_index) {
   }
 }
 
-// Quads of bytes; those of a are A, those of b are signed. Sums wrap around.
-template <typename A>
+// Quads of bytes, A in a and B in b. Sums wrap around.
+template <typename A, typename B>
 inline void dot_bytes(int sum_index, int a_index, int b_index) {
   Tile &sum = tile(sum_index), &a = tile(a_index), &b = tile(b_index);
   check_product(sum, a, b);
@@ -123,7 +123,7 @@ inline void dot_bytes(int sum_index, int a_index, int b_index) {
       for (int k = 0; k < a.row_bytes / 4; ++k) {
         for (int i = 0; i < 4; ++i) {
           total += static_cast<uint32_t>(int32_t{a.get<A>(m, 4 * k + i)} *
-                                         int32_t{b.get<int8_t>(k, 4 * n + i)});
+                                         int32_t{b.get<B>(k, 4 * n + i)});
         }
       }
       sum.set<uint32_t>(m, n, total);
