@@ -141,7 +141,7 @@ class Plan {
       problem.times_k = options.times_k->as<float>();
       problem.inv_freq = options.inv_freq->as<float>();
       problem.half = options.inv_freq->last();
-      turned_keys_ = working_memory(problem.kv_heads * problem.key_tokens * problem.dim);
+      turned_keys_ = working_memory(problem.turned_size());
       problem.turned_keys = turned_keys_.get();
     }
     const Offsets queries(options.cu_seqlens_q, q.shape[0]);
