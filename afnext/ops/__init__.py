@@ -14,6 +14,7 @@ from .merge_attention import merge_attention
 from .pack import PackedWeight, pack
 from .paged_append import paged_append
 from .paged_attention import paged_attention
+from .quantize import QuantizedWeight, quantize
 from .rms_norm import rms_norm
 from .rotate import Rotation, rotate
 from .silu_mul import silu_mul
@@ -22,6 +23,7 @@ __all__ = [
     "Decoder",
     "DecoderLayer",
     "PackedWeight",
+    "QuantizedWeight",
     "Rotation",
     "attention",
     "force_reference",
@@ -32,6 +34,7 @@ __all__ = [
     "pack",
     "paged_append",
     "paged_attention",
+    "quantize",
     "rms_norm",
     "rotate",
     "silu_mul",

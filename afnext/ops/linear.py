@@ -168,5 +168,5 @@ def linear(
         )
     w = weight
     return call(
-        PACKED_OP, False, x, w.data, bias, residual, w.format, w.n, w.k, w.gate_up, activation or ""
+        PACKED_OP, False, x, w.data, bias, residual, w.kernel, w.n, w.k, w.gate_up, activation or ""
     )

@@ -11,6 +11,8 @@ from torch import Tensor
 from . import _check as check
 from . import reference
 from ._compiled import compiled
+from .quantize import QuantizedWeight, quantize
+from .reference_quantized import FORMATS
 
 LAYOUT = "panels32-v1"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -25,6 +27,8 @@ class PackedWeight:
         format: what the weight is stored as, by the name that ``pack`` was given.
         n, k: shape of the plain weight.
         gate_up: whether it is ``[2 * F, K]``, gate rows and then up rows, packed side by side.
+        activations: how a product with int8 or int4 weights rounds x, a scale for each 128 elements of a
+            row: "int16" (less error than bfloat16 has) or "int8" (faster with many rows).
         layout: names the order of the bytes; a saved packing of another layout is of no use.
     """
 
@@ -33,6 +37,7 @@ class PackedWeight:
     n: int
     k: int
     gate_up: bool = False
+    activations: str = "int16"
     layout: str = LAYOUT
 
     @property
@@ -41,37 +46,73 @@ class PackedWeight:
         return self.data.numel()
 
     @property
+    def kernel(self) -> str:
+        """The format by the name that kernels know, ``activations`` included."""
+        return self.format + ":int8" if self.activations == "int8" else self.format
+
+    @property
     def columns(self) -> int:
         """Columns of the product: ``n``, or F of a ``gate_up`` weight."""
         return self.n // 2 if self.gate_up else self.n
 
     def unpack(self) -> Tensor:
-        """The plain weight ``[n, k]`` again; exact for dense formats."""
+        """The plain weight ``[n, k]`` again; exact for dense formats, float32 for others."""
         if self.data.device.type != "cpu":
             return reference.unpack(self.data, self.format, self.n, self.k, self.gate_up)
-        out = torch.empty(self.n, self.k, dtype=DTYPES[self.format])
+        out = torch.empty(self.n, self.k, dtype=DTYPES.get(self.format, torch.float32))
         compiled.unpack(self.data, self.format, self.n, self.k, self.gate_up, out)
         return out
 
 
 def pack(
-    weight: Tensor | np.ndarray, format: str = "bfloat16", gate_up: bool = False
+    weight: Tensor | np.ndarray | QuantizedWeight,
+    format: str | None = None,
+    gate_up: bool = False,
+    *,
+    activations: str | None = None,
 ) -> PackedWeight:
     """Pack a weight for ``ops.linear``. Takes no memory beside the result.
 
     Args:
-        weight: float32 or bfloat16 ``[N, K]`` on the CPU, unit stride in K.
-        format: "float32" or "bfloat16" (float32 values are rounded to it).
+        weight: float32 or bfloat16 ``[N, K]`` on the CPU, unit stride in K; or an ``ops.quantize``d one.
+        format: "float32" or "bfloat16" (the default; float32 values are rounded to it); or one of
+            ``ops.quantize``, which then comes first, without zero points.
         gate_up: the weight is ``[2 * F, K]``, F gate rows and F up rows: for ``activation="silu_mul"``.
+        activations: for int8 and int4 weights: "int16" (the default) or "int8"; see ``PackedWeight``.
 
     Raises:
         ValueError: naming the argument that is wrong.
     """
     if isinstance(weight, np.ndarray):
         weight = torch.from_numpy(weight if weight.flags.writeable else weight.copy())
-    check.require(isinstance(weight, Tensor), "pack: weight must be a torch tensor or NumPy array")
+    if isinstance(weight, QuantizedWeight):
+        check.require(
+            format is None or format == weight.format,
+            f"pack: format must be {weight.format}, that of the quantised weight, got {format!r}",
+        )
+        return _pack_quantized(weight, gate_up, activations or "int16")
+    check.require(
+        isinstance(weight, Tensor),
+        "pack: weight must be a torch tensor, NumPy array or QuantizedWeight",
+    )
+    if format in FORMATS:
+        return _pack_quantized(quantize(weight, format), gate_up, activations or "int16")
+    check.require(activations is None, "pack: activations are for int8 and int4 weights")
     check.floating("pack", "weight", weight, 2)
     n, k = weight.shape
+    format = format or "bfloat16"
     data = torch.empty(compiled.packed_bytes(format, n, k, gate_up), dtype=torch.uint8)
     compiled.pack(weight.detach(), format, gate_up, data)
     return PackedWeight(data, format, n, k, gate_up)
+
+
+def _pack_quantized(weight: QuantizedWeight, gate_up: bool, activations: str) -> PackedWeight:
+    check.require(
+        activations in ("int16", "int8"),
+        f"pack: activations must be int16 or int8, got {activations!r}",
+    )
+    format = weight.format if weight.zeros is None else weight.format + "-zp"
+    n, k = weight.shape
+    data = torch.empty(compiled.packed_bytes(format, n, k, gate_up), dtype=torch.uint8)
+    compiled.pack_quantized(weight.values, weight.scales, weight.zeros, format, n, k, gate_up, data)
+    return PackedWeight(data, format, n, k, gate_up, activations)

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .reference_quantized import is_quantized, round_rows, unpack_quantized
+
 QUERY_BLOCK = 512
 WINDOW_SAMPLES = 480_000
 
@@ -322,6 +324,8 @@ def linear(
 
 def unpack(data: Tensor, format: str, n: int, k: int, gate_up: bool) -> Tensor:
     """The plain weight ``[n, k]`` of a packing in 32-column panels (``csrc/include/afnext/pack.h``)."""
+    if is_quantized(format):
+        return unpack_quantized(data, format, n, k, gate_up)
     columns, width = (n // 2, 16) if gate_up else (n, 32)
     panels = -(-columns // width)
     dtype, steps, word = (
@@ -348,6 +352,8 @@ def packed_linear(
     """``activation(x @ weight.T + bias) + residual`` of a packed weight, rounded once."""
     dtype = compute_dtype or torch.float32
     weight = unpack(data, format, n, k, gate_up).to(dtype)
+    if format.endswith(":int8"):
+        x = round_rows(x)
     out = F.linear(x.to(dtype), weight, None if bias is None else bias.to(dtype))
     if activation == "gelu":
         out = F.gelu(out)

@@ -1,6 +1,5 @@
-#include "afnext/pack.h"
-
 #include "afnext/error.h"
+#include "afnext/pack_quantized.h"
 #include "bindings/bindings.h"
 #include "bindings/packed.h"
 
@@ -18,6 +17,16 @@ static const Binding binding([](py::module_& m) {
     const py::gil_scoped_release release;
     pack(weight_, view);
   });
+  m.def("pack_quantized",
+        [](py::handle values, py::handle scales, py::handle zeros, std::string_view format,
+           int64_t n, int64_t k, bool gate_up, py::handle data) {
+          const Tensor values_(values, "pack", "values"), scales_(scales, "pack", "scales"),
+              data_(data, "pack", "data");
+          const OptionalTensor zeros_(zeros, "pack", "zeros");
+          const PackedView view = packed_tensor("pack", data_, format, n, k, gate_up);
+          const py::gil_scoped_release release;
+          pack_quantized({values_, scales_, zeros_}, view);
+        });
   m.def("unpack", [](py::handle data, std::string_view format, int64_t n, int64_t k, bool gate_up,
                      py::handle out) {
     const Tensor data_(data, "unpack", "data"), out_(out, "unpack", "out");

@@ -69,9 +69,13 @@ Isa detect() {
   return tiles && amx && request_tiles() ? Isa::amx : Isa::avx512_bf16;
 }
 
+bool has_avx_vnni() { return bit(cpuid(7, 1).eax, 4); }
+
 #else
 
 Isa detect() { return Isa::baseline; }
+
+bool has_avx_vnni() { return false; }
 
 #endif
 
@@ -109,6 +113,13 @@ Isa active_isa() {
   g_active.store(static_cast<int>(first), std::memory_order_relaxed);
   return first;
 }
+
+bool can_run(Isa isa) {
+  static const bool avx_vnni = has_avx_vnni();
+  return isa <= detected_isa() && (isa != Isa::avx_vnni || avx_vnni);
+}
+
+bool can_run(const char* name) { return can_run(parse(name)); }
 
 void set_isa(const char* name) {
   const Isa isa = parse(name);

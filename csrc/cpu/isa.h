@@ -14,6 +14,10 @@ const char* isa_name(Isa isa);
 Isa active_isa();
 // The best level of this machine.
 Isa detected_isa();
+// Whether this machine runs code of `isa`. The levels rise, but for one thing: many cores with
+// AVX-512 lack the short forms of its VNNI instructions, which avx_vnni consists of.
+bool can_run(Isa isa);
+bool can_run(const char* name);
 // For tests: sets the cap of this process; a level that the machine lacks is refused.
 void set_isa(const char* name);
 // Whether this build holds a kernel of this level whose name begins with `prefix`.
@@ -29,7 +33,7 @@ struct KernelTable {
   void operator()(const Args& args) const { best()(args); }
   Function best() const {
     int level = static_cast<int>(active_isa());
-    while (by_isa[level] == nullptr && level > 0) --level;
+    while (level > 0 && (by_isa[level] == nullptr || !can_run(static_cast<Isa>(level)))) --level;
     return by_isa[level];
   }
 };

@@ -2,14 +2,15 @@
 // computes a tile.
 //
 // A Kernel has
-//   kRows        rows of x in a tile
-//   kRowUnit     rows come in multiples of this
-//   kWords       32-bit words of x that meet one step of a panel
-//   kChunk       steps of a panel that a tile takes at a time
-//   pack_rows(a, row, rows, step, steps, words)    rows of x, packed as tile() reads them
-//   tile(rows, words, panel, steps, first, sums)   adds to sums [rows, 32], or sets them first
-// Sums are kept in float32 between chunks and each output is summed in order of K: no bit depends
-// on the blocks, the threads or the other rows of x.
+//   kRows, kRowUnit           rows of x in a tile, and what they are padded to a multiple of
+//   kWords, kPairs            32-bit words of x that meet one step of a panel: floats, or pairs of
+//   bf16 kChunk                    steps of a panel that a tile takes at a time, a multiple of 16
+//   kBlockTiles, kBlockPanels the tiles of a block, whose x and sums stay in L2
+//   tile(rows, words, panel, steps, first, sums)  adds to sums [rows, 32], or sets them first
+//
+// x is packed once, a tile's chunk after the other, each as [words / 16][rows][16]: a cache line of
+// every row, then the next. Sums are kept in float32 between chunks, and each output is summed in
+// order of K: no bit depends on blocks, threads or the other rows of x.
 #pragma once
 
 #include "cpu/packed_epilogue.h"
@@ -18,6 +19,8 @@
 
 namespace afnext::cpu::AFNEXT_ISA {
 namespace {
+
+constexpr int64_t kLineWords = 16;
 
 AFNEXT_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 AFNEXT_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -36,95 +39,155 @@ struct RowTiles {
   int64_t height(int64_t tile) const { return begin(tile + 1) - begin(tile); }
 };
 
-template <typename Kernel>
-constexpr int64_t kTileWords = Kernel::kRows * Kernel::kChunk * Kernel::kWords;
-template <typename Kernel>
-constexpr int64_t kTileSums = Kernel::kRows * kPanelColumns;
-
-AFNEXT_INLINE const float* panel_at(const PackedLinearArgs& a, int64_t steps, int64_t panel,
-                                    int64_t step) {
-  return static_cast<const float*>(a.weight.data) + (panel * steps + step) * kPanelColumns;
-}
-
-// Few rows: all of x is packed before, and every panel is read once, from end to end.
-template <typename Kernel>
-void few_rows(const PackedLinearArgs& a, int64_t steps) {
-  const RowTiles<Kernel> tiles(a.m);
-  const int64_t chunks = steps > 0 ? ceil_div(steps, Kernel::kChunk) : 1;
-  float* words = scratch<float>(0, static_cast<size_t>(chunks * tiles.count * kTileWords<Kernel>));
-  for (int64_t i = 0; i < chunks * tiles.count; ++i) {
-    const int64_t step = i / tiles.count * Kernel::kChunk, tile = i % tiles.count;
-    Kernel::pack_rows(a, tiles.begin(tile), tiles.height(tile), step,
-                      smaller(steps - step, Kernel::kChunk), words + i * kTileWords<Kernel>);
-  }
-  constexpr int64_t kBytesPerThread = 1 << 17;  // below this, waking a thread costs more
-  parallel_for(
-      a.weight.panels(), kBytesPerThread / (steps * kStepBytes + 1) + 1,
-      [&](int64_t begin, int64_t end) {
-        float* sums = scratch<float>(1, static_cast<size_t>(tiles.count * kTileSums<Kernel>));
-        for (int64_t panel = begin; panel < end; ++panel) {
-          for (int64_t i = 0; i < chunks * tiles.count; ++i) {
-            const int64_t step = i / tiles.count * Kernel::kChunk, tile = i % tiles.count;
-            Kernel::tile(tiles.height(tile), words + i * kTileWords<Kernel>,
-                         panel_at(a, steps, panel, step), smaller(steps - step, Kernel::kChunk),
-                         step == 0, sums + tile * kTileSums<Kernel>);
-          }
-          for (int64_t t = 0; t < tiles.count; ++t) {
-            finish(a, tiles.begin(t), tiles.height(t), panel, sums + t * kTileSums<Kernel>);
-          }
-        }
-      });
-}
-
-// A block of the output: its rows of x are packed a chunk at a time and stay in L2.
-template <typename Kernel>
-void block(const PackedLinearArgs& a, int64_t steps, int64_t row, int64_t rows, int64_t panel,
-           int64_t panels) {
-  const RowTiles<Kernel> tiles(rows);
-  float* words = scratch<float>(0, static_cast<size_t>(tiles.count * kTileWords<Kernel>));
-  float* sums = scratch<float>(1, static_cast<size_t>(panels * tiles.count * kTileSums<Kernel>));
-  for (int64_t step = 0; step == 0 || step < steps; step += Kernel::kChunk) {
-    const int64_t count = smaller(steps - step, Kernel::kChunk);
-    for (int64_t t = 0; t < tiles.count; ++t) {
-      Kernel::pack_rows(a, row + tiles.begin(t), tiles.height(t), step, count,
-                        words + t * kTileWords<Kernel>);
+// n elements of x, at most a line's, as words; the rest is zero.
+template <bool pairs, typename T>
+AFNEXT_INLINE void pack_line(const T* x, int64_t n, float* words) {
+  if constexpr (pairs) {
+    if (n >= 2 * kLineWords) {
+      std::memcpy(words, x, kLineWords * sizeof(float));
+    } else {
+      std::memset(words, 0, kLineWords * sizeof(float));
+      std::memcpy(words, x, static_cast<size_t>(n) * sizeof(T));
     }
-    for (int64_t p = 0; p < panels; ++p) {
-      for (int64_t t = 0; t < tiles.count; ++t) {
-        float* tile_sums = sums + (p * tiles.count + t) * kTileSums<Kernel>;
-        Kernel::tile(tiles.height(t), words + t * kTileWords<Kernel>,
-                     panel_at(a, steps, panel + p, step), count, step == 0, tile_sums);
-        if (step + count == steps) {
-          finish(a, row + tiles.begin(t), tiles.height(t), panel + p, tile_sums);
-        }
+  } else {
+    for (int64_t i = 0; i < kLineWords; i += kLanes) {
+      const int64_t left = n - i;
+      store(words + i, left >= kLanes ? load(x + i)
+                       : left > 0     ? load_n(x + i, static_cast<int>(left))
+                                      : F32{});
+    }
+  }
+}
+
+// Rows of x for `steps` steps of a panel; rows up to a multiple of kRowUnit are zero.
+template <typename Kernel, typename T>
+void pack_tile_from(const PackedLinearArgs& a, int64_t row, int64_t rows, int64_t step,
+                    int64_t steps, float* words) {
+  constexpr int64_t kPerWord = Kernel::kPairs ? 2 : 1;
+  const int64_t first = step * Kernel::kWords * kPerWord;
+  const int64_t lines = ceil_div(steps * Kernel::kWords, kLineWords);
+  const int64_t padded = ceil_div(rows, Kernel::kRowUnit) * Kernel::kRowUnit;
+  for (int64_t r = 0; r < padded; ++r) {
+    const T* x = static_cast<const T*>(a.x) + (row + r) * a.x_stride + first;
+    const int64_t count = r < rows ? a.weight.k - first : 0;
+    for (int64_t i = 0; i < lines; ++i) {
+      const int64_t done = i * kLineWords * kPerWord;
+      pack_line<Kernel::kPairs>(x + done, count > done ? count - done : 0,
+                                words + (i * padded + r) * kLineWords);
+    }
+  }
+}
+
+template <typename Kernel>
+void pack_tile(const PackedLinearArgs& a, int64_t row, int64_t rows, int64_t step, int64_t steps,
+               float* words) {
+  if constexpr (!Kernel::kPairs) {
+    if (a.dtype == DType::f32)
+      return pack_tile_from<Kernel, float>(a, row, rows, step, steps, words);
+  }
+  pack_tile_from<Kernel, bf16>(a, row, rows, step, steps, words);
+}
+
+template <typename Kernel>
+class PackedProduct {
+ public:
+  PackedProduct(const PackedLinearArgs& args, int64_t steps)
+      : a_(args), steps_(steps), chunks_(steps > 0 ? ceil_div(steps, Kernel::kChunk) : 1) {}
+
+  void run() {
+    // As many rows at a time as fit the outer cache when packed.
+    constexpr int64_t kPackedBytes = 16 << 20;
+    const int64_t tiles = kPackedBytes / (chunks_ * kTileWords * 4) + 1;
+    for (row_ = 0; row_ < a_.m; row_ += tiles * Kernel::kRows) {
+      tiles_ = RowTiles<Kernel>(smaller(a_.m - row_, tiles * Kernel::kRows));
+      pack_rows();
+      tiles_.count <= kFewTiles ? few_rows() : many_rows();
+    }
+  }
+
+ private:
+  static constexpr int64_t kTileWords = Kernel::kRows * Kernel::kChunk * Kernel::kWords;
+  static constexpr int64_t kTileSums = Kernel::kRows * kPanelColumns;
+  static constexpr int64_t kFewTiles = 64 / Kernel::kRows;
+
+  int64_t chunk_steps(int64_t chunk) const {
+    return smaller(steps_ - chunk * Kernel::kChunk, Kernel::kChunk);
+  }
+  float* words_at(int64_t chunk, int64_t tile) const {
+    return words_ + (chunk * tiles_.count + tile) * kTileWords;
+  }
+
+  void pack_rows() {
+    constexpr int64_t kWordsPerThread = 1 << 15;  // below this, waking a thread costs more
+    words_ = scratch<float>(0, static_cast<size_t>(chunks_ * tiles_.count * kTileWords));
+    const int64_t work = tiles_.height(0) * smaller(steps_, Kernel::kChunk) * Kernel::kWords;
+    parallel_for(
+        chunks_ * tiles_.count, kWordsPerThread / (work + 1) + 1, [&](int64_t begin, int64_t end) {
+          for (int64_t i = begin; i < end; ++i) {
+            const int64_t chunk = i / tiles_.count, tile = i % tiles_.count;
+            pack_tile<Kernel>(a_, row_ + tiles_.begin(tile), tiles_.height(tile),
+                              chunk * Kernel::kChunk, chunk_steps(chunk), words_at(chunk, tile));
+          }
+        });
+  }
+
+  // sums [rows, 32] of a tile of rows, plus its product with a chunk of a panel.
+  void add(int64_t tile, int64_t panel, int64_t chunk, float* sums) const {
+    const int64_t step = panel * steps_ + chunk * Kernel::kChunk;
+    Kernel::tile(tiles_.height(tile), words_at(chunk, tile),
+                 static_cast<const float*>(a_.weight.data) + step * kPanelColumns,
+                 chunk_steps(chunk), chunk == 0, sums);
+    if (chunk + 1 == chunks_)
+      finish(a_, row_ + tiles_.begin(tile), tiles_.height(tile), panel, sums);
+  }
+
+  // Every panel is read once, from end to end.
+  void few_rows() const {
+    constexpr int64_t kBytesPerThread = 1 << 17;
+    parallel_for(a_.weight.panels(), kBytesPerThread / (steps_ * kStepBytes + 1) + 1,
+                 [&](int64_t begin, int64_t end) {
+                   float* sums = scratch<float>(1, static_cast<size_t>(tiles_.count * kTileSums));
+                   for (int64_t panel = begin; panel < end; ++panel) {
+                     for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
+                       for (int64_t t = 0; t < tiles_.count; ++t)
+                         add(t, panel, chunk, sums + t * kTileSums);
+                     }
+                   }
+                 });
+  }
+
+  void many_rows() const {
+    const int64_t row_blocks = ceil_div(tiles_.count, Kernel::kBlockTiles);
+    const int64_t panels = a_.weight.panels(), share = 4 * num_threads();
+    // As many blocks as the threads share evenly: parallel_for hands out a quarter of a share.
+    const int64_t jobs =
+        ceil_div(row_blocks * ceil_div(panels, Kernel::kBlockPanels), share) * share;
+    const int64_t column_blocks = smaller(ceil_div(jobs, row_blocks), panels);
+    parallel_for(row_blocks * column_blocks, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t job = begin; job < end; ++job) {
+        const int64_t i = job % row_blocks, j = job / row_blocks;
+        block(tiles_.count * i / row_blocks, tiles_.count * (i + 1) / row_blocks,
+              panels * j / column_blocks, panels * (j + 1) / column_blocks);
+      }
+    });
+  }
+
+  void block(int64_t tile, int64_t tile_end, int64_t panel, int64_t panel_end) const {
+    const int64_t tiles = tile_end - tile;
+    float* sums = scratch<float>(1, static_cast<size_t>((panel_end - panel) * tiles * kTileSums));
+    for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
+      float* next = sums;
+      for (int64_t p = panel; p < panel_end; ++p) {
+        for (int64_t t = tile; t < tile_end; ++t, next += kTileSums) add(t, p, chunk, next);
       }
     }
   }
-}
 
-template <typename Kernel>
-void many_rows(const PackedLinearArgs& a, int64_t steps) {
-  constexpr int64_t kBlockRows = 252 / Kernel::kRows * Kernel::kRows, kBlockPanels = 8;
-  const int64_t row_blocks = ceil_div(a.m, kBlockRows), panels = a.weight.panels();
-  // Narrower blocks where there would be too few for the threads to share evenly.
-  const int64_t wanted = ceil_div(4 * num_threads(), row_blocks);
-  const int64_t width = smaller(ceil_div(panels, wanted), kBlockPanels);
-  const RowTiles<Kernel> tiles(a.m);
-  parallel_for(row_blocks * ceil_div(panels, width), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t job = begin; job < end; ++job) {
-      const int64_t i = job % row_blocks, panel = job / row_blocks * width;
-      const int64_t row = tiles.begin(tiles.count * i / row_blocks);
-      block<Kernel>(a, steps, row, tiles.begin(tiles.count * (i + 1) / row_blocks) - row, panel,
-                    smaller(panels - panel, width));
-    }
-  });
-}
-
-template <typename Kernel>
-void packed_product(const PackedLinearArgs& a, int64_t steps) {
-  constexpr int64_t kFewRows = 64;
-  a.m <= kFewRows ? few_rows<Kernel>(a, steps) : many_rows<Kernel>(a, steps);
-}
+  const PackedLinearArgs& a_;
+  int64_t steps_, chunks_, row_ = 0;
+  RowTiles<Kernel> tiles_{0};
+  float* words_ = nullptr;
+};
 
 }  // namespace
 }  // namespace afnext::cpu::AFNEXT_ISA

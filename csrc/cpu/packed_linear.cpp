@@ -8,12 +8,14 @@ namespace afnext::cpu::AFNEXT_ISA {
 void packed_linear(const PackedLinearArgs& args) {
   const int64_t steps = dense_steps(args.weight);
   if (args.weight.format == WeightFormat::f32) {
-    return packed_product<VectorKernel<FloatProduct>>(args, steps);
+    return PackedProduct<VectorKernel<FloatProduct>>(args, steps).run();
   }
 #if defined(__AVX512BF16__)
-  if (args.dtype == DType::bf16) return packed_product<VectorKernel<PairProduct>>(args, steps);
+  if (args.dtype == DType::bf16) {
+    return PackedProduct<VectorKernel<PairProduct>>(args, steps).run();
+  }
 #endif
-  packed_product<VectorKernel<WideProduct>>(args, steps);
+  PackedProduct<VectorKernel<WideProduct>>(args, steps).run();
 }
 
 AFNEXT_REGISTER(packed_linear, PackedLinearArgs)

@@ -18,5 +18,6 @@ struct PackedLinearArgs {
 
 // One table a family of formats; the dense one serves float32 and bfloat16 weights.
 extern KernelTable<PackedLinearArgs> packed_linear_kernels;
+extern KernelTable<PackedLinearArgs> packed_linear_quantized_kernels;  // int8 and int4
 
 }  // namespace afnext::cpu

@@ -6,13 +6,17 @@
 namespace afnext {
 
 constinit cpu::KernelTable<cpu::PackedLinearArgs> cpu::packed_linear_kernels;
+constinit cpu::KernelTable<cpu::PackedLinearArgs> cpu::packed_linear_quantized_kernels;
 
 namespace {
 
 using Args = cpu::PackedLinearArgs;
 
 // The table that serves weights of this format.
-const cpu::KernelTable<Args>& kernels(const PackedView&) { return cpu::packed_linear_kernels; }
+const cpu::KernelTable<Args>& kernels(const PackedView& weight) {
+  const bool quantized = weight.format == WeightFormat::int8 || weight.format == WeightFormat::int4;
+  return quantized ? cpu::packed_linear_quantized_kernels : cpu::packed_linear_kernels;
+}
 
 Args checked(const TensorView& x, const PackedView& weight, const TensorView* bias,
              const TensorView* residual, Activation activation, const TensorView& out) {

@@ -32,6 +32,7 @@ struct PackedView {
   int64_t n = 0, k = 0;      // the plain weight is [n, k]
   int64_t group = 0;         // elements of K that share a scale; 0: a whole row (quantised formats)
   bool zero_points = false;  // a group has a zero point beside its scale (quantised formats)
+  int activation_bits = 16;  // of the integers that x becomes (quantised formats)
   bool gate_up = false;
   void* data = nullptr;  // aligned to 64 bytes
 
