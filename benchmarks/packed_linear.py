@@ -55,7 +55,9 @@ def run(
         for dtype in dtypes:
             peak = peak_flops(2048, dtype)
             name = str(dtype).removeprefix("torch.")
-            print(f" memory {memory / 1e9:.1f} GB/s, {name} matrix product {peak / 1e9:.0f} GFLOP/s")
+            print(
+                f" memory {memory / 1e9:.1f} GB/s, {name} matrix product {peak / 1e9:.0f} GFLOP/s"
+            )
             for n, k in weights:
                 size = n * k * dtype.itemsize
                 for m in rows:
