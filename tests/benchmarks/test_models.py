@@ -1,0 +1,180 @@
+"""What the benchmarks of whole models compare: the same work on the same weights, and nothing left behind."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import MusicFlamingoForConditionalGeneration
+
+from afnext.engine.packed import PackedEncoder
+from afnext.hub import find_model
+from afnext.model import AudioLanguageModel
+from benchmarks import decoder, encoder, memory, quantization
+from benchmarks.models import llama_cpp
+from benchmarks.models.released import AUDIO, NO_AUDIO, TEXT, geometry, random_model, slice_of
+from benchmarks.models.torch_quantized import Int4Linear, Int8Linear
+from benchmarks.models.transformers_qwen2 import Qwen2, qwen2
+
+SMALL = replace(
+    TEXT, vocab_size=1633, hidden_size=256, intermediate_size=512, num_hidden_layers=3,
+    num_attention_heads=4, num_key_value_heads=2, head_dim=64,
+)  # fmt: skip
+SMALL_AUDIO = replace(
+    AUDIO, hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=256
+)
+
+
+@pytest.fixture(scope="module")
+def net() -> AudioLanguageModel:
+    return random_model(geometry(SMALL, NO_AUDIO))
+
+
+@pytest.mark.parametrize(("quantization", "most"), [(None, 0.02), ("int8", 0.04), ("int4", 0.4)])
+@pytest.mark.parametrize("context", [70, 0])
+@torch.inference_mode()
+def test_all_contestants_of_a_step_give_the_same_logits(
+    net: AudioLanguageModel,
+    quantization: str | None,
+    most: float,
+    context: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Twice, as a step must leave the cache as it was. Errors are those of random weights' formats."""
+    monkeypatch.setattr(llama_cpp, "installed", lambda: False)  # has a test of its own
+    ids = torch.tensor([40]) if context else torch.arange(50)
+    (case,) = decoder._step(net, "step", quantization, ids, context)
+    # The generator is done, and so the contestants are gone.
+    with pytest.raises(KeyError):
+        case.ours()
+    for case in decoder._step(net, "step", quantization, ids, context):
+        assert case.check is not None
+        case.check()
+        ours = [case.ours().float() for _ in range(2)]
+        assert torch.equal(*ours)
+        for name, peer in case.peers.items():
+            peer()
+            assert (peer().float() - ours[0]).norm() < most * ours[0].norm(), name
+
+
+def test_nothing_of_a_step_is_left_when_the_next_begins(
+    net: AudioLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llama_cpp, "installed", lambda: False)
+    case = next(steps := decoder._step(net, "step", "int8", torch.tensor([40]), 70))
+    runner = weakref.ref(steps.gi_frame.f_locals["ours"].runner)
+    assert next(steps, None) is None
+    assert case.rounds
+    assert runner() is None
+
+
+def test_a_slice_and_transformers_share_the_weights(net: AudioLanguageModel) -> None:
+    part = slice_of(net, 1)
+    model = qwen2(part)
+    for shared in (part.language_model, model):
+        weight = shared.model.layers[0].mlp.up_proj.weight
+        assert weight.data_ptr() == net.language_model.model.layers[0].mlp.up_proj.weight.data_ptr()
+    assert len(model.model.layers) == 1
+
+
+@torch.inference_mode()
+def test_operations_of_a_prefill_are_those_that_torch_counts(net: AudioLanguageModel) -> None:
+    ids = torch.arange(50)
+    ours = decoder.Ours(net, None, ids, 0)
+    with FlopCounterMode(display=False) as counter:
+        Qwen2(qwen2(net), ids, *ours.cache())()
+    counts = counter.get_flop_counts()["Global"]
+    products = sum(n for op, n in counts.items() if "mm" in str(op))
+    attention = 4 * 64 * 4 * 3 * 50 * 51 / 2  # D, heads, layers, pairs
+    assert ours.flops - attention == products
+
+
+@pytest.mark.parametrize(("kind", "most"), [(Int8Linear, 0.01), (Int4Linear, 0.09)])
+@pytest.mark.parametrize("rows", [1, 40])
+@torch.inference_mode()
+def test_torch_quantised_layers_stand_for_the_layer(
+    kind: type[nn.Module], most: float, rows: int
+) -> None:
+    """Within the error of rounding Gaussian weights: 0.6 % and 6 % (15 steps over a group's range)."""
+    layer = nn.Linear(256, 192).bfloat16()
+    nn.init.normal_(layer.weight)
+    x = torch.randn(2, rows, 256).bfloat16()
+    exact = x.double() @ layer.weight.double().T + layer.bias.double()
+    out = kind(layer)(x)
+    assert out.shape == exact.shape
+    assert (out.double() - exact).norm() < most * exact.norm()
+
+
+@pytest.mark.parametrize("seconds", [30, 5])
+@torch.inference_mode()
+def test_encoders_agree_and_operations_are_those_that_torch_counts(seconds: int) -> None:
+    net = random_model(geometry(replace(SMALL, num_hidden_layers=0), SMALL_AUDIO))
+    peers = {f"transformers {a}": encoder.transformers_encoder(net, a) for a in encoder.ATTENTION}
+    case = encoder._window(net, PackedEncoder(net, "bfloat16"), peers, seconds, "bfloat16")
+    assert case.check is not None
+    case.check()
+    if seconds == 30:  # transformers pads the others
+        with FlopCounterMode(display=False) as counter:
+            case.peers["transformers eager"]()
+        assert case.flops == pytest.approx(counter.get_total_flops(), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_transformers_loads_the_folder_that_memory_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "SHARD_BYTES", 1_000_000)
+    memory.write_folder(tmp_path, geometry(SMALL, SMALL_AUDIO))
+    _, found = MusicFlamingoForConditionalGeneration.from_pretrained(
+        tmp_path, output_loading_info=True
+    )
+    assert not found["missing_keys"]
+    assert not found["unexpected_keys"]
+    measured = memory.measure(tmp_path, "int4")
+    assert measured["anonymous_peak_bytes"] >= measured["anonymous_before_bytes"]
+    assert measured["tokens_per_second"] > 0
+
+
+def test_a_peak_that_is_gone_again_is_seen() -> None:
+    before = memory.anonymous()
+    with memory.Peak() as peak:
+        block = torch.ones(1 << 25)
+        memory.time.sleep(0.05)
+        del block
+    assert 120 << 20 < peak.bytes - before < 160 << 20
+
+
+def test_rounded_weights_are_what_the_engine_computes_with() -> None:
+    """The engine also rounds activations, to 16 bits: far less."""
+    folder = find_model("nano")
+    vocab = quantization.Vocabulary(
+        quantization.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    )
+    prompt = next(quantization.prompts(vocab, 1))
+    for format in ("int8", "int4"):
+        listener = quantization.Listener(folder, quantization.Variant(format, format))
+        net = quantization.rounded(AudioLanguageModel.from_pretrained(folder), format)
+        with torch.inference_mode():
+            found = listener.log_probabilities(prompt)
+            logits = net(prompt.ids[None], prompt.audio)[0, -prompt.answer - 1 : -1]
+        expected = logits.double().log_softmax(-1)
+        assert (expected.exp() * (expected - found)).sum(-1).max() < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not llama_cpp.installed(), reason="needs llama_cpp and gguf")
+@pytest.mark.parametrize(("format", "most"), [(None, 0.02), ("int8", 0.04), ("int4", 0.4)])
+@torch.inference_mode()
+def test_llama_cpp_gives_the_same_logits(
+    net: AudioLanguageModel, format: str | None, most: float
+) -> None:
+    ids = torch.arange(50)
+    expected = Qwen2(qwen2(net), ids, [], [])().float()
+    with llama_cpp.LlamaCpp(net, format, ids.tolist(), 0, 1) as llama:
+        llama()
+        assert (llama.logits() - expected).norm() < most * expected.norm()
