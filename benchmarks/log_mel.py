@@ -49,7 +49,8 @@ def run_length(seconds: int) -> None:
     }
     frames = seconds * 100
     agreed = ops.log_mel(samples, cu_samples, [3000] * len(parts)) - theirs().mT.flatten(0, 1)
-    assert agreed.abs().max() < 1e-4, f"differs from transformers by {agreed.abs().max()}"
+    # Each is within 1e-4 of float64, see tests/ops/test_log_mel.py.
+    assert agreed.abs().max() < 2e-4, f"differs from transformers by {agreed.abs().max()}"
     print(f" {seconds} s")
     compare(contestants, rounds=7 if seconds > 100 else 15)
     moved = samples.numel() * 4 + frames * 128 * 4
