@@ -96,15 +96,16 @@ def test_bad_blocks(blocks: list, rate: int | None, message: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
-def test_three_hours_need_no_more_memory_than_two_minutes() -> None:
-    """Resampled blocks of 16 bits; what may grow is the allocator's slack."""
+def test_three_hours_need_no_more_memory_than_half_an_hour() -> None:
+    """Resampled blocks of 16 bits. What may grow is the allocator's slack, which settles within an hour;
+    the features alone are 550 MB."""
     code = """
 from afnext.audio import stream_features
 second = (np.random.default_rng(0).standard_normal(22_050) * 3000).astype(np.int16)
 def hear(seconds):
     blocks = (second for _ in range(seconds))
     return sum(len(features) for _, features in stream_features(blocks, sample_rate=22_050))
-assert hear(120) == 12_000
+assert hear(1800) == 180_000
 before = high_water()
 assert hear(3 * 3600) == 3 * 360_000
 """
