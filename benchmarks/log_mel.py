@@ -45,7 +45,8 @@ def recording(seconds: int) -> Case:
     def check() -> None:
         ours = ops.log_mel(samples, cu_samples, [3000] * len(parts))
         difference = (ours - theirs().mT.flatten(0, 1)).abs().max()
-        assert difference < 1e-4, f"differs from transformers by {difference}"
+        # Each is within 1e-4 of float64, see tests/ops/test_log_mel.py.
+        assert difference < 2e-4, f"differs from transformers by {difference}"
 
     frames = seconds * 100
     return Case(
