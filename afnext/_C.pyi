@@ -127,6 +127,7 @@ def layer_norm(
 ) -> None: ...
 def packed_bytes(format: str, n: int, k: int, gate_up: bool, /) -> int: ...
 def pack(weight: _Tensor, format: str, gate_up: bool, data: _Tensor, /) -> None: ...
+def expect_huge_pages(data: _Tensor, /) -> None: ...
 def pack_quantized(
     values: _Tensor,
     scales: _Tensor,
@@ -140,6 +141,19 @@ def pack_quantized(
 ) -> None: ...
 def unpack(data: _Tensor, format: str, n: int, k: int, gate_up: bool, out: _Tensor, /) -> None: ...
 def packed_linear(
+    x: _Tensor,
+    data: _Tensor,
+    bias: _Tensor | None,
+    residual: _Tensor | None,
+    format: str,
+    n: int,
+    k: int,
+    gate_up: bool,
+    activation: str,
+    out: _Tensor,
+    /,
+) -> None: ...
+def packed_linear_tiles(
     x: _Tensor,
     data: _Tensor,
     bias: _Tensor | None,

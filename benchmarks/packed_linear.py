@@ -11,7 +11,8 @@ from torch import Tensor
 
 from afnext import ops
 
-from .timing import bandwidth, compare, milliseconds, peak_flops
+from . import peaks
+from .timing import bandwidth, compare, milliseconds
 
 # (N, K): 7B's gate or up, down, and query-key-value projections.
 WEIGHTS = [(18944, 3584), (3584, 18944), (4608, 3584)]
@@ -53,7 +54,7 @@ def run(
     with torch.inference_mode():
         memory = bandwidth()
         for dtype in dtypes:
-            peak = peak_flops(2048, dtype)
+            peak = peaks.compute(str(dtype).removeprefix("torch."))
             name = str(dtype).removeprefix("torch.")
             print(
                 f" memory {memory / 1e9:.1f} GB/s, {name} matrix product {peak / 1e9:.0f} GFLOP/s"

@@ -20,7 +20,9 @@ __all__ = [
     "peak_flops",
 ]
 
-LONG = 0.5  # seconds of a call that nothing left in the caches or spinning can change
+# Seconds before a timing: torch's idle OpenMP workers spin for some milliseconds after its ops, and
+# would take a core from whoever comes next.
+SETTLE = 0.03
 
 
 @dataclass(frozen=True)
@@ -54,35 +56,26 @@ def alternate(
     """Time each contestant once a round, in turn, so that drift of the machine hits all of them.
 
     Args:
-        contestants: what to call, by name. Each is called once beforehand, and where it takes less
-            than ``LONG`` again before every timing.
+        contestants: what to call, by name. Each is called once beforehand.
         rounds: how many timings each gets, two at least.
         at_least: seconds a timing must last; shorter calls are repeated within it.
     """
     repeats = {}
     for name, call in contestants.items():
-        once = _seconds(call)
-        if once < LONG:
-            once = _seconds(call)
-        repeats[name] = 0 if once >= LONG else max(1, round(at_least / max(once, 1e-7)))
+        call()
+        start = time.perf_counter()
+        call()
+        repeats[name] = max(1, round(at_least / max(time.perf_counter() - start, 1e-7)))
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(rounds):
         for name, call in contestants.items():
-            if repeats[name] == 0:
-                seconds[name].append(_seconds(call))
-                continue
-            call()  # what the one before left, spinning threads among it, is not this one's cost
+            time.sleep(SETTLE)
+            call()  # wakes our own threads, and warms what the contestant before cooled
             start = time.perf_counter()
             for _ in range(repeats[name]):
                 call()
             seconds[name].append((time.perf_counter() - start) / repeats[name])
     return {name: Timing.of(values) for name, values in seconds.items()}
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 def compare(contestants: dict[str, Callable[[], object]], rounds: int = 9) -> dict[str, Timing]:

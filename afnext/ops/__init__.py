@@ -12,6 +12,7 @@ from .linear import linear
 from .log_mel import log_mel
 from .merge_attention import merge_attention
 from .pack import PackedWeight, pack
+from .packed_file import fingerprint, load_packed, save_packed
 from .paged_append import paged_append
 from .paged_attention import paged_attention
 from .quantize import QuantizedWeight, quantize
@@ -26,9 +27,11 @@ __all__ = [
     "QuantizedWeight",
     "Rotation",
     "attention",
+    "fingerprint",
     "force_reference",
     "layer_norm",
     "linear",
+    "load_packed",
     "log_mel",
     "merge_attention",
     "pack",
@@ -37,5 +40,6 @@ __all__ = [
     "quantize",
     "rms_norm",
     "rotate",
+    "save_packed",
     "silu_mul",
 ]

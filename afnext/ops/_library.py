@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, is_inference_mode_enabled
+from torch.compiler import is_compiling
 
 LIBRARY = torch.library.Library("afnext", "DEF")
 
@@ -91,11 +92,31 @@ def _check_devices(op: str, names: list[str], host: tuple[str, ...], args: tuple
 
 def call(op: Callable[..., Any], needs_grad: bool, *args: Any) -> Any:
     """Call ``op``; without gradients, step over torch's Python autograd layer (it costs 6 µs)."""
+    return op(*args) if needs_grad or stays() else below_autograd(op, args)
+
+
+def stays(*tensors: Tensor) -> bool:
+    """Whether an op on these goes through torch's autograd layer: it must, or it does so for nothing."""
     # The compiler cannot trace the question about inference mode, so its own comes first.
-    if needs_grad or torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
-        return op(*args)
+    if is_compiling() or is_inference_mode_enabled():
+        return True
+    return any_requires_grad(*tensors)
+
+
+def below_autograd(op: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     with torch._C._AutoDispatchBelowAutograd():
         return op(*args)
+
+
+def outputs(q: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+    """Attention's results for ``q [T, H, D]``: contiguous out, of q's dtype or ``dtype``, and lse."""
+    if dtype is None and q.is_contiguous():
+        out = torch.empty_like(q)  # the cheapest way
+    else:
+        out = torch.empty_like(q, dtype=dtype, memory_format=torch.contiguous_format)
+    shape = q.shape
+    heads = shape[1] if len(shape) == 3 else 0  # else the kernel refuses q
+    return out, torch.empty(heads, shape[0], dtype=torch.float32)
 
 
 def any_requires_grad(*tensors: Tensor | None) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 from . import _check as check
 from . import reference
 from ._compiled import compiled
-from ._library import any_requires_grad, call, define, through_torch
+from ._library import below_autograd, define, outputs, stays, through_torch
 from .rotate import Rotation, as_times
 
 HEAD_DIM_MAX = 256
@@ -95,11 +95,9 @@ def _reference(
     return reference.attention(q, k, v, cu_seqlens_q, cu_seqlens_k, key_lengths, *args)
 
 
-def _cpu(q: Tensor, k: Tensor, v: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-    dtype = torch.float32 if args[-1] else q.dtype
-    out = torch.empty_like(q, dtype=dtype, memory_format=torch.contiguous_format)
-    lse = q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
-    compiled.attention(q, k, v, *args[:-1], out, lse)
+def _cpu(q: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    out, lse = outputs(q, torch.float32 if args[-1] else None)
+    compiled.attention(q, *args[:-1], out, lse)
     return out, lse
 
 
@@ -163,10 +161,8 @@ OP = define(
 )
 
 
-def window_bounds(op: str, window: tuple[int, int] | None) -> tuple[int, int]:
+def window_bounds(op: str, window: tuple[int, int]) -> tuple[int, int]:
     """``(left, right)`` with -1 for unlimited, checked."""
-    if window is None:
-        return -1, -1
     check.require(
         len(window) == 2 and all(isinstance(w, int) and w >= -1 for w in window),
         f"{op}: window must be (left, right) with entries >= -1, got {window}",
@@ -225,14 +221,15 @@ def attention(
     times_q = times_k = inv_freq = None
     interleaved = False
     if rotation is not None:
-        times_q, times_k = as_times(rotation.times_q), as_times(rotation.times_k)
-        inv_freq, interleaved = rotation.inv_freq, rotation.interleaved
-    left, right = window_bounds("attention", window)
-    if out_dtype not in (None, q.dtype, torch.float32):
+        times_q, times_k, inv_freq, interleaved = rotation
+        times_q = as_times(times_q)
+        times_k = times_q if times_k is rotation.times_q else as_times(times_k)
+    left, right = (-1, -1) if window is None else window_bounds("attention", window)
+    if out_dtype is not None and out_dtype not in (q.dtype, torch.float32):
         raise ValueError(f"attention: out_dtype must be float32 or q's, got {out_dtype}")
-    return call(
-        OP, any_requires_grad(q, k, v), q, k, v, cu_seqlens_q, cu_seqlens_k, key_lengths,
-        times_q, times_k, inv_freq, interleaved, causal, left, right,
-        max(q.shape[2], 1) ** -0.5 if softmax_scale is None else float(softmax_scale),
+    args = (
+        q, k, v, cu_seqlens_q, cu_seqlens_k, key_lengths, times_q, times_k, inv_freq, interleaved,
+        causal, left, right, (q.shape[2] or 1) ** -0.5 if softmax_scale is None else softmax_scale,
         out_dtype == torch.float32,
     )  # fmt: skip
+    return OP(*args) if stays(q, k, v) else below_autograd(OP, args)

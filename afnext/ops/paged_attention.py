@@ -10,7 +10,7 @@ from torch import Tensor
 from . import _check as check
 from . import reference
 from ._compiled import compiled
-from ._library import call, define, through_torch
+from ._library import call, define, outputs, through_torch
 from .attention import HEAD_DIM_MAX, window_bounds
 from .paged_append import check_pages, check_table
 from .rotate import as_times
@@ -57,8 +57,7 @@ def _fake(
 
 
 def _cpu(q: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    lse = torch.empty(q.shape[1], q.shape[0], dtype=torch.float32)
+    out, lse = outputs(q)
     compiled.paged_attention(q, *args, out, lse)
     return out, lse
 
@@ -132,7 +131,7 @@ def paged_attention(
             window=window, softmax_scale=softmax_scale, rotation=rotation, interleaved=interleaved,
         )  # fmt: skip
     times, inv_freq = (as_times(rotation[0]), rotation[1]) if rotation is not None else (None, None)
-    left, right = window_bounds("paged_attention", window)
+    left, right = (-1, -1) if window is None else window_bounds("paged_attention", window)
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else float(softmax_scale)
     return call(
         OP, False, q, k_pages, v_pages, page_table, cu_seqlens_q, kv_lengths, times, inv_freq,

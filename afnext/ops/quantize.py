@@ -118,7 +118,7 @@ class QuantizedWeight:
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight ``[N, K]`` that the integers stand for, computed in at least float32."""
         bits, group = FORMATS[self.format]
-        n, k = self.shape
+        _, k = self.shape
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         if bits == 8:
             q = self.values.to(wide)

@@ -59,9 +59,9 @@ def quantize(
                 for t, b in zip(tried, best, strict=True)
             )
         values, scale, zero, _ = best
-    flat = values.reshape(n, groups * width)[:, :k].to(torch.uint8 if bits == 4 else torch.int8)
+    flat = values.to(torch.uint8 if bits == 4 else torch.int8).reshape(n, groups * width)
+    flat = flat[:, : k + k % 2] if bits == 4 else flat[:, :k].contiguous()
     if bits == 4:
-        flat = F.pad(flat, (0, k % 2), value=8)
         flat = flat[:, 0::2] | flat[:, 1::2] << 4
     zeros = zero.to(torch.uint8) if zero_points else zero.new_empty(0, dtype=torch.uint8)
     return flat, scale.to(scale_dtype) if group else scale[:, 0], zeros

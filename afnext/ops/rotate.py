@@ -31,7 +31,7 @@ class Rotation(NamedTuple):
 
 def as_times(times: Tensor) -> Tensor:
     """Times as float32; integers up to 2**24 are exact."""
-    return times if times.dtype == torch.float32 else times.to(torch.float32)
+    return times if times.dtype is torch.float32 else times.to(torch.float32)
 
 
 def _fake(

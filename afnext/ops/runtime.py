@@ -26,9 +26,8 @@ def compiled_cpu_isas(op: str = "") -> list[str]:
 
 
 def available_cpu_isas(op: str = "") -> list[str]:
-    """Those of ``compiled_cpu_isas(op)`` that this machine has."""
-    best = LEVELS.index(detected_cpu_isa())
-    return [name for name in compiled_cpu_isas(op) if LEVELS.index(name) <= best]
+    """Those of ``compiled_cpu_isas(op)`` that this machine runs."""
+    return [name for name in compiled_cpu_isas(op) if compiled.can_run(name)]
 
 
 def set_cpu_isa(name: str) -> None:

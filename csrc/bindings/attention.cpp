@@ -45,8 +45,8 @@ void backward(py::handle grad_out, py::handle grad_lse, py::handle q, py::handle
 }
 
 const Binding binding([](py::module_& m) {
-  m.def("attention", &forward);
-  m.def("attention_backward", &backward);
+  define<&forward>(m, "attention");
+  define<&backward>(m, "attention_backward");
 });
 
 }  // namespace

@@ -3,6 +3,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include "bindings/function.h"
 #include "bindings/tensor.h"
 
 namespace afnext::bindings {

@@ -15,6 +15,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("isa", &afnext::cpu_isa);
   m.def("detected_isa", &afnext::detected_cpu_isa);
   m.def("compiled_isas", &afnext::compiled_cpu_isas);
+  m.def("can_run", &afnext::can_run_cpu_isa);
   m.def("set_isa", &afnext::set_cpu_isa);
   m.def("num_threads", &afnext::num_threads);
   m.def("set_num_threads", &afnext::set_num_threads);

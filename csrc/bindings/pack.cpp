@@ -2,12 +2,17 @@
 #include "afnext/pack_quantized.h"
 #include "bindings/bindings.h"
 #include "bindings/packed.h"
+#include "cpu/huge_pages.h"
 
 namespace afnext::bindings {
 
 static const Binding binding([](py::module_& m) {
   m.def("packed_bytes", [](std::string_view format, int64_t n, int64_t k, bool gate_up) {
     return packed_bytes(packed_view("pack", format, n, k, gate_up));
+  });
+  m.def("expect_huge_pages", [](py::handle data) {
+    const Tensor data_(data, "pack", "data");
+    cpu::expect_huge_pages(data_->data, static_cast<size_t>(data_->numel() * dtype_size(data_->dtype)));
   });
   m.def("pack", [](py::handle weight, std::string_view format, bool gate_up, py::handle data) {
     const Tensor weight_(weight, "pack", "weight"), data_(data, "pack", "data");

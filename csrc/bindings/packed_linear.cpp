@@ -27,7 +27,10 @@ void call(py::handle x, py::handle data, py::handle bias, py::handle residual,
   function(x_, weight, bias_, residual_, activation_, out_);
 }
 
-const Binding binding([](py::module_& m) { m.def("packed_linear", &call<packed_linear>); });
+const Binding binding([](py::module_& m) {
+  m.def("packed_linear", &call<packed_linear>);
+  m.def("packed_linear_tiles", &call<packed_linear_tiles>);
+});
 
 }  // namespace
 }  // namespace afnext::bindings

@@ -19,7 +19,7 @@ void append(py::handle k, py::handle v, py::handle k_pages, py::handle v_pages,
                interleaved);
 }
 
-const Binding binding([](py::module_& m) { m.def("paged_append", &append); });
+const Binding binding([](py::module_& m) { define<&append>(m, "paged_append"); });
 
 }  // namespace
 }  // namespace afnext::bindings

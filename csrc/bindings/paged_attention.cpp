@@ -21,7 +21,7 @@ void attend(py::handle q, py::handle k_pages, py::handle v_pages, py::handle pag
                   lse_);
 }
 
-const Binding binding([](py::module_& m) { m.def("paged_attention", &attend); });
+const Binding binding([](py::module_& m) { define<&attend>(m, "paged_attention"); });
 
 }  // namespace
 }  // namespace afnext::bindings

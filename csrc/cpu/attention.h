@@ -18,6 +18,7 @@ struct AttentionSequence {
   int64_t key_tokens;              // of the sequence; its band may end earlier
   int64_t first_row, rows;         // per KV head, in working memory laid out by blocks
   Band band;
+  const int32_t* pages = nullptr;  // its row of the page table, where keys lie in pages
 };
 
 // The rows of a sequence and KV head are its queries times the heads that share the KV head: row r
@@ -32,9 +33,16 @@ struct AttentionProblem {
   const float *times_q, *times_k, *inv_freq;
   int64_t half;
   bool interleaved;
-  float* turned_keys;  // working memory [kv_heads, key_tokens, dim]
+  float* turned_keys;  // working memory of turned_size()
   float scale;
   const AttentionSequence* sequences;
+  // Keys and values in pages of so many slots, [page, kv_heads, slot, dim], instead of packed; keys
+  // are turned already.
+  int64_t slots = 0;
+
+  // Elements of the turned keys [kv_heads, key_tokens, even], an even number of channels each.
+  int64_t even() const { return dim + dim % 2; }
+  int64_t turned_size() const { return kv_heads * key_tokens * even(); }
 };
 
 // Rows [first, end) of one KV head of one sequence; at most kItemRows.

@@ -9,6 +9,7 @@
 namespace afnext::cpu::AFNEXT_ISA {
 namespace {
 
+constexpr int64_t kPanelKeys = 64;
 static_assert(Known::kStep == kDeltaStep);
 
 // Where a KV head's rows begin, in units of a row of working memory laid out by blocks.
@@ -80,7 +81,7 @@ void load_block(const AttentionBackwardArgs& a, Queries& q) {
 
 // A panel of keys and values, and the sums of their gradients [.., width].
 struct Keys {
-  const float *keys, *values;  // [count, dim]
+  ByRow keys, values;
   float *grad_keys, *grad_values;
   int64_t first, count;
 };
@@ -92,13 +93,12 @@ void meet(const Queries& q, const Keys& k, int64_t dim, float* weights, float* s
   const Block& block = q.block;
   const int64_t width = padded(dim), vectors = width / kLanes;
   const bool all = block.sees_all(k.first, k.first + k.count);
-  product<N>(k.count, dim, ByRow{k.keys, dim}, q.columns, kBlockRows,
-             [&](int64_t j, int n, F32 score) {
-               const F32 weight = exp_nonpositive(score - load(q.lse + n * kLanes));
-               store(weights + j * kBlockRows + n * kLanes,
-                     all ? weight : select(block.sees(k.first + j, n), weight, F32{}));
-             });
-  product<N>(k.count, dim, ByRow{k.values, dim}, q.grad_columns, kBlockRows, Known{q.deltas},
+  product<N>(k.count, dim, k.keys, q.columns, kBlockRows, [&](int64_t j, int n, F32 score) {
+    const F32 weight = exp_nonpositive(score - load(q.lse + n * kLanes));
+    store(weights + j * kBlockRows + n * kLanes,
+          all ? weight : select(block.sees(k.first + j, n), weight, F32{}));
+  });
+  product<N>(k.count, dim, k.values, q.grad_columns, kBlockRows, Known{q.deltas},
              [&](int64_t j, int n, F32 grad) {
                const int64_t at = j * kBlockRows + n * kLanes;
                const F32 slope = load(weights + at) * (grad + load(q.grad_lse + n * kLanes));
@@ -113,7 +113,7 @@ void meet(const Queries& q, const Keys& k, int64_t dim, float* weights, float* s
                [&](int64_t j, int64_t n, F32 value) {
                  add_to(k.grad_keys + j * width + n * kLanes, value);
                });
-  product<N>(dim, k.count, ByColumn{k.keys, dim}, slopes, kBlockRows,
+  product<N>(dim, k.count, ByColumn{k.keys.data, k.keys.stride}, slopes, kBlockRows,
              [&](int64_t d, int n, F32 value) {
                add_to(grad_queries + d * kBlockRows + n * kLanes, value);
              });
@@ -148,9 +148,13 @@ void tile(const AttentionBackwardArgs& a, const AttentionKeyItem& item, int64_t 
   __builtin_memset(grad_keys, 0, 2 * kTileKeys * width * sizeof(float));
   const int64_t end = first + count < s.band.keys ? first + count : s.band.keys;
   const int64_t rows = first < end ? s.band.queries * p.group : 0;
-  const KeysAndValues<T> source{p, s.first_key, item.kv_head};
-  const float* keys = rows > 0 ? source.keys(first, end - first, key_buffer) : nullptr;
-  const float* values = rows > 0 ? source.values(first, end - first, value_buffer) : nullptr;
+  using Source = KeysAndValues<T, float>;
+  const Source source{p, s, item.kv_head};
+  typename Source::Rows keys{}, values{};
+  if (rows > 0) {
+    keys = source.keys(first, end - first, key_buffer);
+    values = source.values(first, end - first, value_buffer);
+  }
   float* part = a.parts + item.part * a.part_size + part_offset(p, s, item.kv_head);
 
   for (int64_t row = 0; row < rows; row += kBlockRows, part += block_size) {
@@ -161,8 +165,8 @@ void tile(const AttentionBackwardArgs& a, const AttentionKeyItem& item, int64_t 
       const int64_t n = end - key < kPanelKeys ? end - key : kPanelKeys;
       if (!q.block.meets(key, key + n)) continue;
       const int64_t at = key - first;
-      const Keys panel{keys + at * p.dim,
-                       values + at * p.dim,
+      const Keys panel{{keys.data + at * keys.stride, keys.stride},
+                       {values.data + at * values.stride, values.stride},
                        grad_keys + at * width,
                        grad_values + at * width,
                        key,
@@ -250,7 +254,7 @@ void run(const AttentionBackwardArgs& a) {
       }
     }
   });
-  turn_keys<T>(a.problem);
+  turn_keys<T, float>(a.problem);
   parallel_for(a.key_item_count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) key_gradients<T>(a, a.key_items[i]);
   });

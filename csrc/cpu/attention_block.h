@@ -1,6 +1,8 @@
 // Blocks of queries and panels of keys: what attention's forward and backward share.
 #pragma once
 
+#include <type_traits>
+
 #include "cpu/attention.h"
 #include "cpu/parallel.h"
 #include "cpu/simd/product.h"
@@ -11,47 +13,73 @@ namespace afnext::cpu::AFNEXT_ISA {
 namespace {
 
 constexpr int64_t kBlockRows = kTileVectors * kLanes;  // queries of a block lie along the lanes
-constexpr int64_t kPanelKeys = 64;
 constexpr int64_t kMaxDim = 256;
 
 AFNEXT_INLINE int64_t padded(int64_t dim) { return (dim + kLanes - 1) / kLanes * kLanes; }
 
-// `count` rows of keys or values in float32, `dim` apart: where they lie already, or in `buffer`.
-template <typename T>
-const float* panel(const T* rows, int64_t stride, int64_t count, int64_t dim, float* buffer) {
-  if constexpr (sizeof(T) == sizeof(float)) {
-    if (stride == dim) return rows;
-  }
+// `count` rows of T as rows of To, `width` apart, what is past dim left alone.
+template <typename T, typename To>
+void copy_rows(const T* rows, int64_t stride, int64_t count, int64_t dim, To* out, int64_t width) {
   for (int64_t i = 0; i < count; ++i) {
     const T* x = rows + i * stride;
-    float* out = buffer + i * dim;
-    int64_t d = 0;
-    for (; d + kLanes <= dim; d += kLanes) store(out + d, load(x + d));
-    for (; d < dim; ++d) out[d] = to_float(x[d]);
+    To* to = out + i * width;
+    if constexpr (std::is_same_v<T, To>) {
+      __builtin_memcpy(to, x, dim * sizeof(T));
+    } else {
+      int64_t d = 0;
+      for (; d + kLanes <= dim; d += kLanes) store(to + d, load(x + d));
+      for (; d < dim; ++d) from_float(to + d, to_float(x[d]));
+    }
   }
-  return buffer;
 }
 
-// The keys (turned, where there is a rotation) and values of one KV head of one sequence.
-template <typename T>
+// The keys (turned, where there is a rotation) and values of one KV head of one sequence, as rows
+// of To, even() or more apart: where they lie already, or in a buffer.
+template <typename T, typename To>
 struct KeysAndValues {
   const AttentionProblem& p;
-  int64_t token, head;
+  const AttentionSequence& s;
+  int64_t head;
 
-  const float* keys(int64_t first, int64_t count, float* buffer) const {
-    if (p.inv_freq != nullptr) {
-      return p.turned_keys + (head * p.key_tokens + token + first) * p.dim;
+  struct Rows {
+    const To* data;
+    int64_t stride;
+  };
+
+  Rows keys(int64_t first, int64_t count, To* buffer) const {
+    if (p.inv_freq != nullptr && s.pages == nullptr) {
+      const To* turned = reinterpret_cast<const To*>(p.turned_keys);
+      return {turned + (head * p.key_tokens + s.first_key + first) * p.even(), p.even()};
     }
     return rows(p.k, first, count, buffer);
   }
-  const float* values(int64_t first, int64_t count, float* buffer) const {
+  Rows values(int64_t first, int64_t count, To* buffer) const {
     return rows(p.v, first, count, buffer);
   }
 
  private:
-  const float* rows(const Heads& x, int64_t first, int64_t count, float* buffer) const {
-    const T* data = static_cast<const T*>(x.data) + (token + first) * x.token + head * x.head;
-    return panel(data, x.token, count, p.dim, buffer);
+  Rows rows(const Heads& x, int64_t first, int64_t count, To* buffer) const {
+    const T* data = static_cast<const T*>(x.data);
+    if (s.pages == nullptr) {
+      const T* from = data + (s.first_key + first) * x.token + head * x.head;
+      if constexpr (std::is_same_v<T, To>) {
+        if (p.dim % 2 == 0 || sizeof(T) == sizeof(float)) return {from, x.token};
+      }
+      copy_rows(from, x.token, count, p.dim, buffer, p.even());
+    } else {
+      for (int64_t done = 0; done < count;) {
+        const int64_t key = first + done, slot = key % p.slots, left = p.slots - slot;
+        const int64_t run = count - done < left ? count - done : left;
+        const T* from =
+            data + ((s.pages[key / p.slots] * p.kv_heads + head) * p.slots + slot) * p.dim;
+        if constexpr (std::is_same_v<T, To>) {
+          if (run == count && (p.dim % 2 == 0 || sizeof(T) == sizeof(float))) return {from, p.dim};
+        }
+        copy_rows(from, p.dim, run, p.dim, buffer + done * p.even(), p.even());
+        done += run;
+      }
+    }
+    return {buffer, p.even()};
   }
 };
 
@@ -73,9 +101,10 @@ struct Turn {
 };
 
 // Keys are turned once, before the queries meet them.
-template <typename T>
+template <typename T, typename To>
 void turn_keys(const AttentionProblem& p) {
-  if (p.inv_freq == nullptr) return;
+  if (p.inv_freq == nullptr || p.slots > 0) return;
+  To* turned = reinterpret_cast<To*>(p.turned_keys);
   parallel_for(p.key_tokens, 16, [&](int64_t begin, int64_t end) {
     Turn turn;
     alignas(64) float row[kMaxDim];
@@ -85,7 +114,9 @@ void turn_keys(const AttentionProblem& p) {
         const T* x = static_cast<const T*>(p.k.data) + token * p.k.token + head * p.k.head;
         load_row(x, p.dim, row);
         rotate_row(row, turn.cos, turn.sin, p.half, p.interleaved, row);
-        store_row(p.turned_keys + (head * p.key_tokens + token) * p.dim, row, p.dim);
+        To* to = turned + (head * p.key_tokens + token) * p.even();
+        store_row(to, row, p.dim);
+        if (p.dim % 2 != 0) from_float(to + p.dim, 0.0f);
       }
     }
   });
@@ -107,10 +138,13 @@ struct Block {
     const int64_t top = begin / p.group, bottom = (begin + count - 1) / p.group;
     first_key = s.band.first(top), end_key = s.band.end(bottom);
     first_common = s.band.first(bottom), end_common = s.band.end(top);
-    for (int64_t i = 0; i < kBlockRows; ++i) {
-      const int64_t query = (begin + i) / p.group;
-      first[i] = i < count ? static_cast<int32_t>(s.band.first(query)) : 0;
-      end[i] = i < count ? static_cast<int32_t>(s.band.end(query)) : 0;
+    __builtin_memset(first, 0, sizeof(first));
+    __builtin_memset(end, 0, sizeof(end));
+    for (int64_t i = 0, query = top; i < count; ++query) {  // a query's rows stand together
+      const int64_t next = (query + 1) * p.group - begin, stop = next < count ? next : count;
+      const auto from = static_cast<int32_t>(s.band.first(query));
+      const auto to = static_cast<int32_t>(s.band.end(query));
+      for (; i < stop; ++i) first[i] = from, end[i] = to;
     }
   }
 
@@ -167,9 +201,9 @@ void load_rows(const Block& block, const Heads& x, float* rows) {
   __builtin_memset(rows + block.count * width, 0, (kBlockRows - block.count) * width * 4);
 }
 
-// The queries of a block, turned and scaled: rows as above, and columns [padded(dim), kBlockRows].
+// The queries of a block, turned: rows as above.
 template <typename T>
-void load_queries(const Block& block, float* rows, float* columns) {
+void load_turned(const Block& block, float* rows) {
   const AttentionProblem& p = *block.problem;
   const int64_t width = padded(p.dim);
   load_rows<T>(block, p.q, rows);
@@ -180,8 +214,15 @@ void load_queries(const Block& block, float* rows, float* columns) {
       rotate_row(rows + i * width, turn.cos, turn.sin, p.half, p.interleaved, rows + i * width);
     }
   }
+}
+
+// The same times the scale, and as columns [padded(dim), kBlockRows].
+template <typename T>
+void load_queries(const Block& block, float* rows, float* columns) {
+  const int64_t width = padded(block.problem->dim);
+  load_turned<T>(block, rows);
   for (int64_t i = 0; i < block.count * width; i += kLanes)
-    store(rows + i, load(rows + i) * p.scale);
+    store(rows + i, load(rows + i) * block.problem->scale);
   to_columns(rows, width, block.vectors(), columns);
 }
 

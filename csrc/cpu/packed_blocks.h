@@ -6,11 +6,12 @@
 //   kWords, kPairs            32-bit words of x that meet one step of a panel: floats, or pairs of
 //   bf16 kChunk                    steps of a panel that a tile takes at a time, a multiple of 16
 //   kBlockTiles, kBlockPanels the tiles of a block, whose x and sums stay in L2
+//   Session                   lives in a thread while it calls tile()
 //   tile(rows, words, panel, steps, first, sums)  adds to sums [rows, 32], or sets them first
 //
 // x is packed once, a tile's chunk after the other, each as [words / 16][rows][16]: a cache line of
-// every row, then the next. Sums are kept in float32 between chunks, and each output is summed in
-// order of K: no bit depends on blocks, threads or the other rows of x.
+// every row, then the next. Sums are kept in float32 between chunks, and every output adds its
+// chunks in order of K: no bit depends on blocks, threads or the other rows of x.
 #pragma once
 
 #include "cpu/packed_epilogue.h"
@@ -146,6 +147,7 @@ class PackedProduct {
     constexpr int64_t kBytesPerThread = 1 << 17;
     parallel_for(a_.weight.panels(), kBytesPerThread / (steps_ * kStepBytes + 1) + 1,
                  [&](int64_t begin, int64_t end) {
+                   [[maybe_unused]] const typename Kernel::Session session;
                    float* sums = scratch<float>(1, static_cast<size_t>(tiles_.count * kTileSums));
                    for (int64_t panel = begin; panel < end; ++panel) {
                      for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
@@ -164,6 +166,7 @@ class PackedProduct {
         ceil_div(row_blocks * ceil_div(panels, Kernel::kBlockPanels), share) * share;
     const int64_t column_blocks = smaller(ceil_div(jobs, row_blocks), panels);
     parallel_for(row_blocks * column_blocks, 1, [&](int64_t begin, int64_t end) {
+      [[maybe_unused]] const typename Kernel::Session session;
       for (int64_t job = begin; job < end; ++job) {
         const int64_t i = job % row_blocks, j = job / row_blocks;
         block(tiles_.count * i / row_blocks, tiles_.count * (i + 1) / row_blocks,

@@ -20,4 +20,9 @@ struct PackedLinearArgs {
 extern KernelTable<PackedLinearArgs> packed_linear_kernels;
 extern KernelTable<PackedLinearArgs> packed_linear_quantized_kernels;  // int8 and int4
 
+// bfloat16 x and weights on AMX tiles; emulated at the level baseline, for tests.
+extern KernelTable<PackedLinearArgs> packed_linear_tiles_kernels;
+// int8 and int4 weights, not in groups of 32, on AMX tiles; emulated likewise.
+extern KernelTable<PackedLinearArgs> packed_linear_quantized_tiles_kernels;
+
 }  // namespace afnext::cpu

@@ -1,25 +1,19 @@
 // Products with int8 and int4 weights, all in integers: x becomes integers too, of 16 bits a block
 // (whose rounding is far below that of bf16) or of 8 where the weight asks for it. The sums of a
 // group meet its scales in float32.
-//
-// An output is summed in order of K whatever the tiles, the threads and the other rows of x are.
-#include "cpu/packed_epilogue.h"
-#include "cpu/parallel.h"
-#include "cpu/quantized_rows.h"
-#include "cpu/scratch.h"
+#include "cpu/quantized_product.h"
 
 namespace afnext::cpu::AFNEXT_ISA {
 namespace {
 
-constexpr int64_t kPrefetchBytes = 1536;   // 1 to 2 KB ahead measured best
-constexpr int64_t kRoundBytes = 12 << 20;  // of x: rows that are in flight stay in the last cache
-constexpr int64_t kBytesPerThread = 1 << 17;  // of the weight: below this, waking one costs more
+constexpr int64_t kPrefetchBytes = 1536;  // 1 to 2 KB ahead measured best
 
 // Rows of x in a tile: with two registers of columns, as many as leave some for the weight.
 template <typename Engine, int bits>
 constexpr int kTileRows = (kLanes == 16 ? (bits == 8 ? 28 : 24) : 8) / (2 * Engine::kPlanes);
 
-// R rows of x against 2 * kLanes columns of a group.
+// R rows of x against 2 * kLanes columns of a group; scales is null where the panel has but one for
+// each column.
 template <typename Engine, int bits, int R>
 AFNEXT_INLINE void group_tile(const QuantizedPanel& q, const char* scales, const char* group,
                               int64_t column, const int32_t* words, const float* x_scales,
@@ -47,18 +41,18 @@ AFNEXT_INLINE void group_tile(const QuantizedPanel& q, const char* scales, const
 #pragma GCC unroll 2
   for (int c = 0; c < 2; ++c) {
     const int64_t first = column + c * kLanes;
-    const F32 scale = q.header > 0 ? load(reinterpret_cast<const float*>(scales) + first)
-                                   : load(reinterpret_cast<const bf16*>(scales) + first);
-    const F32 zero =
-        q.zero_points ? load(reinterpret_cast<const bf16*>(scales) + kPanelColumns + first) : F32{};
+    const bf16* halves = reinterpret_cast<const bf16*>(scales) + first;
+    const F32 scale = scales != nullptr ? load(halves) : F32{};
+    const F32 zero = q.zero_points ? load(halves + kPanelColumns) : F32{};
 #pragma GCC unroll 14
     for (int r = 0; r < R; ++r) {
       I32 total = acc[r][Engine::kPlanes - 1][c];
       if constexpr (Engine::kPlanes == 2) total += acc[r][0][c] << 8;
       F32 value = __builtin_convertvector(total, F32);
       if (q.zero_points) value -= zero * x_sums[r];
+      if (scales != nullptr) value *= scale;
       float* kept = sums + r * kPanelColumns + first;
-      store(kept, fma(value * scale, broadcast(x_scales[r]), load(kept)));
+      store(kept, fma(value, broadcast(x_scales[r]), load(kept)));
     }
   }
 }
@@ -74,10 +68,16 @@ void tile(const QuantizedPanel& q, const char* panel, const int32_t* x, float* s
     const float* x_sums = reinterpret_cast<const float*>(starts + q.groups * R);
     for (int64_t g = 0; g < q.groups; ++g, group += q.group_bytes) {
       for (int64_t column = 0; column < kPanelColumns; column += 2 * kLanes) {
-        group_tile<Engine, bits, R>(q, q.header > 0 ? panel : group, group, column,
+        group_tile<Engine, bits, R>(q, q.header > 0 ? nullptr : group, group, column,
                                     x + g * q.group / 4 * R * Engine::kWords, x_scales,
                                     starts + g * R, x_sums + g * R, sums);
       }
+    }
+  }
+  if (q.header > 0) {
+    for (int64_t i = 0; i < R * kPanelColumns; i += kLanes) {
+      const float* scale = reinterpret_cast<const float*>(panel) + i % kPanelColumns;
+      store(sums + i, load(sums + i) * load(scale));
     }
   }
 }
@@ -92,84 +92,24 @@ void tile_of(int64_t rows, const QuantizedPanel& q, const char* panel, const int
   tile<Engine, bits, R>(q, panel, x, sums);
 }
 
-// Rows [row, row + rows) of x, cut into tiles of even height, as integers.
-template <typename Engine, int bits>
-struct Round {
+template <typename E, int bits>
+struct VectorKernel {
+  using Engine = E;
   static constexpr int64_t kRows = kTileRows<Engine, bits>;
+  static constexpr bool kFullTiles = false;
+  using Session = NoSession;
 
-  const PackedLinearArgs& a;
-  const QuantizedPanel& q;
-  int64_t row, rows, tiles;
-  int32_t* words;
-
-  Round(const PackedLinearArgs& args, const QuantizedPanel& panel, int64_t first, int64_t count)
-      : a(args), q(panel), row(first), rows(count), tiles((count + kRows - 1) / kRows) {
-    words = scratch<int32_t>(0, static_cast<size_t>(q.blocks * block_words<Engine>(q, rows)));
-  }
-
-  int64_t begin(int64_t tile) const { return rows * tile / tiles; }
-  int32_t* words_of(int64_t tile) const {
-    return words + q.blocks * block_words<Engine>(q, begin(tile));
-  }
-
-  template <typename T>
-  void quantize() const {
-    const float limit = a.weight.activation_bits == 8 ? 127.0f : 32512.0f;  // 127 * 256
-    parallel_for(rows, (1 << 15) / (a.weight.k + 1) + 1, [&](int64_t first, int64_t last) {
-      for (int64_t r = first; r < last; ++r) {
-        int64_t t = r * tiles / rows;
-        while (begin(t + 1) <= r) ++t;
-        const int64_t height = begin(t + 1) - begin(t);
-        const T* x = static_cast<const T*>(a.x) + (row + r) * a.x_stride;
-        for (int64_t b = 0; b < q.blocks; ++b) {
-          const int64_t left = a.weight.k - b * kBlock;
-          quantize_block<Engine>(q, limit, x + b * kBlock, left < kBlock ? left : kBlock,
-                                 r - begin(t), height,
-                                 words_of(t) + b * block_words<Engine>(q, height));
-        }
-      }
-    });
-  }
-
-  // Every panel is read once from memory and meets all tiles while it lies in L2.
-  void multiply() const {
-    const int64_t panels = a.weight.panels(), wanted = 4 * num_threads();
-    const int64_t split = panels >= wanted ? 1 : (wanted + panels - 1) / panels;
-    const int64_t parts = split < tiles ? split : tiles;
-    const int64_t cost = q.bytes * (1 + tiles / parts / 2) + 1;
-    parallel_for(panels * parts, kBytesPerThread / cost + 1, [&](int64_t first, int64_t last) {
-      float sums[kRows * kPanelColumns];
-      for (int64_t i = first; i < last; ++i) {
-        const int64_t panel = i / parts, part = i % parts;
-        const char* data = static_cast<const char*>(a.weight.data) + panel * q.bytes;
-        for (int64_t t = tiles * part / parts; t < tiles * (part + 1) / parts; ++t) {
-          const int64_t height = begin(t + 1) - begin(t);
-          tile_of<Engine, bits>(height, q, data, words_of(t), sums);
-          finish(a, row + begin(t), height, panel, sums);
-        }
-      }
-    });
+  static const char* prepare(const QuantizedPanel&, const char* panel) { return panel; }
+  static void tile(int64_t rows, const QuantizedPanel& q, const char* panel, const char*,
+                   const int32_t* x, float* sums) {
+    tile_of<Engine, bits>(rows, q, panel, x, sums);
   }
 };
 
-template <typename Engine, int bits>
-void product(const PackedLinearArgs& a) {
-  const QuantizedPanel q(a.weight);
-  constexpr int64_t kLeast = 8 * kTileRows<Engine, bits>;
-  const int64_t fitting = kRoundBytes / (4 * q.blocks * block_words<Engine>(q, 1) + 1);
-  const int64_t most = fitting > kLeast ? fitting : kLeast;
-  const int64_t rounds = (a.m + most - 1) / most;
-  for (int64_t i = 0; i < rounds; ++i) {
-    const int64_t row = a.m * i / rounds;
-    const Round<Engine, bits> round(a, q, row, a.m * (i + 1) / rounds - row);
-    a.dtype == DType::f32 ? round.template quantize<float>() : round.template quantize<bf16>();
-    round.multiply();
-  }
-}
-
 template <typename Engine>
 void product_of(const PackedLinearArgs& a) {
-  a.weight.format == WeightFormat::int8 ? product<Engine, 8>(a) : product<Engine, 4>(a);
+  a.weight.format == WeightFormat::int8 ? quantized_product<VectorKernel<Engine, 8>>(a)
+                                        : quantized_product<VectorKernel<Engine, 4>>(a);
 }
 
 template <bool has_byte_products>

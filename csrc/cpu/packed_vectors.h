@@ -66,7 +66,10 @@ template <typename Product>
 struct VectorKernel {
   static constexpr int kRows = Product::kRows, kRowUnit = 1, kWords = Product::kWords;
   static constexpr bool kPairs = Product::kPairs;
-  static constexpr int64_t kChunk = 256, kBlockTiles = 280 / kRows, kBlockPanels = 16;
+  // A chunk is summed on its own, which keeps long float32 sums as exact as torch's.
+  static constexpr int64_t kChunk = kPairs ? 256 : 128, kBlockTiles = 280 / kRows,
+                           kBlockPanels = 16;
+  struct Session {};
 
   static void tile(int64_t rows, const float* words, const float* panel, int64_t steps, bool first,
                    float* sums) {
@@ -91,13 +94,6 @@ struct VectorKernel {
     constexpr int64_t kHalf = kPanelColumns / 2, kLineSteps = kLineWords / kWords;
     for (int64_t column = 0; column < kHalf; column += kLanes) {
       F32 tile[R][2] = {};
-      if (!first) {
-#pragma GCC unroll 14
-        for (int r = 0; r < R; ++r) {
-          tile[r][0] = load(sums + r * kPanelColumns + column);
-          tile[r][1] = load(sums + r * kPanelColumns + column + kHalf);
-        }
-      }
       const float *p = panel + column, *x = words;
       for (int64_t left = steps; left > 0; left -= kLineSteps, x += R * kLineWords) {
         const int64_t count = smaller(left, kLineSteps);
@@ -109,8 +105,9 @@ struct VectorKernel {
       }
 #pragma GCC unroll 14
       for (int r = 0; r < R; ++r) {
-        store(sums + r * kPanelColumns + column, tile[r][0]);
-        store(sums + r * kPanelColumns + column + kHalf, tile[r][1]);
+        float* row = sums + r * kPanelColumns + column;
+        store(row, first ? tile[r][0] : load(row) + tile[r][0]);
+        store(row + kHalf, first ? tile[r][1] : load(row + kHalf) + tile[r][1]);
       }
     }
   }

@@ -5,7 +5,7 @@
 
 #include "cpu/parallel.h"
 #include "cpu/scratch.h"
-#include "cpu/simd/dot.h"
+#include "cpu/simd/pairs.h"
 #include "cpu/simd/rotate_row.h"
 #include "cpu/simd/rows.h"
 
@@ -32,8 +32,13 @@ AFNEXT_INLINE int64_t padded(int64_t dim) {
   return (dim + kPerRegister<T> - 1) / kPerRegister<T> * kPerRegister<T>;
 }
 
+// Whether pairs of bf16 are multiplied as they lie, instead of part by part in float32.
+template <typename T>
+constexpr bool kInPairs = kHasPairs && sizeof(T) == 2;
+
 // Up to kGroupRows rows on their way through the keys. `queries` and `out` are
-// [padded(dim) / kLanes, kGroupRows, kLanes], the vectors in the order of part().
+// [padded(dim) / kLanes, kGroupRows, kLanes], the vectors in the order of part(); of queries in
+// pairs the vectors of part 0 hold all.
 struct Group {
   AFNEXT_INLINE_METHOD static int64_t at(int64_t d, int part, int row) {
     return d * kGroupRows + (part * kGroupRows + row) * kLanes;
@@ -72,7 +77,7 @@ constexpr int kTileKeys = kLanes / kSlots<H>;
 // Scores of H rows with as many keys as fill a vector. `soon`, as many addresses, are fetched.
 template <int H, typename T>
 AFNEXT_INLINE F32 score(const Group& g, const void* const* keys, const void* const* soon,
-                        int64_t width) {
+                        int64_t width, float scale) {
   constexpr int W = kTileKeys<H>;
   const T *key[W], *ahead[W];
   for (int w = 0; w < W; ++w) {
@@ -86,6 +91,14 @@ AFNEXT_INLINE F32 score(const Group& g, const void* const* keys, const void* con
       __builtin_prefetch(ahead[w] + d);
       raw[w] = load_raw(key[w] + d);
     }
+    if constexpr (kInPairs<T>) {
+      for (int h = 0; h < H; ++h) {
+        const F32 q = in_register(load(g.queries + Group::at(d, 0, h)));
+        for (int w = 0; w < W; ++w)
+          sums[w * kSlots<H> + h] = dot_pairs(q, raw[w], sums[w * kSlots<H> + h]);
+      }
+      continue;
+    }
 #pragma GCC unroll 2
     for (int p = 0; p < kParts<T>; ++p) {
       F32 k[W];
@@ -96,7 +109,7 @@ AFNEXT_INLINE F32 score(const Group& g, const void* const* keys, const void* con
       }
     }
   }
-  return sum_each(sums);
+  return sum_each(sums) * scale;
 }
 
 // What `fold` makes of all lanes that belong to the same row.
@@ -159,6 +172,52 @@ AFNEXT_INLINE void add_values(Group& g, const Chunk& chunk, const void* const* s
   }
 }
 
+// The vectors of `slots` lanes that are first of two in a and b, and those that are second.
+template <int slots, int second, int... I>
+AFNEXT_INLINE F32 alternate(F32 a, F32 b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, ((I / slots * 2 + second) * slots + I % slots)...);
+}
+
+// Weights of two keys become a pair, row by row, in the first half of `weights`.
+template <int H>
+AFNEXT_INLINE void pair_keys(float* weights) {
+  constexpr int slots = kSlots<H>;
+  for (int64_t i = 0; i < kChunkKeys * slots; i += 2 * kLanes) {
+    const F32 a = load(weights + i), b = load(weights + i + kLanes);
+    store(weights + i / 2, round_pairs(alternate<slots, 0>(a, b, LaneIndices()),
+                                       alternate<slots, 1>(a, b, LaneIndices())));
+  }
+}
+
+// add_values for weights in pairs.
+template <int H>
+AFNEXT_INLINE void add_pairs(Group& g, const Chunk& chunk, const void* const* soon,
+                             const float* weights, const float* shrink, int64_t width) {
+  for (int64_t d = 0; d < width; d += kPerRegister<bf16>) {
+    F32 sums[H][2];
+    for (int h = 0; h < H; ++h) {
+      for (int p = 0; p < 2; ++p) sums[h][p] = load(g.out + Group::at(d, p, h)) * shrink[h];
+    }
+    for (int64_t j = 0; j < chunk.count; j += 2) {
+      __builtin_prefetch(static_cast<const bf16*>(soon[j]) + d);
+      __builtin_prefetch(static_cast<const bf16*>(soon[j + 1]) + d);
+      // Past the last key the weight is zero; what repeats there is the last value.
+      const F32 first = load_raw(static_cast<const bf16*>(chunk.values[j]) + d);
+      const F32 second = load_raw(static_cast<const bf16*>(chunk.values[j + 1]) + d);
+      const F32 even = in_register(zip_low_of_pairs(first, second));
+      const F32 odd = in_register(zip_high_of_pairs(first, second));
+      for (int h = 0; h < H; ++h) {
+        const F32 weight = in_register(broadcast(weights[j / 2 * kSlots<H> + h]));
+        sums[h][0] = dot_pairs(weight, even, sums[h][0]);
+        sums[h][1] = dot_pairs(weight, odd, sums[h][1]);
+      }
+    }
+    for (int h = 0; h < H; ++h) {
+      for (int p = 0; p < 2; ++p) store(g.out + Group::at(d, p, h), sums[h][p]);
+    }
+  }
+}
+
 // Keys that a row does not see get a score of -inf.
 template <int H>
 AFNEXT_INLINE void mask(const Group& g, const Band& band, int64_t group, const Chunk& chunk,
@@ -178,14 +237,19 @@ void meet(const PagedAttentionArgs& a, const Band& band, Group& g, const Chunk& 
   alignas(64) float scores[kSlots<H> * kChunkKeys], shrink[kLanes];
   const int64_t width = padded<T>(a.dim);
   for (int64_t j = 0; j < chunk.count; j += kTileKeys<H>)
-    store(scores + j * kSlots<H>, score<H, T>(g, chunk.keys + j, fetch.first + j, width));
+    store(scores + j * kSlots<H>, score<H, T>(g, chunk.keys + j, fetch.first + j, width, a.scale));
   for (int64_t i = chunk.count * kSlots<H>; i < kChunkKeys * kSlots<H>; ++i)
     scores[i] = -__builtin_inff();
   const int64_t top = g.row / a.group, bottom = (g.row + H - 1) / a.group;
   if (band.first(bottom) > chunk.first || band.end(top) < chunk.first + chunk.count)
     mask<H>(g, band, a.group, chunk, scores);
   softmax<H>(g, scores, shrink);
-  add_values<H, T>(g, chunk, fetch.then, scores, shrink, width);
+  if constexpr (kInPairs<T>) {
+    pair_keys<H>(scores);
+    add_pairs<H>(g, chunk, fetch.then, scores, shrink, width);
+  } else {
+    add_values<H, T>(g, chunk, fetch.then, scores, shrink, width);
+  }
 }
 
 // meet<rows>, for rows known at run time.
@@ -212,7 +276,7 @@ struct Rows {
   }
 };
 
-// The query of the h-th row, turned and scaled, in the order of part().
+// The query of the h-th row, turned, in the order of part() or in pairs.
 template <typename T>
 void load_query(const Rows& rows, int h, int64_t& turned, float* cos, float* sin, Group& g) {
   const PagedAttentionArgs& a = rows.a;
@@ -227,11 +291,12 @@ void load_query(const Rows& rows, int h, int64_t& turned, float* cos, float* sin
   }
   for (int64_t d = 0; d < width; d += kPerRegister<T>) {
     if constexpr (kParts<T> == 1) {
-      store(g.queries + Group::at(d, 0, h), load(x + d) * a.scale);
+      store(g.queries + Group::at(d, 0, h), load(x + d));
     } else {
-      const F32 low = load(x + d) * a.scale, high = load(x + d + kLanes) * a.scale;
-      store(g.queries + Group::at(d, 0, h), evens(low, high));
-      store(g.queries + Group::at(d, 1, h), odds(low, high));
+      const F32 low = load(x + d), high = load(x + d + kLanes);
+      const F32 even = evens(low, high), odd = odds(low, high);
+      store(g.queries + Group::at(d, 0, h), kInPairs<T> ? round_pairs(even, odd) : even);
+      store(g.queries + Group::at(d, 1, h), odd);
     }
   }
 }

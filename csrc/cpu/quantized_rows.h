@@ -2,10 +2,10 @@
 // at most.
 //
 // A tile of `rows` rows is a run of blocks; a block holds, in 32-bit words,
-//   [32 quads][rows][Engine::kWords]   integers of x
-//   [rows]                             float32 scales
-//   [groups][rows]                     int32: where sums of a group start, which undoes the
-//   weights' offset [groups][rows]                     float32: sums of the integers of a group
+//   integers of x       32 * rows * Engine::kWords, in the Engine's order
+//   float32 [rows]      scales
+//   int32 [groups][rows]    where sums of a group start: undoes the offset of the weights
+//   float32 [groups][rows]  sums of the integers of a group
 // A block with a NaN or infinity has scale NaN and zeros: NaN is what its row becomes.
 #pragma once
 
@@ -22,28 +22,34 @@ constexpr int64_t kQuads = kBlock / 4;
 typedef int8_t I8 __attribute__((vector_size(kLanes)));
 typedef int16_t I16 __attribute__((vector_size(kLanes * 2)));
 
-// Integers of x as the engines multiply them; `words` belongs to the first quad, the next lies
-// `stride` words on.
+// 128 integers as bytes; 16 bits are two planes, value = 256 * high + low.
+template <int planes>
+void split_bytes(const float* integers, int8_t (&bytes)[planes][kBlock]) {
+  for (int64_t i = 0; i < kBlock; i += kLanes) {
+    I32 value = __builtin_convertvector(load(integers + i), I32);
+    if constexpr (planes == 2) {
+      const I32 high = (value + 128) >> 8;
+      value -= high << 8;
+      const I8 narrow_high = __builtin_convertvector(high, I8);
+      std::memcpy(bytes[0] + i, &narrow_high, sizeof(narrow_high));
+    }
+    const I8 narrow_value = __builtin_convertvector(value, I8);
+    std::memcpy(bytes[planes - 1] + i, &narrow_value, sizeof(narrow_value));
+  }
+}
 
-// Four bytes to a word, for dot_bytes; 16 bits are two planes, value = 256 * high + low.
+// An Engine is how integers of x are multiplied: write() places those of row `r` of `rows`.
+
+// [32 quads][rows][planes] words of four bytes, for dot_bytes.
 template <int planes>
 struct Bytes {
   static constexpr int kPlanes = planes, kWords = planes;
 
-  static void write(const float* integers, int32_t* words, int64_t stride) {
+  static void write(const float* integers, int64_t r, int64_t rows, int32_t* words) {
     int8_t bytes[planes][kBlock];
-    for (int64_t i = 0; i < kBlock; i += kLanes) {
-      I32 value = __builtin_convertvector(load(integers + i), I32);
-      if constexpr (planes == 2) {
-        const I32 high = (value + 128) >> 8;
-        value -= high << 8;
-        const I8 narrow_high = __builtin_convertvector(high, I8);
-        std::memcpy(bytes[0] + i, &narrow_high, sizeof(narrow_high));
-      }
-      const I8 narrow_value = __builtin_convertvector(value, I8);
-      std::memcpy(bytes[planes - 1] + i, &narrow_value, sizeof(narrow_value));
-    }
-    for (int64_t quad = 0; quad < kQuads; ++quad, words += stride) {
+    split_bytes<planes>(integers, bytes);
+    words += r * planes;
+    for (int64_t quad = 0; quad < kQuads; ++quad, words += rows * planes) {
       for (int p = 0; p < planes; ++p) std::memcpy(words + p, bytes[p] + 4 * quad, 4);
     }
   }
@@ -64,19 +70,20 @@ struct Bytes {
   }
 };
 
-// Pairs of 16 bits, for dot_pairs: elements 0 and 2 of a quad, then 1 and 3, which is how a mask
-// and a shift widen the weight's bytes.
+// [32 quads][rows][2] pairs of 16 bits, for dot_pairs: elements 0 and 2 of a quad, then 1 and 3,
+// which is how a mask and a shift widen the weight's bytes.
 struct Pairs {
   static constexpr int kPlanes = 1, kWords = 2;
 
-  static void write(const float* integers, int32_t* words, int64_t stride) {
+  static void write(const float* integers, int64_t r, int64_t rows, int32_t* words) {
     int16_t narrow[kBlock];
     for (int64_t i = 0; i < kBlock; i += kLanes) {
       const I16 value =
           __builtin_convertvector(__builtin_convertvector(load(integers + i), I32), I16);
       std::memcpy(narrow + i, &value, sizeof(value));
     }
-    for (int64_t quad = 0; quad < kQuads; ++quad, words += stride) {
+    words += r * kWords;
+    for (int64_t quad = 0; quad < kQuads; ++quad, words += rows * kWords) {
       const int16_t* q = narrow + 4 * quad;
       const int16_t pairs[4] = {q[0], q[2], q[1], q[3]};
       std::memcpy(words, pairs, sizeof(pairs));
@@ -127,7 +134,7 @@ void quantize_block(const QuantizedPanel& q, float limit, const T* x, int64_t co
     const F32 v = load(block + i) * inverse;
     store(block + i, finite ? (v + shifter) - shifter : F32{});
   }
-  Engine::write(block, out + r * Engine::kWords, rows * Engine::kWords);
+  Engine::write(block, r, rows, out);
 
   float* scales = reinterpret_cast<float*>(out + kQuads * Engine::kWords * rows);
   int32_t* starts = reinterpret_cast<int32_t*>(scales + rows);

@@ -141,7 +141,7 @@ class Plan {
       problem.times_k = options.times_k->as<float>();
       problem.inv_freq = options.inv_freq->as<float>();
       problem.half = options.inv_freq->last();
-      turned_keys_ = working_memory(problem.kv_heads * problem.key_tokens * problem.dim);
+      turned_keys_ = working_memory(problem.turned_size());
       problem.turned_keys = turned_keys_.get();
     }
     const Offsets queries(options.cu_seqlens_q, q.shape[0]);
@@ -180,8 +180,7 @@ class Plan {
         }
       }
     }
-    std::stable_sort(items.begin(), items.end(),
-                     [this](const auto& a, const auto& b) { return work(a) > work(b); });
+    longest_first(items);
     return items;
   }
 
@@ -213,14 +212,19 @@ class Plan {
         }
       }
     }
-    std::stable_sort(items.begin(), items.end(),
-                     [this](const auto& a, const auto& b) { return work(a) > work(b); });
+    longest_first(items);
     return items;
   }
 
   cpu::AttentionProblem problem;
 
  private:
+  template <typename Item>
+  void longest_first(std::vector<Item>& items) const {
+    if (items.size() < 2) return;  // a sort takes memory even then
+    std::stable_sort(items.begin(), items.end(),
+                     [this](const Item& a, const Item& b) { return work(a) > work(b); });
+  }
   // Pairs of a row and a key, roughly.
   int64_t work(const cpu::AttentionItem& item) const {
     const cpu::Band& band = sequences_[item.sequence].band;

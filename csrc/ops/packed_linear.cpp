@@ -7,15 +7,36 @@ namespace afnext {
 
 constinit cpu::KernelTable<cpu::PackedLinearArgs> cpu::packed_linear_kernels;
 constinit cpu::KernelTable<cpu::PackedLinearArgs> cpu::packed_linear_quantized_kernels;
+constinit cpu::KernelTable<cpu::PackedLinearArgs> cpu::packed_linear_tiles_kernels;
+constinit cpu::KernelTable<cpu::PackedLinearArgs> cpu::packed_linear_quantized_tiles_kernels;
 
 namespace {
 
 using Args = cpu::PackedLinearArgs;
 
-// The table that serves weights of this format.
-const cpu::KernelTable<Args>& kernels(const PackedView& weight) {
-  const bool quantized = weight.format == WeightFormat::int8 || weight.format == WeightFormat::int4;
-  return quantized ? cpu::packed_linear_quantized_kernels : cpu::packed_linear_kernels;
+bool is_quantized(const Args& a) {
+  return a.weight.format == WeightFormat::int8 || a.weight.format == WeightFormat::int4;
+}
+
+bool fits_tiles(const Args& a) {
+  return is_quantized(a) ? a.weight.group != 32
+                         : a.dtype == DType::bf16 && a.weight.format == WeightFormat::bf16;
+}
+
+const cpu::KernelTable<Args>& tile_kernels(const Args& args) {
+  return is_quantized(args) ? cpu::packed_linear_quantized_tiles_kernels
+                            : cpu::packed_linear_tiles_kernels;
+}
+
+// The table that serves these arguments.
+const cpu::KernelTable<Args>& kernels(const Args& args) {
+  constexpr int amx = static_cast<int>(cpu::Isa::amx);
+  constexpr int64_t kFewRows = 16;  // half a tile of integers is slower than vectors
+  const bool tiles = cpu::active_isa() == cpu::Isa::amx && fits_tiles(args) &&
+                     (args.m >= kFewRows || !is_quantized(args)) &&
+                     tile_kernels(args).by_isa[amx] != nullptr;
+  if (tiles) return tile_kernels(args);
+  return is_quantized(args) ? cpu::packed_linear_quantized_kernels : cpu::packed_linear_kernels;
 }
 
 Args checked(const TensorView& x, const PackedView& weight, const TensorView* bias,
@@ -57,7 +78,14 @@ Args checked(const TensorView& x, const PackedView& weight, const TensorView* bi
 void packed_linear(const TensorView& x, const PackedView& weight, const TensorView* bias,
                    const TensorView* residual, Activation activation, const TensorView& out) {
   const Args args = checked(x, weight, bias, residual, activation, out);
-  if (out.numel() > 0) kernels(weight)(args);
+  if (out.numel() > 0) kernels(args)(args);
+}
+
+void packed_linear_tiles(const TensorView& x, const PackedView& weight, const TensorView* bias,
+                         const TensorView* residual, Activation activation, const TensorView& out) {
+  const Args args = checked(x, weight, bias, residual, activation, out);
+  Check("linear").require(fits_tiles(args), "x and weight must be bfloat16 for tiles");
+  if (out.numel() > 0) tile_kernels(args)(args);
 }
 
 }  // namespace afnext

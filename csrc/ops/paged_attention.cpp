@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/attention.h"
 #include "cpu/paged_attention.h"
 #include "ops/pages.h"
 
@@ -40,10 +41,17 @@ class Plan {
                            window_side(options.window_left), window_side(right)};
       requests.push_back(
           {ends[n], page_table.as<int32_t>() + n * page_table.stride[0], band, 1, partials});
-      if (band.queries > 0) add_items(n);
+      const int64_t rows = band.queries * group_;
+      if (rows > cpu::kPagedItemRows) {
+        add_chunk(n);
+      } else if (rows > 0) {
+        add_items(n);
+      }
     }
-    std::stable_sort(items.begin(), items.end(),
-                     [](const auto& a, const auto& b) { return work(a) > work(b); });
+    if (items.size() > 1) {  // a sort takes memory even then
+      std::stable_sort(items.begin(), items.end(),
+                       [](const auto& a, const auto& b) { return work(a) > work(b); });
+    }
     for (const cpu::PagedItem& item : items) products_ += work(item) * q.shape[2];
   }
 
@@ -53,6 +61,9 @@ class Plan {
 
   std::vector<cpu::PagedRequest> requests;
   std::vector<cpu::PagedItem> items;
+  // Requests of many queries, which attention's kernel takes panel by panel.
+  std::vector<cpu::AttentionSequence> chunks;
+  std::vector<cpu::AttentionItem> chunk_items;
   int64_t partials = 0;
 
  private:
@@ -66,23 +77,28 @@ class Plan {
     const int64_t rows = band.queries * group_;
     const int64_t first = band.first(0), end = std::max(first, band.end(band.queries - 1));
     const int64_t begin = first / cpu::kPartKeys * cpu::kPartKeys;
-    if (rows <= cpu::kPagedItemRows && end > begin) {
-      request.parts = divide_up(end - begin, cpu::kPartKeys);
-    }
+    if (end > begin) request.parts = divide_up(end - begin, cpu::kPartKeys);
     if (request.parts > 1) partials += kv_heads_ * request.parts * rows;
     for (int64_t head = 0; head < kv_heads_; ++head) {
-      for (int64_t row = 0; row < rows; row += cpu::kPagedItemRows) {
-        const int64_t end_row = std::min(row + cpu::kPagedItemRows, rows);
-        for (int64_t part = 0; part < request.parts; ++part) {
-          const bool whole = request.parts == 1;
-          const int64_t part_begin = begin + part * cpu::kPartKeys;
-          items.push_back({n, head, row, end_row,
-                           std::max(first, whole ? band.first(row / group_) : part_begin),
-                           whole ? std::max(first, band.end((end_row - 1) / group_))
-                                 : std::min(end, part_begin + cpu::kPartKeys),
-                           part});
-        }
+      for (int64_t part = 0; part < request.parts; ++part) {
+        const int64_t part_begin = begin + part * cpu::kPartKeys;
+        items.push_back({n, head, 0, rows, std::max(first, part_begin),
+                         std::min(end, part_begin + cpu::kPartKeys), part});
       }
+    }
+  }
+
+  // The last rows see the most keys and come first.
+  void add_chunk(int64_t n) {
+    const cpu::PagedRequest& request = requests[n];
+    const auto sequence = static_cast<int64_t>(chunks.size());
+    chunks.push_back(
+        {request.first_query, 0, request.band.keys, 0, 0, request.band, request.pages});
+    const int64_t rows = request.band.queries * group_;
+    for (int64_t row = (rows - 1) / cpu::kItemRows * cpu::kItemRows; row >= 0;
+         row -= cpu::kItemRows) {
+      for (int64_t head = 0; head < kv_heads_; ++head)
+        chunk_items.push_back({sequence, head, row, std::min(row + cpu::kItemRows, rows)});
     }
   }
 
@@ -121,6 +137,31 @@ void paged_attention(const TensorView& q, const TensorView& k_pages, const Tenso
   if (q.numel() == 0) return;
 
   const Plan plan(q, k_pages, page_table, cu_seqlens_q, kv_lengths, options);
+  if (!plan.chunks.empty()) {
+    const cpu::Heads k{k_pages.data, k_pages.shape[3], 0}, v{v_pages.data, k_pages.shape[3], 0};
+    const cpu::AttentionProblem problem{q.dtype,
+                                        q.shape[2],
+                                        q.shape[1] / k_pages.shape[1],
+                                        k_pages.shape[1],
+                                        q.shape[0],
+                                        0,
+                                        {q.data, q.stride[0], q.stride[1]},
+                                        k,
+                                        v,
+                                        half > 0 ? options.times->as<float>() : nullptr,
+                                        nullptr,
+                                        half > 0 ? options.inv_freq->as<float>() : nullptr,
+                                        half,
+                                        options.interleaved,
+                                        nullptr,
+                                        static_cast<float>(options.scale),
+                                        plan.chunks.data(),
+                                        k_pages.shape[2]};
+    cpu::attention_kernels({problem, plan.chunk_items.data(),
+                            static_cast<int64_t>(plan.chunk_items.size()), out.data,
+                            out.dtype == DType::f32, lse.as<float>()});
+  }
+  if (plan.items.empty()) return;
   const std::unique_ptr<float[]> partials(new float[plan.partials * (q.shape[2] + 1)]);
   cpu::paged_attention_kernels({q.dtype,
                                 q.shape[2],

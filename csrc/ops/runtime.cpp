@@ -9,6 +9,8 @@ const char* cpu_isa() { return cpu::isa_name(cpu::active_isa()); }
 
 const char* detected_cpu_isa() { return cpu::isa_name(cpu::detected_isa()); }
 
+bool can_run_cpu_isa(const char* name) { return cpu::can_run(name); }
+
 std::vector<std::string> compiled_cpu_isas(const std::string& op) {
   std::vector<std::string> names;
   for (int i = 0; i < cpu::kIsaCount; ++i) {

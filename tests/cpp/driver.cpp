@@ -53,7 +53,9 @@ std::vector<std::string> levels() {
   const char* const order[] = {"baseline", "avx2", "avx_vnni", "avx512", "avx512_bf16", "amx"};
   const std::vector<std::string> compiled = afnext::compiled_cpu_isas();
   for (const char* level : order) {
-    if (std::count(compiled.begin(), compiled.end(), level) > 0) found.push_back(level);
+    if (std::count(compiled.begin(), compiled.end(), level) > 0 && afnext::can_run_cpu_isa(level)) {
+      found.push_back(level);
+    }
     if (level == best) break;
   }
   return found;

@@ -3,6 +3,7 @@ interface, the same on 64-bit Arm and under sanitizers."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -103,6 +104,16 @@ def test_reference_cases(driver: Path, cases: Path) -> None:
     summary = run(driver, cases).splitlines()[-1]
     assert summary.startswith(f"{len(make_cases.OPS)} ops")
     assert summary.endswith("0 failures; " + " ".join(runtime.available_cpu_isas()))
+
+
+@pytest.mark.parametrize("cap", runtime.LEVELS)
+def test_the_environment_caps_the_level(driver: Path, cases: Path, cap: str) -> None:
+    """Every name is understood, also that of a level which this machine lacks."""
+    done = subprocess.run([driver, cases, "rotate"], capture_output=True, text=True,
+                          env={**os.environ, "AFNEXT_CPU_ISA": cap})  # fmt: skip
+    allowed = runtime.LEVELS[: runtime.LEVELS.index(cap) + 1]
+    levels = [name for name in runtime.available_cpu_isas() if name in allowed]
+    assert done.stdout.splitlines()[-1].endswith("0 failures; " + " ".join(levels))
 
 
 def test_the_driver_can_fail(driver: Path, cases: Path, tmp_path: Path) -> None:

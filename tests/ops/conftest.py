@@ -31,6 +31,15 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     runtime.set_cpu_isa(before)
 
 
+@pytest.fixture(params=runtime.available_cpu_isas())
+def kernel(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test once on each instruction set."""
+    before = runtime.cpu_isa()
+    runtime.set_cpu_isa(request.param)
+    yield request.param
+    runtime.set_cpu_isa(before)
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)

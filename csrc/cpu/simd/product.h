@@ -20,13 +20,19 @@ constexpr int kTileVectors = 3;
 struct ByRow {
   const float* data;
   int64_t stride;
-  AFNEXT_INLINE_METHOD float operator()(int64_t m, int64_t k) const { return data[m * stride + k]; }
+  AFNEXT_INLINE_METHOD F32 at(int64_t m, int64_t k) const {
+    return broadcast(data[m * stride + k]);
+  }
+  AFNEXT_INLINE_METHOD static F32 add(F32 a, F32 b, F32 sum) { return fma(a, b, sum); }
 };
 // .. or at data[k * stride + m].
 struct ByColumn {
   const float* data;
   int64_t stride;
-  AFNEXT_INLINE_METHOD float operator()(int64_t m, int64_t k) const { return data[k * stride + m]; }
+  AFNEXT_INLINE_METHOD F32 at(int64_t m, int64_t k) const {
+    return broadcast(data[k * stride + m]);
+  }
+  AFNEXT_INLINE_METHOD static F32 add(F32 a, F32 b, F32 sum) { return fma(a, b, sum); }
 };
 
 // What is taken off the sums every kStep steps of the depth, a row of `b_stride` floats each time:
@@ -51,8 +57,8 @@ AFNEXT_INLINE void tile(int64_t m, int64_t depth, A a, const float* b, int64_t b
       F32 row[N];
       for (int n = 0; n < N; ++n) row[n] = load(b + n * kLanes);
       for (int i = 0; i < M; ++i) {
-        const F32 x = broadcast(a(m + i, k));
-        for (int n = 0; n < N; ++n) sum[i][n] = fma(x, row[n], sum[i][n]);
+        const F32 x = a.at(m + i, k);
+        for (int n = 0; n < N; ++n) sum[i][n] = A::add(x, row[n], sum[i][n]);
       }
     }
     if constexpr (!std::is_same_v<Less, Nothing>) {

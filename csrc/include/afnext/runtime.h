@@ -14,6 +14,9 @@ namespace afnext {
 const char* cpu_isa();
 // The machine's best level.
 const char* detected_cpu_isa();
+// Whether the machine runs kernels of this level: not of avx_vnni on cores that have VNNI in its
+// AVX-512 form alone. Throws Error on an unknown name.
+bool can_run_cpu_isa(const char* name);
 // Levels that this build holds kernels for, in rising order: of the ops whose name begins with
 // `op`, which is all by default.
 std::vector<std::string> compiled_cpu_isas(const std::string& op = "");

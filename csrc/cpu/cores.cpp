@@ -1,0 +1,77 @@
+#include "cpu/cores.h"
+
+#include <algorithm>
+#include <fstream>
+#include <sstream>
+#include <string>
+#include <thread>
+
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
+namespace afnext::cpu {
+namespace {
+
+std::string text_of(const std::string& path) {
+  std::ifstream file(path);
+  std::ostringstream text;
+  text << file.rdbuf();
+  return text.str();
+}
+
+// "quota period", in microseconds; the quota is "max" or negative where there is none.
+int cores_of(const std::string& text) {
+  std::istringstream words(text);
+  double quota = 0, period = 0;
+  if (!(words >> quota >> period) || quota <= 0 || period <= 0) return 0;
+  return std::max(1, static_cast<int>((quota + period - 1) / period));
+}
+
+int smaller(int a, int b) { return a == 0 ? b : b == 0 ? a : std::min(a, b); }
+
+// The smallest quota from `group` up to the root.
+int walk_up(const std::string& root, std::string group, bool version_2) {
+  int cores = 0;
+  for (;;) {
+    const std::string folder = root + group;
+    cores = smaller(cores, cores_of(version_2 ? text_of(folder + "/cpu.max")
+                                              : text_of(folder + "/cpu.cfs_quota_us") + " " +
+                                                    text_of(folder + "/cpu.cfs_period_us")));
+    if (group.empty()) return cores;
+    group.resize(group.rfind('/') == std::string::npos ? 0 : group.rfind('/'));
+  }
+}
+
+}  // namespace
+
+int cgroup_cores(const std::string& root, const std::string& membership) {
+  std::istringstream lines(membership);
+  int cores = 0;
+  for (std::string line; std::getline(lines, line);) {  // "hierarchy:controllers:/group"
+    const size_t first = line.find(':'), second = line.find(':', first + 1);
+    if (first == std::string::npos || second == std::string::npos) continue;
+    const std::string controllers = "," + line.substr(first + 1, second - first - 1) + ",";
+    std::string group = line.substr(second + 1);
+    if (group == "/") group.clear();
+    if (controllers == ",,") {
+      cores = smaller(cores, walk_up(root, group, true));
+    } else if (controllers.find(",cpu,") != std::string::npos) {
+      cores = smaller(cores, walk_up(root + "/cpu", group, false));
+    }
+  }
+  return cores;
+}
+
+int available_cores() {
+  int cores = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+#if defined(__linux__)
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) cores = std::max(1, CPU_COUNT(&set));
+  const int quota = cgroup_cores("/sys/fs/cgroup", text_of("/proc/self/cgroup"));
+  if (quota > 0) cores = std::min(cores, quota);
+#endif
+  return cores;
+}
+
+}  // namespace afnext::cpu

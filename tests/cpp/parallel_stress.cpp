@@ -1,0 +1,203 @@
+// Drives the thread pool from several threads at once. Each mode prints nothing and exits with 0,
+// or says what went wrong and exits with 1. test_parallel.py compiles it, once with the thread
+// sanitizer.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <iterator>
+#include <map>
+#include <mutex>
+#include <random>
+#include <set>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "cpu/cores.h"
+#include "cpu/parallel.h"
+
+using namespace afnext::cpu;
+using namespace std::chrono_literals;
+
+namespace {
+
+void expect(bool ok, const char* what) {
+  if (ok) return;
+  std::printf("%s\n", what);
+  std::exit(1);
+}
+
+// Each index once, whatever count, grain, split and threads are: plain ints, so that the sanitizer
+// sees a piece that two threads run, or a result that the caller reads too early.
+void cover(std::mt19937& random, int64_t largest) {
+  const int64_t count = random() % largest, grain = 1 + random() % 40;
+  const Split split = random() % 2 == 0 ? Split::dynamic : Split::even;
+  std::vector<int> seen(count, 0);
+  parallel_for(
+      count, grain,
+      [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) ++seen[i];
+      },
+      split);
+  for (const int times : seen) expect(times == 1, "an index was not done exactly once");
+}
+
+void callers(int rounds) {
+  std::atomic<bool> done{false};
+  std::vector<std::thread> threads;
+  for (int caller = 0; caller < 10; ++caller) {  // more than the pool has slots
+    threads.emplace_back([caller, rounds] {
+      std::mt19937 random(caller);
+      for (int i = 0; i < rounds; ++i) cover(random, 2000);
+    });
+  }
+  std::thread resizer([&] {
+    for (int n = 1; !done; n = n % 5 + 1) {
+      set_num_threads(n);
+      std::this_thread::sleep_for(1ms);
+    }
+  });
+  for (std::thread& thread : threads) thread.join();
+  done = true;
+  resizer.join();
+}
+
+void sleepers(int rounds) {
+  // Pauses around the time that a worker looks out before it sleeps: no call may go unheard.
+  std::mt19937 random(1);
+  set_num_threads(2);
+  for (int i = 0; i < rounds; ++i) {
+    cover(random, 500);
+    std::this_thread::sleep_for(std::chrono::microseconds(random() % 100));
+  }
+}
+
+void nested() {
+  set_num_threads(4);
+  std::atomic<int> total{0};
+  parallel_for(64, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const std::thread::id outer = std::this_thread::get_id();
+      parallel_for(32, 1, [&](int64_t first, int64_t last) {
+        expect(std::this_thread::get_id() == outer, "a nested call left its thread");
+        total += static_cast<int>(last - first);
+      });
+    }
+  });
+  expect(total == 64 * 32, "nested calls lost work");
+}
+
+void exceptions() {
+  set_num_threads(4);
+  for (int i = 0; i < 200; ++i) {
+    bool caught = false;
+    try {
+      parallel_for(100, 1, [&](int64_t begin, int64_t) {
+        if (begin >= 50) throw std::runtime_error("thrown");
+      });
+    } catch (const std::runtime_error& error) {
+      caught = std::string(error.what()) == "thrown";
+    }
+    expect(caught, "the exception did not reach the caller");
+    std::mt19937 random(i);
+    cover(random, 300);  // and the pool goes on
+  }
+}
+
+void even_shares() {
+  set_num_threads(4);
+  std::map<int64_t, std::set<std::thread::id>> by_share;
+  for (int round = 0; round < 50; ++round) {
+    std::mutex mutex;
+    std::vector<std::pair<int64_t, int64_t>> shares;
+    parallel_for(
+        1003, 1,
+        [&](int64_t begin, int64_t end) {
+          std::this_thread::sleep_for(2ms);  // everyone gets to its own
+          const std::lock_guard lock(mutex);
+          shares.emplace_back(begin, end);
+          by_share[begin].insert(std::this_thread::get_id());
+        },
+        Split::even);
+    expect(shares.size() == 4, "even: not one share a thread");
+    for (const auto& [begin, end] : shares) expect((end - begin) / 2 == 125, "even: unequal");
+  }
+  // A late thread may lose its share now and then, but not as a rule.
+  size_t visitors = 0;
+  for (const auto& [begin, ids] : by_share) visitors += ids.size();
+  expect(visitors <= 12, "even: shares wander between threads");
+}
+
+// Sleeping bodies need no cores: who takes part is the pool's decision alone.
+void fairness() {
+  set_num_threads(4);
+  std::atomic<int> at_work{0}, most{0};
+  std::atomic<bool> go{false};
+  std::set<std::thread::id> helped[2];
+  std::mutex mutex;
+  std::thread calls[2];
+  for (int caller = 0; caller < 2; ++caller) {
+    calls[caller] = std::thread([&, caller] {
+      while (!go) std::this_thread::yield();
+      for (int i = 0; i < 20; ++i) {
+        parallel_for(16, 1, [&](int64_t, int64_t) {
+          const int now = ++at_work;
+          for (int seen = most; now > seen && !most.compare_exchange_weak(seen, now);) {
+          }
+          std::this_thread::sleep_for(1ms);
+          --at_work;
+          const std::lock_guard lock(mutex);
+          helped[caller].insert(std::this_thread::get_id());
+        });
+      }
+    });
+  }
+  const auto start = std::chrono::steady_clock::now();
+  go = true;
+  for (std::thread& call : calls) call.join();
+  const auto took = std::chrono::steady_clock::now() - start;
+  // The second caller comes while all four are at work for the first: one leaves after its piece.
+  expect(most <= 5, "more threads at work than were set");
+  for (const auto& ids : helped) expect(ids.size() >= 2, "a caller was left without help");
+  // 2 * 20 * 16 ms of sleep by 4 threads: 160 ms; two callers each alone would take 320 ms.
+  expect(took < 280ms, "two callers at once gain nothing from the pool");
+}
+
+void after_fork() {
+  set_num_threads(3);
+  std::mt19937 random(0);
+  cover(random, 1000);
+  const pid_t child = fork();
+  if (child == 0) {
+    for (int i = 0; i < 100; ++i) cover(random, 1000);
+    _exit(num_threads() == 3 ? 0 : 1);
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  expect(WIFEXITED(status) && WEXITSTATUS(status) == 0, "the pool does not work after a fork");
+  cover(random, 1000);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const std::string mode = argc > 1 ? argv[1] : "";
+  if (mode == "callers") callers(1000);
+  if (mode == "sleepers") sleepers(5000);
+  if (mode == "nested") nested();
+  if (mode == "exceptions") exceptions();
+  if (mode == "even") even_shares();
+  if (mode == "fairness") fairness();
+  if (mode == "fork") after_fork();
+  if (mode == "cgroup") {  // ROOT MEMBERSHIP: prints the quota in cores
+    std::ifstream file(argv[3]);
+    const std::string text{std::istreambuf_iterator<char>(file), {}};
+    std::printf("%d\n", cgroup_cores(argv[2], text));
+  }
+}
