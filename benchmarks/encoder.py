@@ -32,9 +32,9 @@ TOLERANCES = {"bfloat16": 0.02, "int8": 0.03}
 
 def transformers_encoder(net: AudioLanguageModel, attention: str) -> AudioFlamingo3Encoder:
     """transformers' encoder on the tensors of ``net``."""
-    sizes = net.config.audio.to_dict()
+    sizes: dict[str, Any] = {**net.config.audio.to_dict(), "attn_implementation": attention}
     dtype = net.audio_tower.layer_norm.weight.dtype
-    config = AudioFlamingo3EncoderConfig(**sizes, attn_implementation=attention, dtype=dtype)
+    config = AudioFlamingo3EncoderConfig(**sizes, dtype=dtype)
     with torch.device("meta"):
         encoder = AudioFlamingo3Encoder(config)
     encoder.load_state_dict(net.audio_tower.state_dict(), assign=True)

@@ -20,7 +20,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from .results import duration
+from . import machine
+from .results import duration, write
 
 SHARD_BYTES = 5_000_000_000
 BLOCK = 1 << 24  # random numbers that all weights are made of
@@ -217,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{found['tokens_per_second']:.3g} tokens/s, {found['bytes_per_second'] / 1e9:.3g} GB/s"
         )
     if options.json is not None:
-        options.json.write_text(json.dumps(results, indent=1) + "\n")
+        write(options.json, {"machine": machine.describe(), "results": results})
 
 
 def run() -> None:

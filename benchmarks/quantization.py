@@ -7,7 +7,6 @@ does; ``--json FILE`` keeps the table.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import shutil
 import sys
@@ -34,6 +33,8 @@ from afnext.model import AudioBatch, AudioLanguageModel
 from afnext.training.data import Vocabulary
 from afnext.training.synthesis import clip, generate, open_clips
 from afnext.training.tasks import exchanges
+
+from .results import write
 
 SEED = 90_210  # of the card's held-out clips
 LENGTHS = (3.1, 4.4, 5.7, 7.2, 8.6)
@@ -213,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cells = (f"{right[format][name]:{len(format)}.1%}" for format in right)
         print(f"  {name:24} {'  '.join(cells)}")
     if options.json is not None:
-        options.json.write_text(json.dumps({"divergence": kl, "scores": right}, indent=1) + "\n")
+        write(options.json, {"clips": options.clips, "divergence": kl, "scores": right})
 
 
 def run() -> None:

@@ -23,6 +23,7 @@ __all__ = [
 # Seconds before a timing: torch's idle OpenMP workers spin for some milliseconds after its ops, and
 # would take a core from whoever comes next.
 SETTLE = 0.03
+LONG = 0.5  # seconds of a call whose own beginning warms up whatever there is to warm
 
 
 @dataclass(frozen=True)
@@ -56,26 +57,35 @@ def alternate(
     """Time each contestant once a round, in turn, so that drift of the machine hits all of them.
 
     Args:
-        contestants: what to call, by name. Each is called once beforehand.
+        contestants: what to call, by name. Each is called once beforehand, and where that takes less
+            than ``LONG`` again before every timing.
         rounds: how many timings each gets, two at least.
         at_least: seconds a timing must last; shorter calls are repeated within it.
     """
     repeats = {}
     for name, call in contestants.items():
-        call()
-        start = time.perf_counter()
-        call()
-        repeats[name] = max(1, round(at_least / max(time.perf_counter() - start, 1e-7)))
+        if (once := _seconds(call)) < LONG:
+            once = _seconds(call)
+        repeats[name] = 0 if once >= LONG else max(1, round(at_least / max(once, 1e-7)))
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(rounds):
         for name, call in contestants.items():
             time.sleep(SETTLE)
+            if repeats[name] == 0:
+                seconds[name].append(_seconds(call))
+                continue
             call()  # wakes our own threads, and warms what the contestant before cooled
             start = time.perf_counter()
             for _ in range(repeats[name]):
                 call()
             seconds[name].append((time.perf_counter() - start) / repeats[name])
     return {name: Timing.of(values) for name, values in seconds.items()}
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
 
 def compare(contestants: dict[str, Callable[[], object]], rounds: int = 9) -> dict[str, Timing]:

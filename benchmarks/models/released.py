@@ -31,8 +31,13 @@ NO_AUDIO = AudioConfig(
 def geometry(text: TextConfig = TEXT, audio: AudioConfig = AUDIO) -> ModelConfig:
     """A model of these parts; the ids of its audio tokens are the last of a small vocabulary."""
     last = min(text.vocab_size, 1024)
-    markers = {"audio_token_id": last - 3, "audio_bos_token_id": last - 2}
-    return ModelConfig(text=text, audio=audio, audio_eos_token_id=last - 1, **markers)
+    return ModelConfig(
+        text=text,
+        audio=audio,
+        audio_token_id=last - 3,
+        audio_bos_token_id=last - 2,
+        audio_eos_token_id=last - 1,
+    )
 
 
 def random_model(

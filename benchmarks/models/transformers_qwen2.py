@@ -13,9 +13,8 @@ from afnext.model import AudioLanguageModel
 
 def qwen2(net: AudioLanguageModel) -> Qwen2ForCausalLM:
     """transformers' model with ``net``'s decoder weights, shared and not copied; sdpa attention."""
-    text = net.config.text.to_dict()
-    dtype = net.language_model.lm_head.weight.dtype
-    config = Qwen2Config(**text, attn_implementation="sdpa", dtype=dtype)
+    sizes: dict[str, Any] = {**net.config.text.to_dict(), "attn_implementation": "sdpa"}
+    config = Qwen2Config(**sizes, dtype=net.language_model.lm_head.weight.dtype)
     with torch.device("meta"):
         model = Qwen2ForCausalLM(config)
     model.load_state_dict(net.language_model.state_dict(), assign=True)

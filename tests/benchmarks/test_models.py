@@ -15,7 +15,7 @@ from transformers import MusicFlamingoForConditionalGeneration
 from afnext.engine.packed import PackedEncoder
 from afnext.hub import find_model
 from afnext.model import AudioLanguageModel
-from benchmarks import decoder, encoder, memory, quantization
+from benchmarks import decoder, encoder, memory, quantization, timing
 from benchmarks.models import llama_cpp
 from benchmarks.models.released import AUDIO, NO_AUDIO, TEXT, geometry, random_model, slice_of
 from benchmarks.models.torch_quantized import Int4Linear, Int8Linear
@@ -138,6 +138,14 @@ def test_transformers_loads_the_folder_that_memory_writes(
     measured = memory.measure(tmp_path, "int4")
     assert measured["anonymous_peak_bytes"] >= measured["anonymous_before_bytes"]
     assert measured["tokens_per_second"] > 0
+
+
+def test_a_long_call_is_warmed_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for long, calls in ((0.0, 1 + 3), (1e9, 2 + 3 * 2)):
+        monkeypatch.setattr(timing, "LONG", long)
+        made: list[int] = []
+        timing.alternate({"call": lambda made=made: made.append(1)}, rounds=3, at_least=0.0)
+        assert len(made) == calls
 
 
 def test_a_peak_that_is_gone_again_is_seen() -> None:
