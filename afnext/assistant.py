@@ -19,6 +19,7 @@ from .chat.messages import AudioSource, as_messages
 from .chat.thinking import ThinkingSplitter
 from .chat.variants import detect_variant, get_variant
 from .engine import Engine, Generation, GenerationParams, Timings
+from .engine.packed_cache import PackedCache, cache_root
 from .errors import ChatError
 from .hub import find_model
 from .model import AudioLanguageModel
@@ -110,6 +111,7 @@ class Assistant:
         variant: Variant,
         *,
         quantization: str | None = None,
+        cache: PackedCache | None = None,
     ) -> None:
         self.net = net.eval()
         self.tokenizer = tokenizer
@@ -117,7 +119,7 @@ class Assistant:
         self.variant = variant
         if len(tokenizer.eos_ids) == 0:
             raise ValueError("tokenizer: no token ends an answer (eos_token)")
-        self.engine = Engine(net, sorted(tokenizer.eos_ids), quantization=quantization)
+        self.engine = Engine(net, sorted(tokenizer.eos_ids), quantization=quantization, cache=cache)
 
     @classmethod
     def from_folder(
@@ -137,7 +139,10 @@ class Assistant:
         template = ChatTemplate.from_folder(
             folder, default_system=chosen.system_prompt, variables=tokenizer.special_tokens
         )
-        return cls(net, tokenizer, template, chosen, quantization=quantization)
+        root = cache_root() if quantization is not None else None
+        files = sorted(folder.glob("*.safetensors"))
+        cache = PackedCache(files, f"{quantization}-{dtype}", root) if root is not None else None
+        return cls(net, tokenizer, template, chosen, quantization=quantization, cache=cache)
 
     def ask(
         self, audio: AudioSource | Sequence[AudioSource], question: str, **options: Any

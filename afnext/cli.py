@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import warnings
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -173,6 +174,17 @@ def train(
 
     path = Path(__file__).parent / "recipes" / f"{recipe}.yaml"
     _print(str(run(path if path.is_file() else recipe, out, resume=resume, data=data)))
+
+
+@app.command(
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def bench(context: typer.Context) -> None:
+    """Time ops and paths beside their peers on this machine: afnext bench --help."""
+    # By name: in a checkout the package lies outside of this one, beside it.
+    benchmarks = import_module("afnext.benchmarks.__main__")
+    sys.exit(benchmarks.main(context.args, prog="afnext bench"))
 
 
 def _load(options: ModelOptions) -> Assistant:

@@ -18,7 +18,7 @@ from transformers.models.audioflamingo3.modeling_audioflamingo3 import AudioFlam
 
 from afnext.audio import load
 from afnext.audio.windows import WINDOW_FRAMES
-from afnext.engine.packed import PackedEncoder
+from afnext.engine.packed import PackedEncoder, Packing
 from afnext.model import AudioBatch, AudioLanguageModel
 
 from .case import Case
@@ -68,7 +68,7 @@ def cases() -> Iterator[Case]:
     peers = {f"transformers {a}": transformers_encoder(net, a) for a in ATTENTION}
     for format in ("bfloat16", "int8"):
         try:
-            encoder = PackedEncoder(net, format)
+            encoder = PackedEncoder(net, Packing({}), format)
         except ValueError as error:
             print(f" {format}: left out ({error})")
             continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -17,13 +17,13 @@ from afnext.audio import load
 from afnext.chat import Message, build_prompt
 from afnext.hub import find_model
 
-from .timing import compare
+from .case import Case
 
 QUESTION = "What sounds do you hear, and when?"
 NEW_TOKENS = 32
 
 
-def run_length(seconds: float) -> None:
+def question(seconds: float) -> Case:
     """Greedy decoding of exactly ``NEW_TOKENS`` tokens by both."""
     folder = find_model("nano")
     rng = np.random.default_rng(0)
@@ -63,16 +63,21 @@ def run_length(seconds: float) -> None:
     def our_answer() -> str:
         return ours.ask(samples, QUESTION, max_tokens=NEW_TOKENS).text
 
-    same = our_answer().split() == transformers_answer().split()
-    print(f" {seconds:g} s of audio, {NEW_TOKENS} tokens, float32; same text: {same}")
-    contestants: dict[str, Callable[[], object]] = {
-        "afnext": our_answer,
-        "transformers": transformers_answer,
-    }
-    compare(contestants, rounds=7)
+    def check() -> None:
+        assert our_answer().split() == transformers_answer().split(), "the texts differ"
+
+    return Case(
+        f"{seconds:g} s of audio, {NEW_TOKENS} tokens, float32",
+        label="afnext",
+        ours=our_answer,
+        peers={"transformers": transformers_answer},
+        check=check,
+        rounds=7,
+        slow=seconds > 10,
+    )
 
 
-def run() -> None:
-    """Print the table."""
+def cases() -> Iterator[Case]:
+    """Both give the same text."""
     for seconds in (4.0, 30.0, 120.0):
-        run_length(seconds)
+        yield question(seconds)

@@ -51,7 +51,7 @@ def svg(title: str, peaks: Peaks, results: Sequence[Result]) -> str:
     ridge = max(roofs.values()) / peaks.memory
     rates = [c.flops_per_second for r in shown for c in _drawn(r)]
     across = _Axis(min(*intensities, ridge / 4), max(*intensities, ridge * 4), LEFT, PLOT)
-    up = _Axis(min(*rates, *roofs.values()), max(roofs.values()), HEIGHT - BOTTOM, TOP)
+    up = _Axis(min(*rates, *roofs.values()), max(*rates, *roofs.values()), HEIGHT - BOTTOM, TOP)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
         f'font-family="sans-serif" font-size="13" fill="#222">',

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from afnext import ops
 
-from .timing import bandwidth, compare, milliseconds
+from .case import Case
+
+SHAPES = [(4096, torch.bfloat16), (4096, torch.float32), (1, torch.bfloat16)]
+HEADS, DIM = 28, 128
 
 
 def torch_rotate(x: Tensor, times: Tensor, inv_freq: Tensor) -> Tensor:
@@ -18,22 +23,22 @@ def torch_rotate(x: Tensor, times: Tensor, inv_freq: Tensor) -> Tensor:
     return x * cos + torch.cat((-b, a), dim=-1) * sin
 
 
-def run() -> None:
-    """Print the table."""
-    inv_freq = 15_300_000.0 ** (-torch.arange(64) / 64)
-    for tokens, heads, dtype in [
-        (4096, 28, torch.bfloat16),
-        (4096, 28, torch.float32),
-        (1, 28, torch.bfloat16),
-    ]:
-        x, times = torch.randn(tokens, heads, 128).to(dtype), torch.arange(tokens).float()
-        print(f" x [{tokens}, {heads}, 128] {str(dtype).removeprefix('torch.')}")
-        compare(
-            {
-                "ops.rotate": lambda x=x, times=times: ops.rotate(x, times, inv_freq),  # type: ignore[misc]
-                "torch": lambda x=x, times=times: torch_rotate(x, times, inv_freq),  # type: ignore[misc]
-                "x.clone()": x.clone,
-            }
-        )
-        moved = 2 * x.numel() * x.element_size()
-        print(f"  limit: memory {milliseconds(moved / bandwidth())} for {moved / 1e6:.3g} MB")
+def rotation(tokens: int, dtype: torch.dtype) -> Case:
+    """One token's x stays in the caches."""
+    inv_freq = 15_300_000.0 ** (-torch.arange(DIM // 2) / (DIM // 2))
+    x, times = torch.randn(tokens, HEADS, DIM).to(dtype), torch.arange(tokens).float()
+    name = str(dtype).removeprefix("torch.")
+    return Case(
+        f"x [{tokens}, {HEADS}, {DIM}] {name}",
+        label="ops.rotate",
+        ours=lambda: ops.rotate(x, times, inv_freq),
+        peers={"torch": lambda: torch_rotate(x, times, inv_freq), "x.clone()": x.clone},
+        bytes=2 * x.numel() * dtype.itemsize if tokens > 1 else 0,
+        dtype=name,
+    )
+
+
+def cases() -> Iterator[Case]:
+    """A prefill in both dtypes, one token of a decode step."""
+    for tokens, dtype in SHAPES:
+        yield rotation(tokens, dtype)

@@ -39,7 +39,8 @@ def test_no_kernel_object_shares_code_with_another_level() -> None:
         symbols = subprocess.run(["nm", "-C", path], capture_output=True, text=True, check=True)
         for line in symbols.stdout.splitlines():
             kind, _, name = line[17:].partition(" ")
-            if kind in "WVu":
+            # DW.ref. is the address of the exception handler, and no code.
+            if kind in "WVu" and not name.startswith("DW.ref."):
                 own = any(
                     level.endswith(f"_{isa}") and f"cpu::{isa}::" in name
                     for isa in ("baseline", "avx2", "avx_vnni", "avx512", "avx512_bf16", "amx")

@@ -1,6 +1,7 @@
 """Audio in: any file or array to 30 s windows of 16 kHz mono.
 
-``load`` returns windows, ``stream_windows`` yields them one at a time, ``probe`` reads the header.
+``load`` returns windows, ``stream_windows`` yields them one at a time, ``stream_features`` with their
+log-mel features; ``probe`` reads the header.
 Importing this package loads NumPy only; decoders and the resampler are imported on first use.
 """
 
@@ -24,6 +25,7 @@ from .windows import (
 )
 
 if TYPE_CHECKING:
+    from .features import stream_features
     from .info import AudioInfo, AudioSource, AudioWarning
     from .loading import MAX_SECONDS, load, probe, stream_windows
 
@@ -34,6 +36,7 @@ _LAZY = {
     "MAX_SECONDS": "loading",
     "load": "loading",
     "probe": "loading",
+    "stream_features": "features",
     "stream_windows": "loading",
 }
 
@@ -54,6 +57,7 @@ __all__ = [
     "frames_in",
     "load",
     "probe",
+    "stream_features",
     "stream_windows",
     "tokens_in",
 ]

@@ -1,8 +1,9 @@
-"""NumPy and torch arrays as recordings."""
+"""NumPy and torch arrays as recordings, whole or a block at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -53,13 +54,61 @@ class ArrayDecoder:
             yield to_float(self._samples[start : start + step])
 
 
-def _frames_first(array: NDArray) -> NDArray:
+def as_blocks(source: object) -> Iterator[object] | None:
+    """``source`` if it is an iterator, or None; files iterate too (over lines), and are files."""
+    if isinstance(source, Iterator) and not hasattr(source, "read"):
+        return source
+    return None
+
+
+class BlockDecoder:
+    """An iterator of arrays ``[n]`` or ``[n, channels]``, of any lengths, that ends when it likes."""
+
+    tolerance = 0.0
+
+    def __init__(self, blocks: Iterator[object], sample_rate: int | None) -> None:
+        rate = _checked_rate(sample_rate)
+        first = next(blocks, None)
+        if first is None:
+            raise AudioError("audio blocks: hold no samples")
+        self._blocks = chain([first], blocks)
+        array = _block(first, 0)
+        self.info = AudioInfo(None, rate, array.shape[1], format="blocks", codec=str(array.dtype))
+
+    def blocks(self) -> Iterator[NDArray[np.float32]]:
+        step = max(1, BLOCK_VALUES // self.info.channels)
+        for index, block in enumerate(self._blocks):
+            array = _block(block, index)
+            if array.shape[1] != self.info.channels:
+                raise AudioError(
+                    f"audio block {index}: has {array.shape[1]} channels, those before it "
+                    f"{self.info.channels}"
+                )
+            for start in range(0, len(array), step):
+                yield to_float(array[start : start + step])
+
+
+def _block(block: object, index: int) -> NDArray:
+    """A block as ``[n, channels]``."""
+    array = as_array(block)
+    if array is None or array.ndim not in (1, 2):
+        got = type(block).__name__ if array is None else list(array.shape)
+        raise AudioError(f"audio block {index}: must be an array [n] or [n, channels], got {got}")
+    _check_dtype(array, f"audio block {index}")
+    return array[:, None] if array.ndim == 1 else array
+
+
+def _check_dtype(array: NDArray, name: str) -> None:
     kind, size = array.dtype.kind, array.dtype.itemsize
     if not (kind == "f" or (kind == "i" and size <= 4) or (kind == "u" and size == 1)):
         raise AudioError(
-            f"audio array: dtype must be {_DTYPES} (a wider or unsigned integer has no agreed full "
+            f"{name}: dtype must be {_DTYPES} (a wider or unsigned integer has no agreed full "
             f"scale), got {array.dtype}"
         )
+
+
+def _frames_first(array: NDArray) -> NDArray:
+    _check_dtype(array, "audio array")
     if array.ndim not in (1, 2):
         raise AudioError(
             f"audio array: must be [n], [channels, n] or [n, channels], got {list(array.shape)}"

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import AudioError
-from .arrays import ArrayDecoder, as_array
+from .arrays import ArrayDecoder, BlockDecoder, as_array, as_blocks
 from .container import Container, identify
 from .info import (
     BLOCK_VALUES,
@@ -86,6 +86,12 @@ def open_audio(source: object, sample_rate: int | None = None) -> Iterator[tuple
         decoder: Decoder = ArrayDecoder(array, sample_rate)
         _check_geometry(decoder.info, "audio array")
         yield decoder, "audio array"
+        return
+    blocks = as_blocks(source)
+    if blocks is not None:
+        decoder = BlockDecoder(blocks, sample_rate)
+        _check_geometry(decoder.info, "audio blocks")
+        yield decoder, "audio blocks"
         return
     with open_stream(source) as stream, _open_stream_decoder(stream) as decoder:
         if sample_rate is not None:

@@ -14,7 +14,15 @@ if TYPE_CHECKING:
     import torch
 
     AudioSource: TypeAlias = (
-        str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | NDArray | torch.Tensor
+        str
+        | os.PathLike[str]
+        | bytes
+        | bytearray
+        | memoryview
+        | BinaryIO
+        | NDArray
+        | torch.Tensor
+        | Iterator[NDArray]
     )
 else:
     AudioSource = object

@@ -39,13 +39,14 @@ def load(
         source: a path; bytes; a binary file object (read from its beginning, left open; a pipe is
             copied to an unnamed temporary file first); or a NumPy or torch array ``[n]``,
             ``[channels, n]`` or ``[n, channels]`` (the shorter axis is channels), where floats have
-            full scale 1.0 and int8, int16, int32 and uint8 are scaled to it.
+            full scale 1.0 and int8, int16, int32 and uint8 are scaled to it; or an iterator of such
+            arrays, blocks ``[n]`` or ``[n, channels]`` of any lengths, as a microphone gives them.
         max_seconds: the limit on length; ``math.inf`` for none.
         truncate: use the first ``max_seconds`` of what is longer, instead of refusing it.
         partial: of a damaged or cut-short file use what precedes the damage, with an
             ``AudioWarning``, instead of refusing it.
         recording: index of this recording in its conversation; copied into the windows.
-        sample_rate: Hz; for an array, and only then.
+        sample_rate: Hz; for an array or blocks, and only then.
 
     Returns:
         At least one window. A last window of at most 20 ms, which has no token, is left out unless

@@ -11,6 +11,7 @@ import torch
 from afnext.audio.windows import AudioWindow
 from afnext.model import AudioLanguageModel
 
+from .packed_cache import PackedCache
 from .pages import PagePool
 from .pages import Sequence as CachedSequence
 from .params import GenerationParams
@@ -70,7 +71,7 @@ class Engine:
         net: the model, in eval mode.
         eos: token ids that end an answer.
         max_context: most tokens of prompt and answer together; by default the model's.
-        quantization: how the weights are stored; see ``Runner``.
+        quantization, cache: how the weights are stored; see ``Runner``.
 
     Not safe to call from several threads at once.
     """
@@ -82,8 +83,9 @@ class Engine:
         *,
         max_context: int | None = None,
         quantization: str | None = None,
+        cache: PackedCache | None = None,
     ) -> None:
-        self.runner = Runner(net, quantization)
+        self.runner = Runner(net, quantization, cache)
         self.eos = frozenset(eos)
         self.max_context = max_context or net.config.text.max_position_embeddings
         self._pool: PagePool | None = None

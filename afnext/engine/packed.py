@@ -6,6 +6,8 @@ share one product, and activations, biases and residuals join the product before
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from typing import cast
 
@@ -20,6 +22,7 @@ from afnext.model.decoder import DecoderLayer, LanguageModel
 from afnext.model.encoder import EncoderLayer, PackedConv1d
 from afnext.model.layers import Linear
 
+from .packed_cache import PackedCache
 from .pages import Sequence
 
 # How weights are stored: the decoder's layers, its head, the encoder with the adaptor. The head and the
@@ -33,13 +36,19 @@ class PackedModel:
     Args:
         net: on a CPU; see ``can_pack``. Its norms and embeddings are used where they lie.
         quantization: "int8", "int4", or None for the weights' own dtype.
+        cache: packed weights kept on disk: read where they are there, written where they are not.
     """
 
-    def __init__(self, net: AudioLanguageModel, quantization: str | None) -> None:
+    def __init__(
+        self, net: AudioLanguageModel, quantization: str | None, cache: PackedCache | None = None
+    ) -> None:
         dtype = str(net.language_model.lm_head.weight.dtype).removeprefix("torch.")
         layers, head, encoder = FORMATS[quantization] if quantization else (dtype,) * 3
-        self.encode = PackedEncoder(net, encoder)
-        self._decoder = PackedDecoder(net.language_model, net.config.text, layers, head)
+        packing = Packing(cache.load() if cache is not None else {})
+        self.encode = PackedEncoder(net, packing, encoder)
+        self._decoder = PackedDecoder(net.language_model, net.config.text, packing, layers, head)
+        if cache is not None and packing.made:
+            cache.save(packing.weights)
         self.bytes_per_token = self._decoder.bytes_per_token
         self.logits = self._decoder.logits
 
@@ -49,6 +58,47 @@ class PackedModel:
         ends = torch.tensor([0, hidden.shape[0]], dtype=torch.int32)
         start = torch.tensor([sequence.length], dtype=torch.int32)
         return self._decoder.layers(hidden, pool.keys, pool.values, sequence.table, ends, start)
+
+
+class Packing:
+    """Packs weights by name, unless they are known already.
+
+    Attributes:
+        weights: all that were asked for.
+        made: how many of them were packed anew.
+    """
+
+    def __init__(self, known: Mapping[str, ops.PackedWeight]) -> None:
+        self.weights: dict[str, ops.PackedWeight] = {}
+        self.made = 0
+        self._known = known
+
+    def __call__(
+        self, name: str, rows: Rows[Tensor], format: str, gate_up: bool = False
+    ) -> ops.PackedWeight:
+        """``rows`` ``[n, K]``, one above the other, as one weight."""
+        shape = (sum(len(r) for r in rows), rows[0].shape[1])
+        found = self._known.get(name)
+        if found is None or (found.n, found.k, found.format) != (*shape, format):
+            self.made += 1
+            weight = rows[0].detach() if len(rows) == 1 else torch.cat([r.detach() for r in rows])
+            found = ops.pack(weight, format, gate_up=gate_up)
+        self.weights[name] = found
+        return found
+
+    def linear(self, name: str, modules: Rows[nn.Linear], format: str) -> PackedLinear:
+        """One linear layer, or several of the same input side by side."""
+        weight = self(name, [m.weight for m in modules], format)
+        if all(m.bias is None for m in modules):
+            return PackedLinear(weight, None)
+        parts = [m.weight.new_zeros(len(m.weight)) if m.bias is None else m.bias for m in modules]
+        return PackedLinear(weight, torch.cat([p.detach() for p in parts]))
+
+    def convolution(self, name: str, module: PackedConv1d, format: str) -> PackedLinear:
+        """A width-3 convolution over rows gathered by ``_columns``."""
+        assert module.bias is not None
+        weight = module.weight.detach().transpose(1, 2).flatten(1)
+        return PackedLinear(self(name, [weight], format), module.bias.detach())
 
 
 @dataclass(frozen=True)
@@ -65,20 +115,21 @@ class PackedLinear:
 
 
 class PackedEncoder:
-    """``AudioEncoder`` and the adaptor behind it.
+    """``AudioEncoder`` and the adaptor behind it; layer norms and RoTE stay the network's own."""
 
-    Args:
-        net: the weights; layer norms and RoTE stay its own.
-        format: of the packed weights.
-    """
-
-    def __init__(self, net: AudioLanguageModel, format: str) -> None:
+    def __init__(self, net: AudioLanguageModel, packing: Packing, format: str) -> None:
         encoder, adaptor = net.audio_tower, net.multi_modal_projector
         self.net = net
-        self.conv1, self.conv2 = (_convolution(c, format) for c in (encoder.conv1, encoder.conv2))
+        self.conv1 = packing.convolution("encoder.conv1", encoder.conv1, format)
+        self.conv2 = packing.convolution("encoder.conv2", encoder.conv2, format)
         layers = cast("list[EncoderLayer]", list(encoder.layers))
-        self.layers = [_EncoderLayer(layer, format) for layer in layers]
-        self.adaptor = [_linear(m, format) for m in (adaptor.linear_1, adaptor.linear_2)]
+        self.layers = [
+            _EncoderLayer(layer, packing, f"encoder.{i}", format) for i, layer in enumerate(layers)
+        ]
+        self.adaptor = [
+            packing.linear("adaptor.1", [adaptor.linear_1], format),
+            packing.linear("adaptor.2", [adaptor.linear_2], format),
+        ]
 
     def __call__(self, audio: AudioBatch) -> Tensor:
         """Audio tokens of a batch, packed in its order: ``[audio.num_tokens, text hidden]``."""
@@ -104,13 +155,14 @@ class PackedEncoder:
 
 
 class _EncoderLayer:
-    def __init__(self, layer: EncoderLayer, format: str) -> None:
+    def __init__(self, layer: EncoderLayer, packing: Packing, name: str, format: str) -> None:
         attention = layer.self_attn
         self.layer, self.head_dim = layer, attention.head_dim
-        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-        self.qkv = _linear(projections, format)
-        self.out = _linear(attention.out_proj, format)
-        self.fc1, self.fc2 = _linear(layer.fc1, format), _linear(layer.fc2, format)
+        projections = [attention.q_proj, attention.k_proj, attention.v_proj]
+        self.qkv = packing.linear(f"{name}.qkv", projections, format)
+        self.out = packing.linear(f"{name}.out", [attention.out_proj], format)
+        self.fc1 = packing.linear(f"{name}.fc1", [layer.fc1], format)
+        self.fc2 = packing.linear(f"{name}.fc2", [layer.fc2], format)
 
     def __call__(self, hidden: Tensor, cu_seqlens: Tensor) -> Tensor:
         qkv = self.qkv(_norm(self.layer.self_attn_layer_norm, hidden))
@@ -122,28 +174,30 @@ class _EncoderLayer:
 
 
 class PackedDecoder:
-    """``LanguageModel``: its layers, final norm and head.
-
-    Args:
-        model: the weights; embeddings and norms stay its own.
-        config: its geometry.
-        format, head_format: of the packed weights, the head's apart.
-    """
+    """``LanguageModel``: its layers, final norm and head; embeddings and norms stay its own."""
 
     def __init__(
-        self, model: LanguageModel, config: TextConfig, format: str, head_format: str
+        self,
+        model: LanguageModel,
+        config: TextConfig,
+        packing: Packing,
+        format: str,
+        head_format: str,
     ) -> None:
         layers = cast("list[DecoderLayer]", list(model.model.layers))
         self.model = model
         self.layers = ops.Decoder(
-            [_decoder_layer(layer, format) for layer in layers],
+            [
+                _decoder_layer(layer, packing, f"decoder.{i}", format)
+                for i, layer in enumerate(layers)
+            ],
             heads=config.num_attention_heads,
             kv_heads=config.num_key_value_heads,
             head_dim=config.head_dim,
             eps=config.rms_norm_eps,
             inv_freq=model.model.inv_freq.values,
         )
-        self.head = _linear(model.lm_head, head_format)
+        self.head = packing.linear("head", [model.lm_head], head_format)
         self.bytes_per_token = sum(layer.nbytes for layer in self.layers.layers)
         self.bytes_per_token += self.head.weight.nbytes + model.model.norm.weight.nbytes
 
@@ -153,39 +207,22 @@ class PackedDecoder:
         return self.head(ops.rms_norm(hidden, norm.weight, norm.eps))
 
 
-def _decoder_layer(layer: DecoderLayer, format: str) -> ops.DecoderLayer:
+def _decoder_layer(
+    layer: DecoderLayer, packing: Packing, name: str, format: str
+) -> ops.DecoderLayer:
     attention, mlp = layer.self_attn, layer.mlp
-    qkv = _linear((attention.q_proj, attention.k_proj, attention.v_proj), format)
+    projections = [attention.q_proj, attention.k_proj, attention.v_proj]
+    qkv = packing.linear(f"{name}.qkv", projections, format)
+    gate_up = [mlp.gate_proj.weight, mlp.up_proj.weight]
     return ops.DecoderLayer(
         input_norm=layer.input_layernorm.weight.detach(),
         qkv=qkv.weight,
         qkv_bias=qkv.bias,
-        out=_linear(attention.o_proj, format).weight,
+        out=packing(f"{name}.out", [attention.o_proj.weight], format),
         post_attention_norm=layer.post_attention_layernorm.weight.detach(),
-        gate_up=ops.pack(
-            _stacked([mlp.gate_proj.weight, mlp.up_proj.weight]), format, gate_up=True
-        ),
-        down=_linear(mlp.down_proj, format).weight,
+        gate_up=packing(f"{name}.gate_up", gate_up, format, gate_up=True),
+        down=packing(f"{name}.down", [mlp.down_proj.weight], format),
     )
-
-
-def _linear(modules: nn.Linear | tuple[nn.Linear, ...], format: str) -> PackedLinear:
-    """One linear layer, or several of the same input side by side."""
-    parts = modules if isinstance(modules, tuple) else (modules,)
-    weight = _stacked([m.weight for m in parts])
-    bias = None
-    if any(m.bias is not None for m in parts):
-        bias = torch.cat(
-            [weight.new_zeros(len(m.weight)) if m.bias is None else m.bias.detach() for m in parts]
-        )
-    return PackedLinear(ops.pack(weight, format), bias)
-
-
-def _convolution(module: PackedConv1d, format: str) -> PackedLinear:
-    """A width-3 convolution over rows gathered by ``_columns``."""
-    assert module.bias is not None
-    weight = module.weight.detach().transpose(1, 2).flatten(1)
-    return PackedLinear(ops.pack(weight, format), module.bias.detach())
 
 
 def _columns(rows: Tensor, reads: Tensor) -> Tensor:
@@ -196,10 +233,6 @@ def _columns(rows: Tensor, reads: Tensor) -> Tensor:
 
 def _norm(module: nn.LayerNorm, x: Tensor, pooled: Tensor | None = None) -> Tensor:
     return ops.layer_norm(x, module.weight, module.bias, module.eps, pooled)
-
-
-def _stacked(weights: list[Tensor]) -> Tensor:
-    return weights[0].detach() if len(weights) == 1 else torch.cat([w.detach() for w in weights])
 
 
 def can_pack(net: AudioLanguageModel) -> bool:

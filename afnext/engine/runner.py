@@ -12,6 +12,7 @@ from afnext.audio.windows import AudioWindow
 from afnext.model import AudioBatch, AudioLanguageModel
 
 from .packed import PackedModel, can_pack, version
+from .packed_cache import PackedCache
 from .pages import PagePool, Sequence
 
 PREFILL_CHUNK = 2048
@@ -63,16 +64,23 @@ class Runner:
     Args:
         net: its parameters must be on one device; weights in one dtype.
         quantization: how packed weights are stored: "int8", "int4", or None for their own dtype.
+        cache: where the packing of these very weights is kept, for as long as they do not change.
 
     Raises:
         ValueError: weights that cannot be packed are to be quantised.
     """
 
-    def __init__(self, net: AudioLanguageModel, quantization: str | None = None) -> None:
+    def __init__(
+        self,
+        net: AudioLanguageModel,
+        quantization: str | None = None,
+        cache: PackedCache | None = None,
+    ) -> None:
         self.net = net
         weight = net.language_model.model.embed_tokens.weight
         self.dtype, self.device = weight.dtype, weight.device
         self.quantization = quantization
+        self._cache = cache
         self._packed: PackedModel | None = None
         self._packed_from: object = None
         self.refresh()
@@ -98,7 +106,8 @@ class Runner:
         current = version(self.net)
         if current != self._packed_from:
             self._packed = None  # the old weights go before the new ones come
-            self._packed = PackedModel(self.net, self.quantization)
+            self._packed = PackedModel(self.net, self.quantization, self._cache)
+            self._cache = None
             self._packed_from = current
 
     def mel(self, windows: Windows[AudioWindow]) -> AudioBatch:

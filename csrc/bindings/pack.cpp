@@ -12,7 +12,8 @@ static const Binding binding([](py::module_& m) {
   });
   m.def("expect_huge_pages", [](py::handle data) {
     const Tensor data_(data, "pack", "data");
-    cpu::expect_huge_pages(data_->data, static_cast<size_t>(data_->numel() * dtype_size(data_->dtype)));
+    cpu::expect_huge_pages(data_->data,
+                           static_cast<size_t>(data_->numel() * dtype_size(data_->dtype)));
   });
   m.def("pack", [](py::handle weight, std::string_view format, bool gate_up, py::handle data) {
     const Tensor weight_(weight, "pack", "weight"), data_(data, "pack", "data");

@@ -1,6 +1,8 @@
 // Frames lie in the lanes: one pass transforms kLanes frames at once.
 #include "cpu/log_mel.h"
 
+#include <cstring>
+
 #include "cpu/log_mel_tables.h"
 #include "cpu/parallel.h"
 #include "cpu/scratch.h"
@@ -15,6 +17,9 @@ constexpr int kMargin = kFrameSamples / 2;  // a frame is centred on its first s
 constexpr int kBlockFrames = 64;            // what a thread takes at a time
 constexpr int kBins = kFrameSamples / 2;    // bin 0 and the Nyquist bin lie in no filter
 constexpr int kGroupSamples = (kLanes - 1) * kHop + kFrameSamples;
+constexpr int kReach = kFrameSamples / kHop;  // whole hops between a frame's first and last sample
+constexpr int kHopStride = kLanes + 4;
+static_assert(kLanes + kReach <= kHopStride);
 constexpr uint32_t kInfinity = 0x7f800000;
 
 struct Window {
@@ -40,7 +45,8 @@ struct Progress {
 };
 
 struct Workspace {
-  float frames[kFrameSamples * kLanes];  // samples, then the transform in place
+  float hops[kHop * kHopStride];  // samples: number n of hop h at [n * kHopStride + h]
+  float spectrum[kFrameSamples * kLanes];
   float power[kBins * kLanes];
   float edge[kGroupSamples];
 };
@@ -58,30 +64,52 @@ int64_t blocks_of(const Window& w) {
   return w.audible > 0 ? (w.audible + kBlockFrames - 1) / kBlockFrames : 1;
 }
 
-// kLanes frames from `first` on, times the Hann window, sample by sample.
-void load_frames(const Window& w, int64_t first, const LogMelTables& t, Workspace* work) {
+// The hops of kLanes frames from `first` on, transposed. Frames overlap, and share them: frame f is
+// hop f, hop f + 1 and half of hop f + 2.
+void load_hops(const Window& w, int64_t first, Workspace* work) {
   const int64_t start = first * kHop - kMargin;
   const float* x = w.samples + start;
   if (start < 0 || start + kGroupSamples > w.length) {
     for (int i = 0; i < kGroupSamples; ++i) work->edge[i] = w.at(start + i);
     x = work->edge;
   }
-  for (int n = 0; n < kFrameSamples; n += kLanes) {
+  const float* past = x + kLanes * kHop;
+  for (int n = 0; n < kHop; n += kLanes) {
     F32 rows[kLanes];
-    for (int f = 0; f < kLanes; ++f) rows[f] = load(x + f * kHop + n);
+    for (int h = 0; h < kLanes; ++h) {
+      rows[h] = load(x + h * kHop + n);
+      __builtin_prefetch(past + h * kHop + n);  // of the next group: hops are far apart
+    }
     transpose(rows);
+    const bool halved = n >= kFrameSamples % kHop;  // of the last hop
+    const F32 a = load(past + n), b = halved ? F32{} : load(past + kHop + n);
+    float pairs[2 * kLanes];
+    store(pairs, zip_low(a, b));
+    store(pairs + kLanes, zip_high(a, b));
     for (int i = 0; i < kLanes; ++i) {
-      store(work->frames + (n + i) * kLanes, rows[i] * t.hann[n + i]);
+      float* hops = work->hops + (n + i) * kHopStride;
+      store(hops, rows[i]);
+      std::memcpy(hops + kLanes, pairs + 2 * i, 2 * sizeof(float));
     }
   }
 }
 
-// Even samples as real and odd ones as imaginary parts, 200 = 8 x 25 points in place; output k is
-// left at slot[k].
-void transform(float* x, const LogMelTables& t) {
+// Samples 2 m and 2 m + 1 of each frame as one complex number, times the Hann window: each product
+// rounded once, and not anew (by a fused multiply-add) in every sum that it enters, which would
+// leave more noise under a tone.
+AFNEXT_INLINE Complex load_pair(const float* hops, int m, const LogMelTables& t) {
+  const int hop = 2 * m / kHop;
+  const float* p = hops + (2 * m - hop * kHop) * kHopStride + hop;
+  return {in_register(load(p) * t.hann[2 * m]),
+          in_register(load(p + kHopStride) * t.hann[2 * m + 1])};
+}
+
+// Even samples as real and odd ones as imaginary parts, 200 = 8 x 25 points; output k is left at
+// slot[k] of x.
+void transform(const float* hops, const LogMelTables& t, float* x) {
   for (int n = 0; n < 25; ++n) {
     Complex u[8];
-    for (int i = 0; i < 8; ++i) u[i] = load_complex(x, 25 * i + n);
+    for (int i = 0; i < 8; ++i) u[i] = load_pair(hops, 25 * i + n, t);
     dft8(u);
     store_complex(x, n, u[0]);
     for (int k = 1; k < 8; ++k) {
@@ -139,6 +167,7 @@ U32 mel_bins(const float* power, const LogMelTables& t, int64_t frames, int64_t 
       const U32 bits = bit_cast<U32>(rows[f]);
       peak = bits > peak ? bits : peak;
       if (f < written) {
+        __builtin_prefetch(out + (f + kLanes) * kMelBins + m, 1);  // rows of the next group
         store(out + f * kMelBins + m, max(log10(rows[f]), broadcast(-10.0f)));
       }
     }
@@ -151,9 +180,9 @@ uint32_t block(const Window& w, int64_t begin, int64_t end, const LogMelTables& 
                Workspace* work) {
   U32 peak{};
   for (int64_t f = begin; f < end; f += kLanes) {
-    load_frames(w, f, t, work);
-    transform(work->frames, t);
-    power_spectrum(work->frames, t, work->power);
+    load_hops(w, f, work);
+    transform(work->hops, t, work->spectrum);
+    power_spectrum(work->spectrum, t, work->power);
     peak = mel_bins(work->power, t, smaller(kLanes, end - f), w.written - f, peak,
                     w.out + f * kMelBins);
   }

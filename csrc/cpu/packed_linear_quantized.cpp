@@ -12,6 +12,38 @@ constexpr int64_t kPrefetchBytes = 1536;  // 1 to 2 KB ahead measured best
 template <typename Engine, int bits>
 constexpr int kTileRows = (kLanes == 16 ? (bits == 8 ? 28 : 24) : 8) / (2 * Engine::kPlanes);
 
+// Where the integers of a group meet their scales.
+struct Fold {
+  const char* scales;  // and zeros
+  const float *x_scales, *x_sums;
+  int64_t column;
+  float* sums;
+
+  template <bool scaled, bool shifted, int R, int P>
+  AFNEXT_INLINE_METHOD void add(const I32 (&acc)[R][P][2]) const {
+    F32 scale[2], zero[2];
+    for (int c = 0; c < 2; ++c) {
+      const bf16* halves = reinterpret_cast<const bf16*>(scales) + column + c * kLanes;
+      if constexpr (scaled) scale[c] = load(halves);
+      if constexpr (shifted) zero[c] = load(halves + kPanelColumns);
+    }
+#pragma GCC unroll 14
+    for (int r = 0; r < R; ++r) {
+      const F32 x_scale = broadcast(x_scales[r]);
+#pragma GCC unroll 2
+      for (int c = 0; c < 2; ++c) {
+        I32 total = acc[r][P - 1][c];
+        if constexpr (P == 2) total += acc[r][0][c] << 8;
+        F32 value = __builtin_convertvector(total, F32);
+        if constexpr (shifted) value -= zero[c] * x_sums[r];
+        if constexpr (scaled) value *= scale[c];
+        float* kept = sums + r * kPanelColumns + column + c * kLanes;
+        store(kept, fma(value, x_scale, load(kept)));
+      }
+    }
+  }
+};
+
 // R rows of x against 2 * kLanes columns of a group; scales is null where the panel has but one for
 // each column.
 template <typename Engine, int bits, int R>
@@ -38,28 +70,18 @@ AFNEXT_INLINE void group_tile(const QuantizedPanel& q, const char* scales, const
       words += 2 * R * Engine::kWords;
     }
   }
-#pragma GCC unroll 2
-  for (int c = 0; c < 2; ++c) {
-    const int64_t first = column + c * kLanes;
-    const bf16* halves = reinterpret_cast<const bf16*>(scales) + first;
-    const F32 scale = scales != nullptr ? load(halves) : F32{};
-    const F32 zero = q.zero_points ? load(halves + kPanelColumns) : F32{};
-#pragma GCC unroll 14
-    for (int r = 0; r < R; ++r) {
-      I32 total = acc[r][Engine::kPlanes - 1][c];
-      if constexpr (Engine::kPlanes == 2) total += acc[r][0][c] << 8;
-      F32 value = __builtin_convertvector(total, F32);
-      if (q.zero_points) value -= zero * x_sums[r];
-      if (scales != nullptr) value *= scale;
-      float* kept = sums + r * kPanelColumns + first;
-      store(kept, fma(value, broadcast(x_scales[r]), load(kept)));
-    }
+  const Fold fold{scales, x_scales, x_sums, column, sums};
+  if constexpr (bits == 8) {
+    scales != nullptr ? fold.add<true, false>(acc) : fold.add<false, false>(acc);
+  } else {
+    q.zero_points ? fold.add<true, true>(acc) : fold.add<true, false>(acc);
   }
 }
 
 // sums [R, 32] of a tile of x against a panel.
 template <typename Engine, int bits, int R>
-void tile(const QuantizedPanel& q, const char* panel, const int32_t* x, float* sums) {
+__attribute__((noinline)) void tile(const QuantizedPanel& q, const char* panel, const int32_t* x,
+                                    float* sums) {
   std::memset(sums, 0, R * kPanelColumns * sizeof(float));
   const char* group = panel + q.header;
   for (int64_t b = 0; b < q.blocks; ++b, x += block_words<Engine>(q, R)) {

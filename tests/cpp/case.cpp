@@ -121,14 +121,18 @@ const TensorView& Case::operator[](const std::string& wanted) const {
   return *t;
 }
 
-double Case::number(const std::string& wanted) const {
-  for (const auto& [key, value] : numbers_) {
+const std::string& Case::word(const std::string& wanted) const {
+  for (const auto& [key, value] : words_) {
     if (key == wanted) return value;
   }
-  throw std::runtime_error("cases.txt: " + op + " needs a number " + wanted);
+  throw std::runtime_error("cases.txt: " + op + " needs " + wanted);
 }
 
-void Case::add_number(const std::string& key, double value) { numbers_.emplace_back(key, value); }
+double Case::number(const std::string& wanted) const { return std::stod(word(wanted)); }
+
+void Case::add_word(const std::string& key, const std::string& value) {
+  words_.emplace_back(key, value);
+}
 
 void Case::allocate(const std::string& data) {
   for (Tensor& t : tensors) {
@@ -183,10 +187,10 @@ std::vector<Case> read_cases(const std::string& folder) {
       std::getline(words >> std::ws, cases.back().name);
     } else if (kind == "throws") {
       cases.back().throws = name;
-    } else if (kind == "number") {
-      double value = 0;
+    } else if (kind == "number" || kind == "word") {
+      std::string value;
       words >> value;
-      cases.back().add_number(name, value);
+      cases.back().add_word(name, value);
     } else if (kind == "tensor") {
       Tensor t;
       words >> dtype >> shape >> stride >> initial >> expected >> t.atol >> t.rtol;

@@ -2,7 +2,8 @@
 // holds the numbers. A line of cases.txt is one of
 //
 //   case OP NAME                  begins a case
-//   number NAME VALUE             an argument that is no tensor
+//   number NAME VALUE             an argument that is no tensor ..
+//   word NAME VALUE               .. or a string
 //   tensor NAME DTYPE SHAPE STRIDE INITIAL EXPECTED ATOL RTOL
 //   throws TEXT                   the op must throw afnext::Error, TEXT in its message
 //
@@ -36,8 +37,9 @@ class Case {
   const afnext::TensorView& operator[](const std::string& name) const;
   const afnext::TensorView* find(const std::string& name) const;
   double number(const std::string& name) const;
+  const std::string& word(const std::string& name) const;
 
-  void add_number(const std::string& name, double value);
+  void add_word(const std::string& name, const std::string& value);
   // Gives every tensor memory of its own, exactly as long as it needs and no better aligned than
   // its elements ask for, so that a sanitizer sees the first byte too many.
   void allocate(const std::string& data);
@@ -47,7 +49,7 @@ class Case {
   std::string bytes() const;
 
  private:
-  std::vector<std::pair<std::string, double>> numbers_;
+  std::vector<std::pair<std::string, std::string>> words_;
 };
 
 std::vector<Case> read_cases(const std::string& folder);

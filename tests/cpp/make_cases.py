@@ -15,6 +15,7 @@ from typing import BinaryIO, TextIO
 import torch
 from torch import Tensor
 
+from afnext import ops
 from afnext.ops import reference
 from tests.ops.attention_oracle import Case, make_case, offsets, oracle, with_gradients
 from tests.ops.paged_cache import empty_cache, fill
@@ -44,6 +45,7 @@ class Call:
     inputs: dict[str, Tensor]
     outputs: dict[str, Output]
     numbers: dict[str, float] = field(default_factory=dict)
+    words: dict[str, str] = field(default_factory=dict)
     throws: str = ""
 
     def misused(self, throws: str, **changed: Tensor | float | None) -> Call:
@@ -125,6 +127,29 @@ def rms_norm() -> Iterator[Call]:
     yield call.misused("total", total=randn(3, 16)[:, ::2])
 
 
+def layer_norm() -> Iterator[Call]:
+    def make(name: str, x: Tensor, pooled: Tensor | None = None) -> Call:
+        weight, bias = (randn(x.shape[-1], dtype=x.dtype) for _ in "wb")
+        inputs = {"x": x, "weight": weight, "bias": bias}
+        inputs |= {} if pooled is None else {"pooled": pooled}
+        doubles = (t.double() for t in (x, weight, bias))
+        out = reference.layer_norm(*doubles, 1e-5, pooled)
+        return Call(name, inputs, {"out": Output(out, x.dtype)}, {"eps": 1e-5})
+
+    for dtype in DTYPES:
+        for shape in [(1, 2), (5, 63), (2, 3, 64), (4, 1000), (0, 8)]:
+            yield make(f"{list(shape)} {label(dtype)}", randn(*shape, dtype=dtype))
+        pooled = torch.tensor([[0, 1], [5, 3], [2, 2]])
+        yield make(f"pooled {label(dtype)}", randn(6, 40, dtype=dtype) + 3, pooled)
+        yield make(f"strided {label(dtype)}", randn(6, 60, dtype=dtype)[:, 7:50])
+    call = make("misuse", randn(3, 8), torch.tensor([[0, 2]]))
+    yield call.misused("pooled", pooled=torch.tensor([[0, 3]]))
+    yield call.misused("pooled", pooled=torch.tensor([[-1, 0]]))
+    yield call.misused("bias", bias=randn(7))
+    yield call.misused("x", x=randn(3, 8).double())
+    yield call.misused("out", out=randn(2, 8))
+
+
 def linear() -> Iterator[Call]:
     def make(name: str, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Call:
         inputs = {"x": x, "weight": weight} | ({} if bias is None else {"bias": bias})
@@ -149,6 +174,61 @@ def linear() -> Iterator[Call]:
     yield call.misused("weight", weight=randn(8, 5).T)
     yield call.misused("bias", bias=randn(4))
     yield call.misused("out", out=randn(3, 4))
+
+
+def packed_linear() -> Iterator[Call]:
+    activations = ("none", "gelu", "silu_mul")
+
+    def make(
+        name: str,
+        x: Tensor,
+        weight: Tensor,
+        format: str,
+        activation: str = "none",
+        extra: bool = False,
+    ) -> Call:
+        n, k = weight.shape
+        if format.startswith("int"):
+            with ops.force_reference():
+                plain, zero_points = format.removesuffix("-zp"), format.endswith("-zp")
+                quantized = ops.quantize(weight, plain, zero_points=zero_points)
+            exact = quantized.dequantize(torch.float64)
+            inputs = {"values": quantized.values, "scales": quantized.scales}
+            inputs |= {} if quantized.zeros is None else {"zeros": quantized.zeros}
+        else:
+            exact, inputs = weight.double(), {"weight": weight}
+        out = x.double() @ exact.T
+        gate_up = activation == "silu_mul"
+        if extra:
+            inputs |= {"bias": randn(n, dtype=x.dtype)}
+            inputs |= {"residual": randn(len(x), n // (1 + gate_up), dtype=x.dtype)}
+            out = out + inputs["bias"].double()
+        if activation == "gelu":
+            out = torch.nn.functional.gelu(out)
+        elif gate_up:
+            out = torch.nn.functional.silu(out[:, : n // 2]) * out[:, n // 2 :]
+        if extra:
+            out = out + inputs["residual"].double()
+        numbers = {"n": n, "k": k, "gate_up": gate_up, "activation": activations.index(activation)}
+        # x is rounded to 16-bit integers for integer weights.
+        loose = {torch.float32: (5e-4, 5e-4), torch.bfloat16: (1.6e-2, 1.6e-2)}[x.dtype]
+        result = Output(out, x.dtype, tolerance=loose if "values" in inputs else None)
+        return Call(name, {"x": x, **inputs}, {"out": result}, numbers, {"format": format})
+
+    for dtype in DTYPES:
+        for format in (label(dtype), "int8", "int8-g128", "int4-g128", "int4-g32", "int4-g32-zp"):
+            for rows, n, k in [(1, 40, 65), (5, 96, 256), (33, 34, 130), (2, 2, 1), (0, 32, 32)]:
+                x, weight = randn(rows, k, dtype=dtype), randn(n, k, dtype=dtype) / k**0.5
+                name = f"{rows} x {k} by {n} {format} {label(dtype)}"
+                yield make(name, x, weight, format)
+                yield make(f"{name} gelu", x, weight, format, "gelu", True)
+                yield make(f"{name} silu_mul", x, weight, format, "silu_mul", rows > 1)
+    call = make("misuse", randn(3, 8), randn(6, 8), "float32", "none", True)
+    yield call.misused("x", x=randn(3, 7))
+    yield call.misused("bias", bias=randn(5))
+    yield call.misused("residual", residual=randn(3, 5))
+    yield call.misused("activation", activation=2)
+    yield call.misused("out", out=randn(3, 5))
 
 
 def log_mel() -> Iterator[Call]:
@@ -454,8 +534,8 @@ def paged_attention() -> Iterator[Call]:
 
 
 OPS: tuple[Callable[[], Iterator[Call]], ...] = (
-    attention, attention_backward, linear, log_mel, merge_attention, paged_append, paged_attention,
-    rms_norm, rotate, silu_mul,
+    attention, attention_backward, layer_norm, linear, log_mel, merge_attention, packed_linear,
+    paged_append, paged_attention, rms_norm, rotate, silu_mul,
 )  # fmt: skip
 
 
@@ -474,6 +554,9 @@ def write(op: str, call: Call, text: TextIO, data: BinaryIO) -> None:
     text.write(f"case {op} {call.name}\n")
     for name, value in call.numbers.items():
         text.write(f"number {name} {float(value)!r}\n")
+
+    for name, word in call.words.items():
+        text.write(f"word {name} {word}\n")
 
     def tensor(name: str, like: Tensor, dtype: torch.dtype, rest: str) -> None:
         shape, stride = (",".join(map(str, n)) for n in (like.shape, like.stride()))

@@ -3,16 +3,21 @@
 #include "ops.h"
 
 #include <afnext/attention.h>
+#include <afnext/layer_norm.h>
 #include <afnext/linear.h>
 #include <afnext/log_mel.h>
 #include <afnext/merge_attention.h>
+#include <afnext/pack_quantized.h>
+#include <afnext/packed_linear.h>
 #include <afnext/paged_append.h>
 #include <afnext/paged_attention.h>
 #include <afnext/rms_norm.h>
 #include <afnext/rotate.h>
 #include <afnext/silu_mul.h>
 
+#include <cstdlib>
 #include <map>
+#include <memory>
 #include <stdexcept>
 
 namespace {
@@ -27,6 +32,24 @@ afnext::AttentionOptions attention_options(const Case& c) {
           whole(c, "window_right"), c.number("scale")};
 }
 
+// Packs the weight of a case, a plain one or the tensors of a quantised one, and multiplies by it.
+void packed_linear(const Case& c) {
+  const bool dense = c.find("weight") != nullptr;
+  afnext::PackedView weight = afnext::packed_view("linear", c.word("format"), whole(c, "n"),
+                                                  whole(c, "k"), flag(c, "gate_up"));
+  void* memory = nullptr;
+  if (posix_memalign(&memory, 64, afnext::packed_bytes(weight)) != 0) throw std::bad_alloc();
+  const std::unique_ptr<void, void (*)(void*)> owner(memory, std::free);
+  weight.data = memory;
+  if (dense) {
+    afnext::pack(c["weight"], weight);
+  } else {
+    afnext::pack_quantized({c["values"], c["scales"], c.find("zeros")}, weight);
+  }
+  afnext::packed_linear(c["x"], weight, c.find("bias"), c.find("residual"),
+                        static_cast<afnext::Activation>(whole(c, "activation")), c["out"]);
+}
+
 const std::map<std::string, void (*)(const Case&)> kOps = {
     {"attention",
      [](const Case& c) {
@@ -38,6 +61,11 @@ const std::map<std::string, void (*)(const Case&)> kOps = {
                                   c["out"], c["lse"], attention_options(c), c["grad_q"],
                                   c["grad_k"], c["grad_v"]);
      }},
+    {"layer_norm",
+     [](const Case& c) {
+       afnext::layer_norm(c["x"], c["weight"], c["bias"], c.number("eps"), c.find("pooled"),
+                          c["out"]);
+     }},
     {"linear",
      [](const Case& c) { afnext::linear(c["x"], c["weight"], c.find("bias"), c["out"]); }},
     {"log_mel",
@@ -48,6 +76,7 @@ const std::map<std::string, void (*)(const Case&)> kOps = {
      [](const Case& c) {
        afnext::merge_attention(c["out_a"], c["lse_a"], c["out_b"], c["lse_b"], c["out"], c["lse"]);
      }},
+    {"packed_linear", &packed_linear},
     {"paged_append",
      [](const Case& c) {
        afnext::paged_append(c["k"], c["v"], c["k_pages"], c["v_pages"], c["page_table"],

@@ -20,7 +20,11 @@
 #include <vector>
 
 #include "cpu/cores.h"
+#include "cpu/isa.h"
 #include "cpu/parallel.h"
+
+// No kernels are linked here.
+afnext::cpu::KernelList afnext::cpu::compiled_kernels() { return {nullptr, 0}; }
 
 using namespace afnext::cpu;
 using namespace std::chrono_literals;

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 import afnext
+from afnext import ops
 from afnext.audio import load
+from afnext.engine.packed_cache import PackedCache
 from afnext.engine.pages import Sequence
 from afnext.engine.runner import PREFILL_CHUNK, Runner
 from afnext.hub import find_model
@@ -149,3 +151,61 @@ def test_what_a_step_reads_is_counted(tmp_path: Path) -> None:
     weights = layers + text.hidden_size * (text.vocab_size + 1)
     # The last panel of the head is padded.
     assert 0 <= Runner(net).bytes_per_token - 4 * weights < 32 * 4 * text.hidden_size
+
+
+@torch.inference_mode()
+def test_packed_weights_are_kept_and_told_apart(tmp_path: Path) -> None:
+    net = AudioLanguageModel.from_pretrained(find_model("nano"))
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"stands for a file")
+
+    def runner(quantization: str = "int4") -> Runner:
+        cache = PackedCache([weights], quantization, tmp_path / "cache", least_bytes=0)
+        return Runner(net, quantization, cache)
+
+    def kept() -> list[Path]:
+        return sorted((tmp_path / "cache/packed").iterdir())
+
+    first = runner()
+    [file] = kept()
+    written = file.stat().st_mtime_ns
+    again = runner()
+    assert kept() == [file]
+    assert file.stat().st_mtime_ns == written
+    assert first._packed is not None
+    assert again._packed is not None
+    hidden = torch.randn(3, net.config.text.hidden_size)
+    assert torch.equal(first._packed.logits(hidden), again._packed.logits(hidden))
+    runner("int8")
+    assert len(kept()) == 2
+    weights.write_bytes(b"stands for another file")
+    runner()
+    assert len(kept()) == 3
+
+
+def test_a_damaged_or_unwritable_cache_is_a_warning(tmp_path: Path) -> None:
+    net = AudioLanguageModel.from_pretrained(find_model("nano"))
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"stands for a file")
+    cache = PackedCache([weights], "int8", tmp_path / "cache", least_bytes=0)
+    cache.path.parent.mkdir(parents=True)
+    cache.path.write_bytes(b"no safetensors")
+    with pytest.warns(UserWarning, match="made anew"):
+        Runner(net, "int8", cache)
+    assert ops.load_packed(cache.path, cache.source)
+    nowhere = PackedCache([weights], "int8", weights, least_bytes=0)  # a file is no folder
+    with pytest.warns(UserWarning, match="not kept"):
+        Runner(net, "int8", nowhere)
+
+
+def test_changed_weights_never_meet_the_cache(tmp_path: Path) -> None:
+    net = AudioLanguageModel.from_pretrained(find_model("nano"))
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"stands for a file")
+    runner = Runner(net, "int8", PackedCache([weights], "int8", tmp_path, least_bytes=0))
+    [file] = (tmp_path / "packed").iterdir()
+    before = file.read_bytes()
+    with torch.no_grad():
+        net.language_model.lm_head.weight.mul_(2)
+    runner.refresh()
+    assert file.read_bytes() == before

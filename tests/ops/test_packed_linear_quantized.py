@@ -18,8 +18,6 @@ from afnext import ops
 from afnext.ops import PackedWeight, QuantizedWeight, reference, runtime
 from afnext.ops._compiled import compiled
 
-from .conftest import BACKENDS
-
 FLOATS = [torch.float32, torch.bfloat16]
 FORMATS = [
     ("int8", False),
@@ -37,8 +35,10 @@ ROUNDING = {"int16": 1e-4, "int8": 1.5e-2}
 OUTPUT = {torch.float32: 1e-6, torch.bfloat16: 2.0**-8}
 
 
-@pytest.fixture(params=[*BACKENDS, "tiles"])
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+@pytest.fixture(
+    params=[*runtime.available_cpu_isas("packed_linear_quantized"), "reference", "tiles"]
+)
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Every instruction set, plain torch, and the kernel for AMX tiles (emulated where there are none)
     for what it serves."""
     before = runtime.cpu_isa()
@@ -106,10 +106,10 @@ def test_a_packing_holds_the_weight(
 @pytest.mark.parametrize("activations", ["int16", "int8"])
 @pytest.mark.parametrize("m", [0, 1, 4, 7, 15, 33])
 def test_matches_float64(
-    backend: str, format: str, zero_points: bool, activations: str, m: int
+    path: str, format: str, zero_points: bool, activations: str, m: int
 ) -> None:
     for n, k in ((0, 5), (1, 1), (33, 128), (70, 259), (5, 0)):
-        if backend == "reference" and m not in (1, 15):
+        if path == "reference" and m not in (1, 15):
             continue  # rows are all alike there
         q = weights(n, k, format, zero_points)
         packed = ops.pack(q, activations=activations)
@@ -123,7 +123,7 @@ def test_matches_float64(
 @pytest.mark.parametrize("activations", ["int16", "int8"])
 @pytest.mark.parametrize(("m", "n", "k"), [(2, 515, 2600), (300, 129, 1100), (1030, 40, 96)])
 def test_large(
-    backend: str, format: str, zero_points: bool, activations: str, m: int, n: int, k: int
+    path: str, format: str, zero_points: bool, activations: str, m: int, n: int, k: int
 ) -> None:
     q = weights(n, k, format, zero_points)
     x = torch.randn(m, k)
@@ -144,7 +144,7 @@ def test_weight_only_is_within_a_quarter_percent_on_a_real_shape() -> None:
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("m", [1, 20])
 @pytest.mark.parametrize("format", ["int8", "int4-g32"])
-def test_epilogues(backend: str, dtype: torch.dtype, m: int, format: str) -> None:
+def test_epilogues(path: str, dtype: torch.dtype, m: int, format: str) -> None:
     q = weights(84, 150, format)
     x, bias = torch.randn(m, 150).to(dtype), torch.randn(84).to(dtype)
     residual, narrow = torch.randn(m, 84).to(dtype), torch.randn(m, 42).to(dtype)
@@ -158,7 +158,7 @@ def test_epilogues(backend: str, dtype: torch.dtype, m: int, format: str) -> Non
 
 
 @pytest.mark.parametrize("activations", ["int16", "int8"])
-def test_an_outlier_spoils_its_block_alone(backend: str, activations: str) -> None:
+def test_an_outlier_spoils_its_block_alone(path: str, activations: str) -> None:
     """Columns of the weight outside the outlier's block of 128 see the error of Gaussian rows."""
     weight = torch.randn(48, 512)
     weight[:, 128:256] = 0
@@ -170,20 +170,20 @@ def test_an_outlier_spoils_its_block_alone(backend: str, activations: str) -> No
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("m", [3, 20])
-def test_nan_and_infinity_make_their_row_nan_and_no_other(backend: str, bad: float, m: int) -> None:
+def test_nan_and_infinity_make_their_row_nan_and_no_other(path: str, bad: float, m: int) -> None:
     q = weights(40, 300, "int4-g128")
     x = torch.randn(m, 300)
     x[1, 150] = bad
     for activations in ("int16", "int8"):
         out = ops.linear(x, ops.pack(q, activations=activations))
-        if backend != "reference":  # where an infinity stays one
+        if path != "reference":  # where an infinity stays one
             assert out[1].isnan().all()
         assert not out[1].isfinite().any()
         rest = [i for i in range(m) if i != 1]
         assert_near(out[rest], oracle(x[rest], q), activations)
 
 
-def test_rows_of_zeros_and_of_extremes(backend: str) -> None:
+def test_rows_of_zeros_and_of_extremes(path: str) -> None:
     q = weights(33, 200, "int8")
     x = torch.randn(4, 200) * torch.tensor([0.0, 1e-25, 1e25, 1.0])[:, None]
     out, expected = ops.linear(x, ops.pack(q)), oracle(x, q)
@@ -209,7 +209,7 @@ def test_threads_and_other_rows_change_no_bit(activations: str, m: int) -> None:
     assert torch.equal(ops.linear(x[m // 2], packed), results[0][m // 2])
 
 
-def test_views_leading_dimensions_and_numpy(backend: str) -> None:
+def test_views_leading_dimensions_and_numpy(path: str) -> None:
     q = weights(20, 37, "int8")
     packed = ops.pack(q)
     wide = torch.randn(6, 100)[:, 3:40]
@@ -229,7 +229,7 @@ def test_pack_quantizes_what_is_plain() -> None:
         assert (packed.format, packed.activations) == (format, activations)
 
 
-def test_bad_input_names_the_argument(backend: str) -> None:
+def test_bad_input_names_the_argument(path: str) -> None:
     q = weights(4, 8, "int4-g32", True)
     for call, said in (
         (lambda: ops.pack(q, "int8"), "pack: format must be int4-g32"),
