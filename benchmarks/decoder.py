@@ -28,8 +28,9 @@ from .models.transformers_qwen2 import Qwen2, qwen2
 LAYERS, CONTEXT, PROMPT = 8, 2048, 2048
 FORMATS = (None, "int8", "int4")
 PAGE = 32
-# Most that our logits may be off, as a share of transformers' in the weights' own dtype.
-TOLERANCES = {"float32": 1e-4, "bfloat16": 0.03, "int8": 0.06, "int4": 0.5}
+# Most that our logits may be off, as a share of transformers' in the weights' own dtype. Layers of random
+# weights magnify what rounding does; a wrong product is off by more than 1.
+TOLERANCES = {"float32": 1e-4, "bfloat16": 0.03, "int8": 0.15, "int4": 0.8}
 
 
 class Ours:
@@ -151,6 +152,6 @@ def _step(
             dtype="int8" if quantization else dtype,
             check=check,
             context=torch.inference_mode,
-            rounds=3 if flops else 5,
+            rounds=2 if flops else 5,
             slow=bool(flops) or quantization == "int8",
         )

@@ -196,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.quantization", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("--clips", type=int, default=40, help="clips of each of the five lengths")
+    parser.add_argument("--clips", type=int, default=20, help="clips of each of the five lengths")
     parser.add_argument("--json", type=Path, help="write the tables there too")
     options = parser.parse_args(arguments)
     folder = find_model("nano")
