@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import MusicFlamingoForConditionalGeneration
 
-from afnext.engine.packed import PackedEncoder
+from afnext.engine.packed import PackedEncoder, Packing
 from afnext.hub import find_model
 from afnext.model import AudioLanguageModel
 from benchmarks import decoder, encoder, memory, quantization, timing
@@ -115,7 +115,7 @@ def test_torch_quantised_layers_stand_for_the_layer(
 def test_encoders_agree_and_operations_are_those_that_torch_counts(seconds: int) -> None:
     net = random_model(geometry(replace(SMALL, num_hidden_layers=0), SMALL_AUDIO))
     peers = {f"transformers {a}": encoder.transformers_encoder(net, a) for a in encoder.ATTENTION}
-    case = encoder._window(net, PackedEncoder(net, "bfloat16"), peers, seconds, "bfloat16")
+    case = encoder._window(net, PackedEncoder(net, Packing({}), "bfloat16"), peers, seconds, "bfloat16")
     assert case.check is not None
     case.check()
     if seconds == 30:  # transformers pads the others
