@@ -79,9 +79,9 @@ def bandwidth(megabytes: int = 256) -> float:
     return source.numel() * 4 / min(_seconds(source.sum) for _ in range(5))
 
 
-def peak_flops(size: int = 1024) -> float:
-    """Float32 operations a second of torch's matrix product, the best of several."""
-    a, b = torch.randn(size, size), torch.randn(size, size)
+def peak_flops(dtype: torch.dtype = torch.float32, size: int = 1024) -> float:
+    """Operations a second of torch's matrix product of ``dtype``, the best of several."""
+    a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
     return 2 * size**3 / min(_seconds(lambda: a @ b) for _ in range(5))
 
 
