@@ -369,8 +369,8 @@ def packed_linear(
     if format.endswith(":int8"):
         x = round_rows(x)
     out = F.linear(x.to(dtype), weight, None if bias is None else bias.to(dtype))
-    if activation == "gelu":
-        out = F.gelu(out)
+    if activation == "gelu":  # 1 + erf cancels in float32 where x is negative
+        out = F.gelu(out.to(_compute_dtype(x, compute_dtype)))
     elif activation == "silu_mul":
         out = F.silu(out[..., : n // 2]) * out[..., n // 2 :]
     return (out if residual is None else out + residual.to(dtype)).to(x.dtype)
