@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import MusicFlamingoForConditionalGeneration
 
-from afnext.engine.packed import PackedEncoder
+from afnext.engine.packed import PackedEncoder, Packing
 from afnext.hub import find_model
 from afnext.model import AudioLanguageModel
 from benchmarks import decoder, encoder, memory, quantization, timing
@@ -74,12 +74,13 @@ def test_nothing_of_a_step_is_left_when_the_next_begins(
 
 
 def test_a_slice_and_transformers_share_the_weights(net: AudioLanguageModel) -> None:
-    part = slice_of(net, 1)
+    part = slice_of(net, 1, 1024)
     model = qwen2(part)
     for shared in (part.language_model, model):
         weight = shared.model.layers[0].mlp.up_proj.weight
         assert weight.data_ptr() == net.language_model.model.layers[0].mlp.up_proj.weight.data_ptr()
     assert len(model.model.layers) == 1
+    assert model.lm_head.weight.shape[0] == 1024
 
 
 @torch.inference_mode()
@@ -115,7 +116,7 @@ def test_torch_quantised_layers_stand_for_the_layer(
 def test_encoders_agree_and_operations_are_those_that_torch_counts(seconds: int) -> None:
     net = random_model(geometry(replace(SMALL, num_hidden_layers=0), SMALL_AUDIO))
     peers = {f"transformers {a}": encoder.transformers_encoder(net, a) for a in encoder.ATTENTION}
-    case = encoder._window(net, PackedEncoder(net, "bfloat16"), peers, seconds, "bfloat16")
+    case = encoder._window(net, PackedEncoder(net, Packing({}), "bfloat16"), peers, seconds, "bfloat16")
     assert case.check is not None
     case.check()
     if seconds == 30:  # transformers pads the others
