@@ -95,6 +95,8 @@ def paged_append(
     times: _Tensor | None,
     inv_freq: _Tensor | None,
     interleaved: bool,
+    k_scales: _Tensor | None,
+    v_scales: _Tensor | None,
     /,
 ) -> None: ...
 def paged_attention(
@@ -111,6 +113,8 @@ def paged_attention(
     window_left: int,
     window_right: int,
     scale: float,
+    k_scales: _Tensor | None,
+    v_scales: _Tensor | None,
     out: _Tensor,
     lse: _Tensor,
     /,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -10,14 +11,16 @@ from torch import Tensor
 
 from afnext import ops
 
-from .timing import compare, milliseconds, peak_flops
+from .case import Case
 
 # (what, tokens, query heads, KV heads, head dim, causal)
 SHAPES = [
     ("encoder window", 1500, 8, 8, 64, False),
-    ("decoder prefill", 2048, 7, 1, 128, True),
+    ("decoder prefill", 2048, 28, 4, 128, True),
     ("long", 4096, 4, 4, 128, False),
 ]
+# Prefill of the 7B decoder, in bf16, rotation included: tokens of a prompt.
+PROMPTS = [2048, 8192]
 
 
 def for_torch(x: Tensor) -> Tensor:
@@ -37,40 +40,89 @@ def gradients(out: Tensor, inputs: list[Tensor], grad: Tensor) -> tuple[Tensor, 
     return torch.autograd.grad(out, inputs, grad, retain_graph=True)
 
 
-def run() -> None:
-    """Print the table."""
-    peak = peak_flops()
-    print(f" peak of a float32 matrix product: {peak / 1e9:.0f} GFLOP/s")
-    for what, tokens, heads, kv_heads, dim, causal in SHAPES:
-        # Two products of a multiply and an add for each pair of a query and a key it sees.
-        flops = 4 * dim * heads * tokens * tokens / (2 if causal else 1)
+def torch_rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """As transformers turns ``[T, H, D]`` in bf16."""
+    a, b = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-b, a), dim=-1) * sin
+
+
+def prefill(tokens: int) -> Case:
+    """28 query heads on 4 KV heads of 128, causal, turned by position; torch's rotation counts as its own."""
+    q, k, v = (torch.randn(tokens, h, 128).bfloat16() for h in (28, 4, 4))
+    times, inv_freq = torch.arange(tokens).float(), 1e6 ** -torch.linspace(0, 1, 64)
+    rotation = ops.Rotation(times, times, inv_freq)
+    phases = (times[:, None] * inv_freq).repeat(1, 2)[:, None]
+    cos, sin = phases.cos().bfloat16(), phases.sin().bfloat16()
+
+    def turned() -> tuple[Tensor, Tensor]:
+        return torch_rotate(q, cos, sin), torch_rotate(k, cos, sin)
+
+    def grouped() -> Tensor:
+        a, b = (for_torch(x) for x in turned())
+        return F.scaled_dot_product_attention(a, b, for_torch(v), is_causal=True, enable_gqa=True)
+
+    def repeated() -> Tensor:
+        a, b = (for_torch(x) for x in turned())
+        return torch_attention(a, b, for_torch(v), causal=True)
+
+    return Case(
+        f"prefill of 7B, rotation included: [{tokens}, 28, 128], 4 KV heads, causal, bfloat16",
+        label="ops.attention",
+        ours=partial(ops.attention, q, k, v, causal=True, rotation=rotation),
+        peers={"torch, KV heads repeated": repeated, "torch, enable_gqa": grouped},
+        flops=2 * 128 * 28 * tokens * tokens,
+        dtype="bfloat16",
+        context=torch.inference_mode,
+        rounds=5,
+        slow=tokens > 2048,
+    )
+
+
+def shape_cases(
+    what: str, tokens: int, heads: int, kv_heads: int, dim: int, causal: bool, dtype: torch.dtype
+) -> Iterator[Case]:
+    """Forward and backward of one shape."""
+    # Two products of a multiply and an add for each pair of a query and a key it sees; the backward
+    # computes the first again, and three more.
+    flops = 4 * dim * heads * tokens * tokens / (2 if causal else 1)
+    name = str(dtype).removeprefix("torch.")
+    described = (
+        f"[{tokens}, {heads}, {dim}], {kv_heads} KV heads, {'causal' if causal else 'full'}, {name}"
+    )
+    inputs = [
+        torch.randn(tokens, h, dim).to(dtype).requires_grad_() for h in (heads, kv_heads, kv_heads)
+    ]
+    theirs = [for_torch(x) for x in inputs]
+    ours = partial(ops.attention, causal=causal)
+    peer = partial(torch_attention, causal=causal)
+    yield Case(
+        f"{what}: {described}",
+        label="ops.attention",
+        ours=partial(ours, *inputs),
+        peers={"torch": partial(peer, *theirs)},
+        flops=flops,
+        dtype=name,
+        context=torch.no_grad,
+        rounds=5,
+    )
+    out, out_theirs = ours(*inputs)[0], peer(*theirs)
+    grad = torch.randn_like(out)
+    yield Case(
+        f"{what}, backward: {described}",
+        label="ops.attention",
+        ours=partial(gradients, out, inputs, grad),
+        peers={"torch": partial(gradients, out_theirs, theirs, for_torch(grad))},
+        flops=2.5 * flops,
+        dtype=name,
+        rounds=5,
+        slow=True,
+    )
+
+
+def cases() -> Iterator[Case]:
+    """7B's prefill, then every shape in both dtypes."""
+    for tokens in PROMPTS:
+        yield prefill(tokens)
+    for shape in SHAPES:
         for dtype in (torch.float32, torch.bfloat16):
-            print(
-                f" {what}: [{tokens}, {heads}, {dim}], {kv_heads} KV heads, "
-                f"{'causal' if causal else 'full'}, {str(dtype).removeprefix('torch.')}; "
-                f"limit {milliseconds(flops / peak)}, backward {milliseconds(2.5 * flops / peak)}"
-            )
-            inputs = [
-                torch.randn(tokens, h, dim).to(dtype).requires_grad_()
-                for h in (heads, kv_heads, kv_heads)
-            ]
-            theirs = [for_torch(x) for x in inputs]
-            ours = partial(ops.attention, causal=causal)
-            peer = partial(torch_attention, causal=causal)
-            with torch.no_grad():
-                compare(
-                    {
-                        "ops.attention": partial(ours, *inputs),
-                        "torch": partial(peer, *theirs),
-                    },
-                    rounds=5,
-                )
-            out, out_theirs = ours(*inputs)[0], peer(*theirs)
-            grad = torch.randn_like(out)
-            compare(
-                {
-                    "ops.attention backward": partial(gradients, out, inputs, grad),
-                    "torch backward": partial(gradients, out_theirs, theirs, for_torch(grad)),
-                },
-                rounds=5,
-            )
+            yield from shape_cases(*shape, dtype)

@@ -71,9 +71,12 @@ def calls() -> dict[str, tuple[Callable[[], object], tuple[Any, ...]]]:
         ),
         "paged_attention": (
             partial(ops.paged_attention, *paged, rotation=turn),
-            (*paged, *turn, *policies),
+            (*paged, *turn, *policies, None, None),
         ),
-        "paged_append": (partial(ops.paged_append, *new, rotation=turn), (*new, *turn, False)),
+        "paged_append": (
+            partial(ops.paged_append, *new, rotation=turn),
+            (*new, *turn, False, None, None),
+        ),
         "merge_attention": (partial(ops.merge_attention, q, lse, q, lse), (q, lse, q, lse)),
         "log_mel": (partial(ops.log_mel, silence, none), (silence, none, none, 0)),
     }

@@ -1,72 +1,124 @@
-"""Decode and chunked prefill over pages beside torch's attention over contiguous keys."""
+"""Decode and chunked prefill over pages, bf16 and int8, beside torch's attention over contiguous keys."""
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from afnext import ops
 
-from .timing import bandwidth, compare, milliseconds
+from .case import Case, rotated
 
 # (what, queries, tokens held, query heads, KV heads, head dim, slots of a page)
 SHAPES = [
     ("decode after 30 minutes of audio", 1, 45_000, 28, 4, 128, 32),
     ("decode", 1, 2_000, 28, 4, 128, 32),
     ("nano's decode", 1, 500, 8, 2, 64, 16),
-    ("chunk of a prefill", 256, 1_024, 28, 4, 128, 32),
+    ("chunk of a prefill", 256, 8_192, 28, 4, 128, 32),
 ]
 
 
-def cached(tokens: int, heads: int, slots: int, dim: int, dtype: torch.dtype) -> list[Tensor]:
-    """Random k and v pages and a table that takes them in random order."""
-    pages = -(-tokens // slots)
-    kv = [torch.randn(pages, heads, slots, dim).to(dtype) for _ in range(2)]
-    return [*kv, torch.randperm(pages).to(torch.int32)[None]]
+class Held:
+    """One request's keys and values in pages taken in random order, as int8, and contiguous."""
+
+    def __init__(self, tokens: int, heads: int, slots: int, dim: int) -> None:
+        pages = -(-tokens // slots)
+        k, v = (torch.randn(tokens, heads, dim).bfloat16() for _ in range(2))
+        empty = torch.zeros(pages, heads, slots, dim)
+        self.table = torch.randperm(pages).to(torch.int32)[None]
+        ends, start = torch.tensor([0, tokens]).int(), torch.zeros(1).int()
+        self.pages = empty.bfloat16(), empty.bfloat16()
+        ops.paged_append(k, v, *self.pages, self.table, ends, start)
+        self.int8 = empty.to(torch.int8), empty.to(torch.int8)
+        self.scales = torch.zeros(pages, heads, slots), torch.zeros(pages, heads, slots)
+        k_scales, v_scales = self.scales
+        ops.paged_append(
+            k, v, *self.int8, self.table, ends, start, k_scales=k_scales, v_scales=v_scales
+        )
+        self.packed = k, v
+        self.contiguous_k, self.contiguous_v = (
+            x.transpose(0, 1)[None].contiguous() for x in (k, v)
+        )
 
 
-def contiguous(pages: Tensor, table: Tensor, tokens: int) -> Tensor:
-    """``[1, Hkv, tokens, D]``, as torch's own op likes it."""
-    return pages[table[0].long()].transpose(0, 1).flatten(1, 2)[None, :, :tokens].contiguous()
+def shape_cases(
+    what: str, queries: int, tokens: int, heads: int, kv_heads: int, dim: int, slots: int
+) -> Iterator[Case]:
+    """bf16 pages, then int8 ones, each beside torch over contiguous keys in every arrangement it takes."""
+    size = 2 * tokens * kv_heads * dim * torch.bfloat16.itemsize
+    held = rotated(lambda: Held(tokens, kv_heads, slots, dim), size)
+    q = torch.randn(queries, heads, dim).bfloat16()
+    rows = q.transpose(0, 1)[None].contiguous()
+    ends = torch.tensor([0, queries], dtype=torch.int32)
+    lengths = torch.tensor([tokens], dtype=torch.int32)
+    cu_k = torch.tensor([0, tokens], dtype=torch.int32)
+    seen = None if queries == 1 else torch.ones(queries, tokens).tril(tokens - queries).bool()
+
+    def ours() -> object:
+        h = held()
+        return ops.paged_attention(q, *h.pages, h.table, ends, lengths)
+
+    def ours_int8() -> object:
+        h = held()
+        k_scales, v_scales = h.scales
+        return ops.paged_attention(
+            q, *h.int8, h.table, ends, lengths, k_scales=k_scales, v_scales=v_scales
+        )
+
+    def contiguous() -> object:
+        return ops.attention(q, *held().packed, cu_seqlens_q=ends, cu_seqlens_k=cu_k, causal=True)
+
+    def grouped() -> object:
+        h = held()
+        return F.scaled_dot_product_attention(
+            rows, h.contiguous_k, h.contiguous_v, attn_mask=seen, enable_gqa=True
+        )
+
+    def expanded() -> object:
+        h = held()
+        k, v = (
+            x.repeat_interleave(heads // kv_heads, dim=1) for x in (h.contiguous_k, h.contiguous_v)
+        )
+        return F.scaled_dot_product_attention(rows, k, v, attn_mask=seen)
+
+    def folded() -> object:
+        h = held()
+        return F.scaled_dot_product_attention(
+            rows.view(1, kv_heads, -1, dim), h.contiguous_k, h.contiguous_v
+        )
+
+    def by_hand() -> object:
+        h = held()
+        k, v = h.contiguous_k[0], h.contiguous_v[0]
+        scores = rows.view(kv_heads, -1, dim) @ k.transpose(1, 2) * dim**-0.5
+        return torch.softmax(scores, dim=-1) @ v
+
+    peers: dict[str, Callable[[], object]] = {
+        "ops.attention, contiguous": contiguous,
+        "torch, enable_gqa": grouped,
+        "torch, heads expanded": expanded,
+    }
+    if queries == 1:  # no mask among the rows of a head
+        peers |= {"torch, heads folded into rows": folded, "torch, by hand": by_hand}
+    flops = 4 * heads * dim * (queries * tokens - queries * (queries - 1) / 2)
+    for name, call, moved in (("bfloat16", ours, size), ("int8", ours_int8, size / 2)):
+        yield Case(
+            f"{what}: {queries} of {tokens}, {heads} heads, {kv_heads} KV heads, D = {dim}, {name} pages "
+            f"of {slots}",
+            label="ops.paged_attention",
+            ours=call,
+            peers=peers,
+            flops=flops,
+            bytes=moved,
+            dtype="bfloat16",
+            context=torch.inference_mode,
+            rounds=7,
+        )
 
 
-def run() -> None:
-    """Print the table."""
-    memory = bandwidth()
-    print(f" memory {memory / 1e9:.1f} GB/s")
-    for what, queries, tokens, heads, kv_heads, dim, slots in SHAPES:
-        for dtype in (torch.bfloat16, torch.float32):
-            print(
-                f" {what}: {queries} of {tokens}, {heads} heads, {kv_heads} KV heads, D = {dim}, pages of "
-                f"{slots}, {str(dtype).removeprefix('torch.')}"
-            )
-            q = torch.randn(queries, heads, dim).to(dtype)
-            k_pages, v_pages, table = cached(tokens, kv_heads, slots, dim, dtype)
-            ends = torch.tensor([0, queries], dtype=torch.int32)
-            lengths = torch.tensor([tokens], dtype=torch.int32)
-            keys, values = (contiguous(pages, table, tokens) for pages in (k_pages, v_pages))
-            seen = torch.ones(queries, tokens, dtype=torch.bool).tril(tokens - queries)
-            timings = compare(
-                {
-                    "ops.paged_attention": partial(
-                        ops.paged_attention, q, k_pages, v_pages, table, ends, lengths
-                    ),
-                    "torch, contiguous": partial(
-                        F.scaled_dot_product_attention,
-                        *(q.transpose(0, 1)[None].contiguous(), keys, values),
-                        attn_mask=None if queries == 1 else seen,
-                        enable_gqa=True,
-                    ),
-                },
-                rounds=5,
-            )
-            ours = timings["ops.paged_attention"].median
-            size = 2 * keys.numel() * dtype.itemsize
-            flops = 4 * heads * dim * (queries * tokens - queries * (queries - 1) / 2)
-            print(
-                f"  ours: {size / ours / 1e9:.3g} GB/s of keys and values, {flops / ours / 1e9:.3g} GFLOP/s; "
-                f"limit: memory {milliseconds(size / memory)}"
-            )
+def cases() -> Iterator[Case]:
+    """Every shape."""
+    for shape in SHAPES:
+        yield from shape_cases(*shape)

@@ -71,16 +71,6 @@ def torch_product(dtype: str) -> float:
         return 0.0
 
 
-def bandwidth() -> float:
-    """The memory's peak, by its older name."""
-    return memory()
-
-
-def peak_flops() -> float:
-    """The float32 peak, by its older name."""
-    return compute("float32")
-
-
 def _fastest(call: Callable[[], object]) -> float:
     best = float("inf")
     for _ in range(PASSES):

@@ -7,19 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median, quantiles
 
-from .machine import one_line as machine
-from .peaks import bandwidth, peak_flops
-
-__all__ = [
-    "Timing",
-    "alternate",
-    "bandwidth",
-    "compare",
-    "machine",
-    "milliseconds",
-    "peak_flops",
-]
-
 # Seconds before a timing: torch's idle OpenMP workers spin for some milliseconds after its ops, and
 # would take a core from whoever comes next.
 SETTLE = 0.03
@@ -86,15 +73,3 @@ def _seconds(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
-
-
-def compare(contestants: dict[str, Callable[[], object]], rounds: int = 9) -> dict[str, Timing]:
-    """Print one line a contestant; the first is ours, the others are given as its multiples.
-
-    For benchmarks that print their own table (``run()``); a ``Case`` needs none of this.
-    """
-    timings = alternate(contestants, rounds)
-    ours = next(iter(timings.values())).median
-    for name, timing in timings.items():
-        print(f"  {name:34} {timing!s:44} x{timing.median / ours:.3g}")
-    return timings

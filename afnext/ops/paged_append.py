@@ -16,10 +16,26 @@ from .rotate import as_times
 
 
 def check_pages(
-    op: str, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, requests: int
+    op: str,
+    tokens: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    k_scales: Tensor | None,
+    v_scales: Tensor | None,
+    page_table: Tensor,
+    requests: int,
 ) -> None:
-    """Pages ``[P, Hkv, slot, D]`` of one dtype and an int32 table ``[N, max_pages]``."""
-    check.floating(op, "k_pages", k_pages, 4)
+    """Pages ``[P, Hkv, slot, D]`` of tokens' dtype, or int8 with scales, and a table ``[N, max_pages]``."""
+    quantized = k_pages.dtype == torch.int8 and k_pages.dim() == 4
+    if not quantized:
+        check.floating(op, "k_pages", k_pages, 4, like=tokens)
+    for name, scales in (("k_scales", k_scales), ("v_scales", v_scales)):
+        check.require(
+            (scales is not None) == quantized,
+            f"{op}: {name} must be given for pages of int8, and for no other",
+        )
+        if scales is not None:
+            check.typed(op, name, scales, torch.float32, tuple(k_pages.shape[:3]))
     check.typed(op, "v_pages", v_pages, k_pages.dtype, tuple(k_pages.shape))
     check.require(k_pages.shape[2] > 0, f"{op}: k_pages must have at least one slot a page")
     check.require(
@@ -58,16 +74,18 @@ def _fake(
     times: Tensor | None,
     inv_freq: Tensor | None,
     interleaved: bool,
+    k_scales: Tensor | None,
+    v_scales: Tensor | None,
 ) -> None:
     op = "paged_append"
     check.floating(op, "k", k, 3)
     check.typed(op, "v", v, k.dtype, tuple(k.shape))
     check.offsets(op, "cu_seqlens", cu_seqlens)
     check.typed(op, "start", start, torch.int32, (cu_seqlens.shape[0] - 1,))
-    check_pages(op, k_pages, v_pages, page_table, start.shape[0])
+    check_pages(op, k, k_pages, v_pages, k_scales, v_scales, page_table, start.shape[0])
     check.require(
-        k_pages.dtype == k.dtype and (k_pages.shape[1], k_pages.shape[3]) == tuple(k.shape[1:]),
-        f"paged_append: k_pages must be [P, {k.shape[1]}, slot, {k.shape[2]}] of k's dtype, got "
+        (k_pages.shape[1], k_pages.shape[3]) == tuple(k.shape[1:]),
+        f"paged_append: k_pages must be [P, {k.shape[1]}, slot, {k.shape[2]}], got "
         f"{check.describe(k_pages)}",
     )
     if inv_freq is not None:
@@ -107,7 +125,8 @@ def _cpu(*args: Any) -> None:
 
 OP = define(
     "paged_append(Tensor k, Tensor v, Tensor(a!) k_pages, Tensor(b!) v_pages, Tensor page_table, "
-    "Tensor cu_seqlens, Tensor start, Tensor? times, Tensor? inv_freq, bool interleaved) -> ()",
+    "Tensor cu_seqlens, Tensor start, Tensor? times, Tensor? inv_freq, bool interleaved, "
+    "Tensor(c!)? k_scales, Tensor(d!)? v_scales) -> ()",
     cpu=_cpu,
     reference=_reference,
     fake=_fake,
@@ -125,6 +144,8 @@ def paged_append(
     *,
     rotation: tuple[Tensor, Tensor] | None = None,
     interleaved: bool = False,
+    k_scales: Tensor | None = None,
+    v_scales: Tensor | None = None,
 ) -> None:
     """Write new keys and values into their pages, in place.
 
@@ -133,26 +154,35 @@ def paged_append(
 
     Args:
         k, v: float32 or bfloat16 ``[T, Hkv, D]``, unit stride in D.
-        k_pages, v_pages: ``[P, Hkv, slot, D]``, contiguous, of k's dtype; changed in place.
+        k_pages, v_pages: ``[P, Hkv, slot, D]``, contiguous, of k's dtype or int8; changed in place.
         page_table: int32 ``[N, max_pages]``, page ids; entries past a request's pages may be anything.
         cu_seqlens: int32 ``[N + 1]``, where requests begin and end among the new tokens.
         start: int32 ``[N]``, tokens each request holds already.
         rotation: (times ``[T]`` int or float32, inv_freq float32 ``[R / 2]``) that turns k.
         interleaved: pairs of the rotation are (2i, 2i + 1).
+        k_scales, v_scales: float32 ``[P, Hkv, slot]`` beside pages of int8; changed in place. Rows of a
+            token and head are quantised symmetrically, the largest magnitude to 127.
 
     Raises:
         ValueError: naming the argument whose dtype, shape, stride, device or page id is wrong.
     """
     if not isinstance(k, Tensor):
-        for name, pages in (("k_pages", k_pages), ("v_pages", v_pages)):
-            writeable = isinstance(pages, Tensor) or pages.flags.writeable
+        changed = {
+            "k_pages": k_pages,
+            "v_pages": v_pages,
+            "k_scales": k_scales,
+            "v_scales": v_scales,
+        }
+        for name, pages in changed.items():
+            writeable = pages is None or isinstance(pages, Tensor) or pages.flags.writeable
             check.require(writeable, f"paged_append: {name} must be writeable")
         through_torch(
             paged_append, k, v, k_pages, v_pages, page_table, cu_seqlens, start,
-            rotation=rotation, interleaved=interleaved,
+            rotation=rotation, interleaved=interleaved, k_scales=k_scales, v_scales=v_scales,
         )  # fmt: skip
         return
     times, inv_freq = (as_times(rotation[0]), rotation[1]) if rotation is not None else (None, None)
     call(
-        OP, False, k, v, k_pages, v_pages, page_table, cu_seqlens, start, times, inv_freq, interleaved
+        OP, False, k, v, k_pages, v_pages, page_table, cu_seqlens, start, times, inv_freq, interleaved,
+        k_scales, v_scales,
     )  # fmt: skip

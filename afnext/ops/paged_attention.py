@@ -30,16 +30,19 @@ def _fake(
     window_left: int,
     window_right: int,
     scale: float,
+    k_scales: Tensor | None,
+    v_scales: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     op = "paged_attention"
     check.floating(op, "q", q, 3)
     check.offsets(op, "cu_seqlens_q", cu_seqlens_q)
     check.typed(op, "kv_lengths", kv_lengths, torch.int32, (cu_seqlens_q.shape[0] - 1,))
-    check_pages(op, k_pages, v_pages, page_table, kv_lengths.shape[0])
+    requests = kv_lengths.shape[0]
+    check_pages(op, q, k_pages, v_pages, k_scales, v_scales, page_table, requests)
     heads, dim = k_pages.shape[1], k_pages.shape[3]
     check.require(
-        k_pages.dtype == q.dtype and dim == q.shape[2] and heads > 0 and q.shape[1] % heads == 0,
-        f"paged_attention: k_pages must be [P, Hkv, slot, {q.shape[2]}] of q's dtype with Hkv dividing "
+        dim == q.shape[2] and heads > 0 and q.shape[1] % heads == 0,
+        f"paged_attention: k_pages must be [P, Hkv, slot, {q.shape[2]}] with Hkv dividing "
         f"{q.shape[1]}, got {check.describe(k_pages)}",
     )
     check.require(
@@ -83,7 +86,8 @@ def _reference(
 OP = define(
     "paged_attention(Tensor q, Tensor k_pages, Tensor v_pages, Tensor page_table, Tensor cu_seqlens_q, "
     "Tensor kv_lengths, Tensor? times, Tensor? inv_freq, bool interleaved, bool causal, "
-    "int window_left, int window_right, float scale) -> (Tensor, Tensor)",
+    "int window_left, int window_right, float scale, Tensor? k_scales, Tensor? v_scales) "
+    "-> (Tensor, Tensor)",
     cpu=_cpu,
     reference=_reference,
     fake=_fake,
@@ -103,6 +107,8 @@ def paged_attention(
     softmax_scale: float | None = None,
     rotation: tuple[Tensor, Tensor] | None = None,
     interleaved: bool = False,
+    k_scales: Tensor | None = None,
+    v_scales: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention of each request's last queries over its pages.
 
@@ -111,13 +117,14 @@ def paged_attention(
 
     Args:
         q: float32 or bfloat16 ``[T, Hq, D]``, unit stride in D.
-        k_pages, v_pages: ``[P, Hkv, slot, D]``, contiguous, of q's dtype; keys already turned.
+        k_pages, v_pages: ``[P, Hkv, slot, D]``, contiguous, of q's dtype or int8; keys already turned.
         page_table: int32 ``[N, max_pages]``.
         cu_seqlens_q: int32 ``[N + 1]``.
         kv_lengths: int32 ``[N]``, tokens each request holds.
         causal, window, softmax_scale: as in ``attention``, aligned at the bottom right.
         rotation: (times ``[T]`` int or float32, inv_freq float32 ``[R / 2]``) that turns q.
         interleaved: pairs of the rotation are (2i, 2i + 1).
+        k_scales, v_scales: float32 ``[P, Hkv, slot]`` beside pages of int8, as ``paged_append`` wrote them.
 
     Returns:
         out ``[T, Hq, D]`` and lse, float32 ``[Hq, T]``.
@@ -129,11 +136,12 @@ def paged_attention(
         return through_torch(
             paged_attention, q, k_pages, v_pages, page_table, cu_seqlens_q, kv_lengths, causal=causal,
             window=window, softmax_scale=softmax_scale, rotation=rotation, interleaved=interleaved,
+            k_scales=k_scales, v_scales=v_scales,
         )  # fmt: skip
     times, inv_freq = (as_times(rotation[0]), rotation[1]) if rotation is not None else (None, None)
     left, right = (-1, -1) if window is None else window_bounds("paged_attention", window)
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else float(softmax_scale)
     return call(
         OP, False, q, k_pages, v_pages, page_table, cu_seqlens_q, kv_lengths, times, inv_freq,
-        interleaved, causal, left, right, scale,
+        interleaved, causal, left, right, scale, k_scales, v_scales,
     )  # fmt: skip

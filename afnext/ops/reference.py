@@ -265,9 +265,13 @@ def paged_append(
     times: Tensor | None,
     inv_freq: Tensor | None,
     interleaved: bool,
+    k_scales: Tensor | None = None,
+    v_scales: Tensor | None = None,
     compute_dtype: torch.dtype | None = None,
 ) -> None:
-    """Write k (rotated) and v ``[T, Hkv, D]`` into their pages."""
+    """Write k (rotated) and v ``[T, Hkv, D]`` into their pages; int8 ones get the rows' scales beside."""
+    if k_scales is not None:
+        k, v = k.float(), v.float()  # nothing is rounded twice
     if inv_freq is not None:
         k = rotate(k, times, inv_freq, None, interleaved, False, compute_dtype)
     slots = k_pages.shape[2]
@@ -275,8 +279,13 @@ def paged_append(
     for n in range(len(starts)):
         position = torch.arange(ends[n + 1] - ends[n], device=k.device) + starts[n]
         page = page_table[n][position // slots].long()
-        k_pages[page, :, position % slots] = k[ends[n] : ends[n + 1]].to(k_pages.dtype)
-        v_pages[page, :, position % slots] = v[ends[n] : ends[n + 1]].to(v_pages.dtype)
+        for x, pages, scales in ((k, k_pages, k_scales), (v, v_pages, v_scales)):
+            rows = x[ends[n] : ends[n + 1]]
+            if scales is not None:
+                peak = rows.abs().amax(dim=-1)
+                scales[page, :, position % slots] = peak / 127
+                rows = (rows * (127 / peak).nan_to_num(0, 0, 0)[..., None]).round().nan_to_num()
+            pages[page, :, position % slots] = rows.to(pages.dtype)
 
 
 def paged_attention(
@@ -293,9 +302,14 @@ def paged_attention(
     window_left: int,
     window_right: int,
     scale: float,
+    k_scales: Tensor | None = None,
+    v_scales: Tensor | None = None,
     compute_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention of the last queries of each request over its pages (keys were rotated at append)."""
+    if k_scales is not None and v_scales is not None:
+        k_pages = (k_pages * k_scales[..., None]).to(q.dtype)
+        v_pages = (v_pages * v_scales[..., None]).to(q.dtype)
     if inv_freq is not None:
         q = rotate(q, times, inv_freq, None, interleaved, False, compute_dtype)
     lengths = kv_lengths.tolist()

@@ -39,6 +39,8 @@ struct AttentionProblem {
   // Keys and values in pages of so many slots, [page, kv_heads, slot, dim], instead of packed; keys
   // are turned already.
   int64_t slots = 0;
+  // Pages of int8: a scale for each row, [page, kv_heads, slot]; null otherwise.
+  const float *k_scales = nullptr, *v_scales = nullptr;
 
   // Elements of the turned keys [kv_heads, key_tokens, even], an even number of channels each.
   int64_t even() const { return dim + dim % 2; }

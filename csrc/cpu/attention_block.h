@@ -51,14 +51,15 @@ struct KeysAndValues {
       const To* turned = reinterpret_cast<const To*>(p.turned_keys);
       return {turned + (head * p.key_tokens + s.first_key + first) * p.even(), p.even()};
     }
-    return rows(p.k, first, count, buffer);
+    return rows(p.k, p.k_scales, first, count, buffer);
   }
   Rows values(int64_t first, int64_t count, To* buffer) const {
-    return rows(p.v, first, count, buffer);
+    return rows(p.v, p.v_scales, first, count, buffer);
   }
 
  private:
-  Rows rows(const Heads& x, int64_t first, int64_t count, To* buffer) const {
+  Rows rows(const Heads& x, const float* scales, int64_t first, int64_t count, To* buffer) const {
+    if (scales != nullptr) return scaled_rows(x, scales, first, count, buffer);
     const T* data = static_cast<const T*>(x.data);
     if (s.pages == nullptr) {
       const T* from = data + (s.first_key + first) * x.token + head * x.head;
@@ -78,6 +79,17 @@ struct KeysAndValues {
         copy_rows(from, p.dim, run, p.dim, buffer + done * p.even(), p.even());
         done += run;
       }
+    }
+    return {buffer, p.even()};
+  }
+
+  Rows scaled_rows(const Heads& x, const float* scales, int64_t first, int64_t count,
+                   To* buffer) const {
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t key = first + i;
+      const int64_t row = (s.pages[key / p.slots] * p.kv_heads + head) * p.slots + key % p.slots;
+      scale_row(static_cast<const int8_t*>(x.data) + row * p.dim, scales[row], p.dim,
+                buffer + i * p.even());
     }
     return {buffer, p.even()};
   }

@@ -106,8 +106,11 @@ struct InPairs {
     return kPanelKeys * p.even() + kPanelKeys / 2 * value_stride(p.dim);
   }
 
-  // Scores come without the scale: the exponent, of 2, takes it in.
-  static float scale2(const AttentionProblem& p) { return __builtin_fabsf(p.scale) * 1.44269504f; }
+  // Scores come without the scale: the exponent, of 2, takes it in. Queries carry its sign; for a
+  // scale of zero they are zero.
+  static float scale2(const AttentionProblem& p) {
+    return (p.scale == 0.0f ? 1.0f : __builtin_fabsf(p.scale)) * 1.44269504f;
+  }
   static float log_unit(const AttentionProblem& p, float peak) {
     return peak * scale2(p) * 0.693147181f;
   }
@@ -179,7 +182,6 @@ inline void InPairs::read_queries(const Block& block, float* rows, float* column
   const AttentionProblem& p = *block.problem;
   const int64_t width = padded(p.dim), pairs = padded(p.even() / 2);
   load_turned<bf16>(block, rows);
-  // Only the sign of the scale; without one all scores are zero.
   const float sign = p.scale > 0 ? 1.0f : p.scale < 0 ? -1.0f : 0.0f;
   for (int64_t i = 0; i < kBlockRows; ++i) {
     float* row = rows + i * width;

@@ -3,6 +3,7 @@
 #include "cpu/parallel.h"
 #include "cpu/scratch.h"
 #include "cpu/simd/rotate_row.h"
+#include "cpu/simd/rows.h"
 
 namespace afnext::cpu::AFNEXT_ISA {
 namespace {
@@ -23,8 +24,8 @@ template <typename T>
 void tokens(const PagedAppendArgs& a) {
   const int64_t grain = kElementsPerThread / (a.kv_heads * a.dim) + 1;
   parallel_for(a.cu_seqlens[a.requests], grain, [&](int64_t begin, int64_t end) {
-    float* cos = scratch<float>(0, 2 * a.half + 1);
-    float* sin = cos + a.half;
+    float* cos = scratch<float>(0, 2 * a.half + a.dim + kLanes);
+    float *sin = cos + a.half, *turned = sin + a.half;
     int64_t request = request_of(begin, a);
     for (int64_t t = begin; t < end; ++t) {
       while (a.cu_seqlens[request + 1] <= t) ++request;
@@ -32,9 +33,18 @@ void tokens(const PagedAppendArgs& a) {
       const int64_t page = a.page_table[request * a.table_stride + position / a.slots];
       if (a.half > 0) sincos_row(a.times[t], a.inv_freq, a.half, cos, sin);
       for (int64_t h = 0; h < a.kv_heads; ++h) {
-        const int64_t row = ((page * a.kv_heads + h) * a.slots + position % a.slots) * a.dim;
+        const int64_t slot = (page * a.kv_heads + h) * a.slots + position % a.slots;
+        const int64_t row = slot * a.dim;
         const T* k = static_cast<const T*>(a.k.data) + t * a.k.token + h * a.k.head;
         const T* v = static_cast<const T*>(a.v.data) + t * a.v.token + h * a.v.head;
+        if (a.k_scales != nullptr) {
+          load_row(k, a.dim, turned);
+          if (a.half > 0) rotate_row(turned, cos, sin, a.half, a.interleaved, turned);
+          a.k_scales[slot] = quantize_row(turned, a.dim, static_cast<int8_t*>(a.k_pages) + row);
+          load_row(v, a.dim, turned);
+          a.v_scales[slot] = quantize_row(turned, a.dim, static_cast<int8_t*>(a.v_pages) + row);
+          continue;
+        }
         T* key = static_cast<T*>(a.k_pages) + row;
         if (a.half > 0) rotate_row(k, cos, sin, a.half, a.interleaved, key);
         std::memcpy(key + 2 * a.half, k + 2 * a.half, (a.dim - 2 * a.half) * sizeof(T));

@@ -8,7 +8,8 @@ struct PagedAppendArgs {
   DType dtype;
   int64_t kv_heads, dim, slots, requests;
   Heads k, v;
-  void *k_pages, *v_pages;  // contiguous [pages, kv_heads, slots, dim]
+  void *k_pages, *v_pages;     // contiguous [pages, kv_heads, slots, dim]
+  float *k_scales, *v_scales;  // of int8 pages, [pages, kv_heads, slots]; null otherwise
   const int32_t* page_table;
   int64_t table_stride;
   const int32_t *cu_seqlens, *start;

@@ -51,8 +51,8 @@ struct Group {
 };
 
 // The keys and values of a chunk, an address each: pages of any size read alike. Past `count` the
-// last ones repeat, so that tiles of keys are always whole. Rows that no whole number of registers
-// holds are copied to `padding`, [2, kChunkKeys, padded(dim)], with zeros.
+// last ones repeat, so that tiles of keys are always whole. Rows of int8, and those that no whole
+// number of registers holds, are copied to `padding`, [2, kChunkKeys, padded(dim)], with zeros.
 struct Chunk {
   int64_t first, count;
   const void *keys[kChunkKeys], *values[kChunkKeys];
@@ -342,12 +342,20 @@ AFNEXT_INLINE void look_up(const PagedAttentionArgs& a, const PagedItem& item, i
   T* padding = static_cast<T*>(chunk.padding);
   int64_t page = first / a.slots, slot = first % a.slots;
   for (int64_t j = 0; j < chunk.count; ++j) {
-    const int64_t row = ((pages[page] * a.kv_heads + item.kv_head) * a.slots + slot) * a.dim;
-    const T *key = static_cast<const T*>(a.k_pages) + row,
-            *value = static_cast<const T*>(a.v_pages) + row;
-    chunk.keys[j] = padding ? std::memcpy(padding + j * width, key, bytes) : key;
-    chunk.values[j] =
-        padding ? std::memcpy(padding + (kChunkKeys + j) * width, value, bytes) : value;
+    const int64_t row = (pages[page] * a.kv_heads + item.kv_head) * a.slots + slot;
+    T *key_copy = padding + j * width, *value_copy = padding + (kChunkKeys + j) * width;
+    if (a.k_scales != nullptr) {
+      scale_row(static_cast<const int8_t*>(a.k_pages) + row * a.dim, a.k_scales[row], a.dim,
+                key_copy);
+      scale_row(static_cast<const int8_t*>(a.v_pages) + row * a.dim, a.v_scales[row], a.dim,
+                value_copy);
+      chunk.keys[j] = key_copy, chunk.values[j] = value_copy;
+    } else {
+      const T *key = static_cast<const T*>(a.k_pages) + row * a.dim,
+              *value = static_cast<const T*>(a.v_pages) + row * a.dim;
+      chunk.keys[j] = padding ? std::memcpy(key_copy, key, bytes) : key;
+      chunk.values[j] = padding ? std::memcpy(value_copy, value, bytes) : value;
+    }
     if (++slot == a.slots) slot = 0, ++page;
   }
   for (int64_t j = chunk.count; j < kChunkKeys; ++j)
@@ -383,7 +391,7 @@ void attend(const PagedAttentionArgs& a, const PagedItem& item) {
   // neighbours.
   Chunk chunks[2];
   chunks[0].padding = chunks[1].padding = nullptr;
-  if (padded<T>(a.dim) != a.dim) {
+  if (padded<T>(a.dim) != a.dim || a.k_scales != nullptr) {
     const int64_t size = 2 * kChunkKeys * padded<T>(a.dim);
     T* padding = scratch<T>(1, 2 * size);
     std::memset(padding, 0, 2 * size * sizeof(T));

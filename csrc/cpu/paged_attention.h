@@ -25,8 +25,9 @@ struct PagedAttentionArgs {
   DType dtype;
   int64_t dim, group, kv_heads, slots, query_tokens;
   Heads q;
-  const void *k_pages, *v_pages;  // contiguous [pages, kv_heads, slots, dim]
-  const float *times, *inv_freq;  // null without rotation
+  const void *k_pages, *v_pages;     // contiguous [pages, kv_heads, slots, dim]
+  const float *k_scales, *v_scales;  // of int8 pages, [pages, kv_heads, slots]; null otherwise
+  const float *times, *inv_freq;     // null without rotation
   int64_t half;
   bool interleaved;
   float scale;

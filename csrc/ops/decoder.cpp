@@ -143,7 +143,7 @@ void Decoder::run(const TensorView& hidden, const std::vector<TensorView>& k_pag
   }
   const TensorView sample = heads(hidden, 0, g.kv_heads, g.head_dim);
   for (size_t i = 0; i < layers_.size(); ++i) {
-    check_pages(check, sample, k_pages[i], v_pages[i], step.page_table, requests);
+    check_pages(check, sample, k_pages[i], v_pages[i], nullptr, nullptr, step.page_table, requests);
     check.exact(k_pages[i], "k_pages", hidden.dtype,
                 {k_pages[i].shape[0], g.kv_heads, k_pages[i].shape[2], g.head_dim});
   }
@@ -168,7 +168,9 @@ void Decoder::run(const TensorView& hidden, const std::vector<TensorView>& k_pag
                                       true,
                                       -1,
                                       -1,
-                                      1.0 / __builtin_sqrt(static_cast<double>(g.head_dim))};
+                                      1.0 / __builtin_sqrt(static_cast<double>(g.head_dim)),
+                                      nullptr,
+                                      nullptr};
   for (size_t i = 0; i < layers_.size(); ++i) {
     const DecoderLayer& l = layers_[i];
     const TensorView wide = m.wide.view(dtype, {tokens, l.down.k});
@@ -176,7 +178,7 @@ void Decoder::run(const TensorView& hidden, const std::vector<TensorView>& k_pag
     packed_linear(normed, l.qkv, l.qkv_bias.data ? &l.qkv_bias : nullptr, nullptr, Activation::none,
                   qkv);
     paged_append(k, v, k_pages[i], v_pages[i], step.page_table, step.cu_seqlens, step.start, &times,
-                 &g.inv_freq, false);
+                 &g.inv_freq, false, nullptr, nullptr);
     paged_attention(q, k_pages[i], v_pages[i], step.page_table, step.cu_seqlens, lengths, options,
                     mixed, lse);
     packed_linear(flat_heads(mixed), l.out, nullptr, &hidden, Activation::none, hidden);

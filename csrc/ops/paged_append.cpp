@@ -12,14 +12,15 @@ constinit cpu::KernelTable<cpu::PagedAppendArgs> cpu::paged_append_kernels;
 void paged_append(const TensorView& k, const TensorView& v, const TensorView& k_pages,
                   const TensorView& v_pages, const TensorView& page_table,
                   const TensorView& cu_seqlens, const TensorView& start, const TensorView* times,
-                  const TensorView* inv_freq, bool interleaved) {
+                  const TensorView* inv_freq, bool interleaved, const TensorView* k_scales,
+                  const TensorView* v_scales) {
   const Check check("paged_append");
   check.floating(k, "k", 3);
   check.same(v, "v", k);
   check.offsets(cu_seqlens, "cu_seqlens", DType::i32, k.shape[0]);
   const int64_t requests = cu_seqlens.shape[0] - 1;
   check.exact(start, "start", DType::i32, {requests});
-  check_pages(check, k, k_pages, v_pages, page_table, requests);
+  check_pages(check, k, k_pages, v_pages, k_scales, v_scales, page_table, requests);
   if (k_pages.shape[1] != k.shape[1] || k_pages.shape[3] != k.shape[2]) {
     check.fail("k_pages must be [P, " + std::to_string(k.shape[1]) + ", slot, " +
                std::to_string(k.shape[2]) + "] for k " + describe(k) + ", got " +
@@ -43,6 +44,8 @@ void paged_append(const TensorView& k, const TensorView& v, const TensorView& k_
                              {v.data, v.stride[0], v.stride[1]},
                              k_pages.data,
                              v_pages.data,
+                             k_scales ? k_scales->as<float>() : nullptr,
+                             v_scales ? v_scales->as<float>() : nullptr,
                              page_table.as<int32_t>(),
                              page_table.stride[0],
                              ends,

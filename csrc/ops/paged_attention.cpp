@@ -120,7 +120,7 @@ void paged_attention(const TensorView& q, const TensorView& k_pages, const Tenso
   check.offsets(cu_seqlens_q, "cu_seqlens_q", DType::i32, q.shape[0]);
   const int64_t requests = cu_seqlens_q.shape[0] - 1;
   check.exact(kv_lengths, "kv_lengths", DType::i32, {requests});
-  check_pages(check, q, k_pages, v_pages, page_table, requests);
+  check_pages(check, q, k_pages, v_pages, options.k_scales, options.v_scales, page_table, requests);
   if (k_pages.shape[3] != q.shape[2] || k_pages.shape[1] < 1 ||
       q.shape[1] % k_pages.shape[1] != 0) {
     check.fail("k_pages must be [P, Hkv, slot, " + std::to_string(q.shape[2]) +
@@ -137,6 +137,8 @@ void paged_attention(const TensorView& q, const TensorView& k_pages, const Tenso
   if (q.numel() == 0) return;
 
   const Plan plan(q, k_pages, page_table, cu_seqlens_q, kv_lengths, options);
+  const float* k_scales = options.k_scales ? options.k_scales->as<float>() : nullptr;
+  const float* v_scales = options.v_scales ? options.v_scales->as<float>() : nullptr;
   if (!plan.chunks.empty()) {
     const cpu::Heads k{k_pages.data, k_pages.shape[3], 0}, v{v_pages.data, k_pages.shape[3], 0};
     const cpu::AttentionProblem problem{q.dtype,
@@ -156,7 +158,9 @@ void paged_attention(const TensorView& q, const TensorView& k_pages, const Tenso
                                         nullptr,
                                         static_cast<float>(options.scale),
                                         plan.chunks.data(),
-                                        k_pages.shape[2]};
+                                        k_pages.shape[2],
+                                        k_scales,
+                                        v_scales};
     cpu::attention_kernels({problem, plan.chunk_items.data(),
                             static_cast<int64_t>(plan.chunk_items.size()), out.data,
                             out.dtype == DType::f32, lse.as<float>()});
@@ -172,6 +176,8 @@ void paged_attention(const TensorView& q, const TensorView& k_pages, const Tenso
                                 {q.data, q.stride[0], q.stride[1]},
                                 k_pages.data,
                                 v_pages.data,
+                                k_scales,
+                                v_scales,
                                 half > 0 ? options.times->as<float>() : nullptr,
                                 half > 0 ? options.inv_freq->as<float>() : nullptr,
                                 half,

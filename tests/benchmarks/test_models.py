@@ -116,7 +116,9 @@ def test_torch_quantised_layers_stand_for_the_layer(
 def test_encoders_agree_and_operations_are_those_that_torch_counts(seconds: int) -> None:
     net = random_model(geometry(replace(SMALL, num_hidden_layers=0), SMALL_AUDIO))
     peers = {f"transformers {a}": encoder.transformers_encoder(net, a) for a in encoder.ATTENTION}
-    case = encoder._window(net, PackedEncoder(net, Packing({}), "bfloat16"), peers, seconds, "bfloat16")
+    case = encoder._window(
+        net, PackedEncoder(net, Packing({}), "bfloat16"), peers, seconds, "bfloat16"
+    )
     assert case.check is not None
     case.check()
     if seconds == 30:  # transformers pads the others

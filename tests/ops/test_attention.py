@@ -126,6 +126,17 @@ def test_scale(backend: str) -> None:
     torch.testing.assert_close((out, lse), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scale", [-0.3, 0.0])
+def test_any_sign_of_the_scale(backend: str, dtype: torch.dtype, scale: float) -> None:
+    """Negative scores turned around, and the mean of what is seen; masked keys stay out of both."""
+    q, k, v = torch.randn(3, 70, 2, 64).to(dtype).unbind(0)
+    got = ops.attention(q, k, v, softmax_scale=scale, causal=True)
+    turned = -q if scale < 0 else torch.zeros_like(q)
+    wanted = ops.attention(turned, k, v, softmax_scale=abs(scale) or 1.0, causal=True)
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
+
+
 def test_slices_of_a_fused_projection(backend: str) -> None:
     fused = torch.randn(75, 3, 2, 64)
     q, k, v = fused.unbind(1)

@@ -158,5 +158,6 @@ def test_opcheck() -> None:
     args = arguments()
     times, inv_freq = args.pop("rotation")
     torch.library.opcheck(
-        torch.ops.afnext.paged_append.default, (*args.values(), times.float(), inv_freq, False)
+        torch.ops.afnext.paged_append.default,
+        (*args.values(), times.float(), inv_freq, False, None, None),
     )

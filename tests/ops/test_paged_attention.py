@@ -316,5 +316,5 @@ def test_opcheck() -> None:
     times, inv_freq = args.pop("rotation")
     torch.library.opcheck(
         torch.ops.afnext.paged_attention.default,
-        (*args.values(), times.float(), inv_freq, False, True, -1, -1, 0.4),
+        (*args.values(), times.float(), inv_freq, False, True, -1, -1, 0.4, None, None),
     )

@@ -83,6 +83,13 @@ AFNEXT_INLINE void store(bf16* p, F32 v) {
   std::memcpy(p, &bits, sizeof(bits));
 }
 
+AFNEXT_INLINE F32 load(const int8_t* p) {
+  typedef int8_t I8 __attribute__((vector_size(kLanes)));
+  I8 v;
+  std::memcpy(&v, p, sizeof(v));
+  return __builtin_convertvector(__builtin_convertvector(v, I32), F32);
+}
+
 AFNEXT_INLINE float to_float(float x) { return x; }
 AFNEXT_INLINE float to_float(bf16 x) {
   return bit_cast<float>(static_cast<uint32_t>(x.bits) << 16);

@@ -6,6 +6,8 @@
 //   float32    [panel][K][32]          a word is one element
 //   bfloat16   [panel][K / 2][32][2]   a word is a pair of neighbours in K, the even one first
 //
+// and int8 and int4 as afnext/pack_quantized.h describes.
+//
 // A step is thus two registers of AVX-512, or a row each of two AMX tiles, and every kernel reads
 // forward. Columns that are missing from the last panel are zero; K is padded with zeros to a
 // multiple of 32 for bfloat16 (the depth of an AMX tile).

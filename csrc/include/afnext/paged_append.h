@@ -10,10 +10,13 @@ namespace afnext {
 //
 //   k, v: float32 or bfloat16 [T, Hkv, D], unit stride in D; k_pages, v_pages: [P, Hkv, slot, D] of
 //   their dtype, contiguous; page_table: int32 [N, max_pages]; cu_seqlens: int32 [N + 1]; start:
-//   int32 [N]; times: float32 [T] and inv_freq: float32 [R / 2], or both null.
+//   int32 [N]; k_scales, v_scales: float32 [P, Hkv, slot], written where pages are int8 (symmetric,
+//   a scale for each token and head), else null; times: float32 [T] and inv_freq: float32 [R / 2],
+//   or both null.
 void paged_append(const TensorView& k, const TensorView& v, const TensorView& k_pages,
                   const TensorView& v_pages, const TensorView& page_table,
                   const TensorView& cu_seqlens, const TensorView& start, const TensorView* times,
-                  const TensorView* inv_freq, bool interleaved);
+                  const TensorView* inv_freq, bool interleaved, const TensorView* k_scales,
+                  const TensorView* v_scales);
 
 }  // namespace afnext
