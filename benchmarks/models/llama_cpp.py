@@ -204,9 +204,15 @@ class _Context:
         self.memory = llama_cpp.llama_get_memory(self.context)
 
     def run(self, ids: list[int]) -> None:
-        """Append tokens; logits of the last one."""
+        """Append tokens; logits of all of them.
+
+        With those of the last one alone, the last layer would skip most of its work on the others.
+        """
         tokens = (ctypes.c_int32 * len(ids))(*ids)
-        if self.c.llama_decode(self.context, self.c.llama_batch_get_one(tokens, len(ids))):
+        batch = self.c.llama_batch_get_one(tokens, len(ids))
+        wanted = (ctypes.c_int8 * len(ids))(*([1] * len(ids)))
+        batch.logits = ctypes.cast(wanted, type(batch.logits))
+        if self.c.llama_decode(self.context, batch):
             raise RuntimeError("llama.cpp: llama_decode failed")
         self.c.llama_synchronize(self.context)
 

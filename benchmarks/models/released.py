@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -77,11 +78,13 @@ def draw(
     return torch.empty(shape, dtype=dtype).normal_(0.0, 0.02, generator=generator)
 
 
-def slice_of(net: AudioLanguageModel, layers: int) -> AudioLanguageModel:
-    """The first layers of ``net``'s decoder as a model of their own, on the same tensors."""
-    text = TextConfig(**{**vars(net.config.text), "num_hidden_layers": layers})
+def slice_of(net: AudioLanguageModel, layers: int, vocabulary: int) -> AudioLanguageModel:
+    """The first layers of ``net``'s decoder and the first tokens, a model of their own on its tensors."""
+    text = replace(net.config.text, num_hidden_layers=layers, vocab_size=vocabulary)
     with torch.device("meta"):
         part = AudioLanguageModel(geometry(text, net.config.audio))
     held = net.state_dict()
-    part.load_state_dict({name: held[name] for name in part.state_dict()}, assign=True)
+    part.load_state_dict(
+        {name: held[name][: len(p)] for name, p in part.state_dict().items()}, assign=True
+    )
     return part.to("cpu").eval()

@@ -74,12 +74,13 @@ def test_nothing_of_a_step_is_left_when_the_next_begins(
 
 
 def test_a_slice_and_transformers_share_the_weights(net: AudioLanguageModel) -> None:
-    part = slice_of(net, 1)
+    part = slice_of(net, 1, 1024)
     model = qwen2(part)
     for shared in (part.language_model, model):
         weight = shared.model.layers[0].mlp.up_proj.weight
         assert weight.data_ptr() == net.language_model.model.layers[0].mlp.up_proj.weight.data_ptr()
     assert len(model.model.layers) == 1
+    assert model.lm_head.weight.shape[0] == 1024
 
 
 @torch.inference_mode()
