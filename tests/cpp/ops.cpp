@@ -81,14 +81,15 @@ const std::map<std::string, void (*)(const Case&)> kOps = {
      [](const Case& c) {
        afnext::paged_append(c["k"], c["v"], c["k_pages"], c["v_pages"], c["page_table"],
                             c["cu_seqlens"], c["start"], c.find("times"), c.find("inv_freq"),
-                            flag(c, "interleaved"));
+                            flag(c, "interleaved"), c.find("k_scales"), c.find("v_scales"));
      }},
     {"paged_attention",
      [](const Case& c) {
        afnext::paged_attention(
            c["q"], c["k_pages"], c["v_pages"], c["page_table"], c["cu_seqlens_q"], c["kv_lengths"],
            {c.find("times"), c.find("inv_freq"), flag(c, "interleaved"), flag(c, "causal"),
-            whole(c, "window_left"), whole(c, "window_right"), c.number("scale")},
+            whole(c, "window_left"), whole(c, "window_right"), c.number("scale"),
+            c.find("k_scales"), c.find("v_scales")},
            c["out"], c["lse"]);
      }},
     {"rms_norm",
