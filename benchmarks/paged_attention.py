@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from afnext import ops
+from afnext.ops.runtime import expect_huge_pages
 
 from .case import Case, rotated
 
@@ -20,18 +22,25 @@ SHAPES = [
 ]
 
 
+def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """As the engine's pool makes pages."""
+    pages = torch.empty(shape, dtype=dtype)
+    expect_huge_pages(pages)
+    return pages.zero_()
+
+
 class Held:
     """One request's keys and values in pages taken in random order, as int8, and contiguous."""
 
     def __init__(self, tokens: int, heads: int, slots: int, dim: int) -> None:
         pages = -(-tokens // slots)
         k, v = (torch.randn(tokens, heads, dim).bfloat16() for _ in range(2))
-        empty = torch.zeros(pages, heads, slots, dim)
+        shape = pages, heads, slots, dim
         self.table = torch.randperm(pages).to(torch.int32)[None]
         ends, start = torch.tensor([0, tokens]).int(), torch.zeros(1).int()
-        self.pages = empty.bfloat16(), empty.bfloat16()
+        self.pages = _empty(shape, torch.bfloat16), _empty(shape, torch.bfloat16)
         ops.paged_append(k, v, *self.pages, self.table, ends, start)
-        self.int8 = empty.to(torch.int8), empty.to(torch.int8)
+        self.int8 = _empty(shape, torch.int8), _empty(shape, torch.int8)
         self.scales = torch.zeros(pages, heads, slots), torch.zeros(pages, heads, slots)
         k_scales, v_scales = self.scales
         ops.paged_append(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from afnext.model.config import TextConfig
+from afnext.ops.runtime import expect_huge_pages
 
 
 class PagePool:
@@ -33,6 +34,8 @@ class PagePool:
         layers = range(config.num_hidden_layers)
         self.keys: list[Tensor] = [torch.empty(shape, dtype=dtype, device=device) for _ in layers]
         self.values: list[Tensor] = [torch.empty(shape, dtype=dtype, device=device) for _ in layers]
+        for pages in (*self.keys, *self.values):
+            expect_huge_pages(pages)
         self.page_size = page_size
         self.num_pages = num_pages
         self._free = list(range(num_pages - 1, -1, -1))

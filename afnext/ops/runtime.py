@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from ._compiled import compiled
 
 LEVELS = ("baseline", "avx2", "avx_vnni", "avx512", "avx512_bf16", "amx")
@@ -33,6 +35,14 @@ def available_cpu_isas(op: str = "") -> list[str]:
 def set_cpu_isa(name: str) -> None:
     """Cap the level of this process. Raises ``ValueError`` on a level that the machine lacks."""
     compiled.set_isa(name)
+
+
+def expect_huge_pages(tensor: Tensor) -> None:
+    """Ask the system to back a CPU tensor that is about to be written by huge pages (2 MB): without them,
+    reading what lies scattered over gigabytes waits for page tables. A hint, harmless where unsupported.
+    """
+    if tensor.device.type == "cpu":
+        compiled.expect_huge_pages(tensor)
 
 
 def num_threads() -> int:

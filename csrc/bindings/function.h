@@ -4,6 +4,8 @@
 
 #include <pybind11/pybind11.h>
 
+#include <string_view>
+
 #include "afnext/error.h"
 
 namespace afnext::bindings {
@@ -25,6 +27,12 @@ inline void read(PyObject* object, int64_t* out) {
 inline void read(PyObject* object, double* out) {
   *out = PyFloat_AsDouble(object);
   if (*out == -1.0 && PyErr_Occurred()) throw py::error_already_set();
+}
+inline void read(PyObject* object, std::string_view* out) {
+  Py_ssize_t size = 0;
+  const char* text = PyUnicode_AsUTF8AndSize(object, &size);
+  if (text == nullptr) throw py::error_already_set();
+  *out = {text, static_cast<size_t>(size)};
 }
 
 template <auto function>
@@ -63,7 +71,8 @@ struct Vectorcall<function> {
 
 }  // namespace detail
 
-// Adds `function`, of py::handle, bool, int64_t and double arguments, all positional.
+// Adds `function`, of py::handle, bool, int64_t, double and std::string_view arguments, all
+// positional.
 template <auto function>
 void define(py::module_& m, const char* name) {
   static PyMethodDef method{name,

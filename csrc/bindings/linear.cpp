@@ -3,15 +3,17 @@
 #include "bindings/bindings.h"
 
 namespace afnext::bindings {
+namespace {
 
-static const Binding binding([](py::module_& m) {
-  m.def("linear", [](py::handle x, py::handle weight, py::handle bias, py::handle out) {
-    const Tensor x_(x, "linear", "x"), weight_(weight, "linear", "weight"),
-        out_(out, "linear", "out");
-    const OptionalTensor bias_(bias, "linear", "bias");
-    const py::gil_scoped_release release;
-    linear(x_, weight_, bias_, out_);
-  });
-});
+void call(py::handle x, py::handle weight, py::handle bias, py::handle out) {
+  const Tensor x_(x, "linear", "x"), weight_(weight, "linear", "weight"),
+      out_(out, "linear", "out");
+  const OptionalTensor bias_(bias, "linear", "bias");
+  const py::gil_scoped_release release;
+  linear(x_, weight_, bias_, out_);
+}
 
+const Binding binding([](py::module_& m) { define<&call>(m, "linear"); });
+
+}  // namespace
 }  // namespace afnext::bindings

@@ -28,8 +28,8 @@ void call(py::handle x, py::handle data, py::handle bias, py::handle residual,
 }
 
 const Binding binding([](py::module_& m) {
-  m.def("packed_linear", &call<packed_linear>);
-  m.def("packed_linear_tiles", &call<packed_linear_tiles>);
+  define<&call<packed_linear>>(m, "packed_linear");
+  define<&call<packed_linear_tiles>>(m, "packed_linear_tiles");
 });
 
 }  // namespace

@@ -3,14 +3,16 @@
 #include "bindings/bindings.h"
 
 namespace afnext::bindings {
+namespace {
 
-static const Binding binding([](py::module_& m) {
-  m.def("silu_mul", [](py::handle gate, py::handle up, py::handle out) {
-    const Tensor gate_(gate, "silu_mul", "gate"), up_(up, "silu_mul", "up"),
-        out_(out, "silu_mul", "out");
-    const py::gil_scoped_release release;
-    silu_mul(gate_, up_, out_);
-  });
-});
+void call(py::handle gate, py::handle up, py::handle out) {
+  const Tensor gate_(gate, "silu_mul", "gate"), up_(up, "silu_mul", "up"),
+      out_(out, "silu_mul", "out");
+  const py::gil_scoped_release release;
+  silu_mul(gate_, up_, out_);
+}
 
+const Binding binding([](py::module_& m) { define<&call>(m, "silu_mul"); });
+
+}  // namespace
 }  // namespace afnext::bindings

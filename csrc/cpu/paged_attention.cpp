@@ -59,7 +59,10 @@ struct Chunk {
   void* padding;  // or null
 };
 
-// What is fetched into L1, as many addresses as a chunk has keys, while scores and then sums of
+// Into L2: a core waits for too few lines of L1 at a time to hide the latency of memory.
+AFNEXT_INLINE void fetch_line(const void* address) { __builtin_prefetch(address, 0, 2); }
+
+// What is fetched, as many addresses as a chunk has keys, while scores and then sums of
 // values are computed: the values of the chunk and the keys of the next.
 struct Fetch {
   const void *const *first, *const *then;
@@ -88,7 +91,7 @@ AFNEXT_INLINE F32 score(const Group& g, const void* const* keys, const void* con
   for (int64_t d = 0; d < width; d += kPerRegister<T>) {
     F32 raw[W];
     for (int w = 0; w < W; ++w) {
-      __builtin_prefetch(ahead[w] + d);
+      fetch_line(ahead[w] + d);
       raw[w] = load_raw(key[w] + d);
     }
     if constexpr (kInPairs<T>) {
@@ -157,7 +160,7 @@ AFNEXT_INLINE void add_values(Group& g, const Chunk& chunk, const void* const* s
       for (int p = 0; p < kParts<T>; ++p) sums[h][p] = load(g.out + Group::at(d, p, h)) * shrink[h];
     }
     for (int64_t j = 0; j < chunk.count; ++j) {
-      __builtin_prefetch(static_cast<const T*>(soon[j]) + d);
+      fetch_line(static_cast<const T*>(soon[j]) + d);
       const F32 raw = load_raw(static_cast<const T*>(chunk.values[j]) + d);
       const F32 even = part<T>(raw, 0), odd = part<T>(raw, 1);
       for (int h = 0; h < H; ++h) {
@@ -199,8 +202,8 @@ AFNEXT_INLINE void add_pairs(Group& g, const Chunk& chunk, const void* const* so
       for (int p = 0; p < 2; ++p) sums[h][p] = load(g.out + Group::at(d, p, h)) * shrink[h];
     }
     for (int64_t j = 0; j < chunk.count; j += 2) {
-      __builtin_prefetch(static_cast<const bf16*>(soon[j]) + d);
-      __builtin_prefetch(static_cast<const bf16*>(soon[j + 1]) + d);
+      fetch_line(static_cast<const bf16*>(soon[j]) + d);
+      fetch_line(static_cast<const bf16*>(soon[j + 1]) + d);
       // Past the last key the weight is zero; what repeats there is the last value.
       const F32 first = load_raw(static_cast<const bf16*>(chunk.values[j]) + d);
       const F32 second = load_raw(static_cast<const bf16*>(chunk.values[j + 1]) + d);
@@ -402,13 +405,13 @@ void attend(const PagedAttentionArgs& a, const PagedItem& item) {
   for (int turn = 0; key < item.end_key; key += kChunkKeys, turn ^= 1) {
     const Chunk &chunk = chunks[turn], &coming = chunks[turn ^ 1];
     look_up<T>(a, item, key + kChunkKeys, item.end_key, chunks[turn ^ 1]);
-    Fetch fetch{chunk.values, coming.count > 0 ? coming.keys : chunk.keys};
+    Fetch ahead{chunk.values, coming.count > 0 ? coming.keys : chunk.keys};
     for (int64_t i = 0; i < count; ++i) {
       Group& g = groups[i];
       if (band.first(g.row / a.group) >= key + chunk.count) continue;
       if (band.end((g.row + g.rows - 1) / a.group) <= key) continue;
-      meet_of<kGroupRows, T>(a, band, g, chunk, fetch);
-      fetch = {chunk.keys, chunk.values};  // the first group fetched for all
+      meet_of<kGroupRows, T>(a, band, g, chunk, ahead);
+      ahead = {chunk.keys, chunk.values};  // the first group fetched for all
     }
   }
   for (int64_t i = 0; i < count; ++i) write<T>(rows, groups[i]);
