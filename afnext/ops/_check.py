@@ -52,10 +52,9 @@ def typed(op: str, name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[i
 
 def offsets(op: str, name: str, cu_seqlens: Tensor, dtype: torch.dtype = torch.int32) -> None:
     """``cu_seqlens`` must be a 1-D integer tensor of at least one entry."""
-    require(
-        cu_seqlens.dtype == dtype and cu_seqlens.dim() == 1 and cu_seqlens.shape[0] >= 1,
-        f"{op}: {name} must be {str(dtype).removeprefix('torch.')} [N + 1], got {describe(cu_seqlens)}",
-    )
+    if cu_seqlens.dtype != dtype or cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 1:
+        kind = str(dtype).removeprefix("torch.")
+        raise ValueError(f"{op}: {name} must be {kind} [N + 1], got {describe(cu_seqlens)}")
 
 
 def offset_values(op: str, name: str, cu_seqlens: Tensor, total: int) -> list[int]:

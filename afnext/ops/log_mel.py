@@ -71,31 +71,29 @@ def log_mel(
     """
     if not isinstance(samples, Tensor):
         return through_torch(log_mel, samples, cu_samples, frames)
-    check.require(
-        samples.dim() == 1, f"log_mel: samples must be float32 [S], got {check.describe(samples)}"
-    )
+    if samples.dim() != 1:
+        raise ValueError(f"log_mel: samples must be float32 [S], got {check.describe(samples)}")
     if cu_samples is None:
         ends = [0, samples.shape[0]]
+        cu_samples = torch.tensor(ends)
     else:
         check.offsets("log_mel", "cu_samples", cu_samples, torch.int64)
         ends = cu_samples.tolist()
-    check.require(
-        ends[0] == 0 and ends[-1] == samples.shape[0],
-        f"log_mel: cu_samples must run from 0 to {samples.shape[0]}, got {ends[0]} to {ends[-1]}",
-    )
+    if ends[0] != 0 or ends[-1] != samples.shape[0]:
+        raise ValueError(
+            f"log_mel: cu_samples must run from 0 to {samples.shape[0]}, got {ends[0]} to {ends[-1]}"
+        )
     lengths = [end - start for start, end in pairwise(ends)]
-    check.require(
-        all(0 <= length <= WINDOW_SAMPLES for length in lengths),
-        f"log_mel: cu_samples must cut windows of 0 to {WINDOW_SAMPLES} samples",
-    )
+    if lengths and not 0 <= min(lengths) <= max(lengths) <= WINDOW_SAMPLES:
+        raise ValueError(f"log_mel: cu_samples must cut windows of 0 to {WINDOW_SAMPLES} samples")
     if frames is None:
         counts = [-(-length // HOP) for length in lengths]
     else:
         counts = list(frames) if isinstance(frames, Sequence) else frames.tolist()
-    check.require(
-        len(counts) == len(lengths)
-        and all(isinstance(count, int) and 0 <= count <= WINDOW_FRAMES for count in counts),
-        f"log_mel: frames must hold {len(lengths)} counts of 0 to {WINDOW_FRAMES}",
-    )
+        fits = all(isinstance(count, int) and 0 <= count <= WINDOW_FRAMES for count in counts)
+        if len(counts) != len(lengths) or not fits:
+            raise ValueError(
+                f"log_mel: frames must hold {len(lengths)} counts of 0 to {WINDOW_FRAMES}"
+            )
     cu_frames = [0, *accumulate(counts)]
-    return call(OP, False, samples, torch.tensor(ends), torch.tensor(cu_frames), cu_frames[-1])
+    return call(OP, False, samples, cu_samples.cpu(), torch.tensor(cu_frames), cu_frames[-1])
