@@ -2,10 +2,7 @@
 #pragma once
 
 #include "cpu/packed_blocks.h"
-#include "cpu/simd/dot.h"
-#if defined(__AVX512BF16__)
 #include "cpu/simd/dot_bf16.h"
-#endif
 
 namespace afnext::cpu::AFNEXT_ISA {
 namespace {
@@ -55,8 +52,8 @@ struct PairProduct {
 #pragma GCC unroll 14
     for (int r = 0; r < R; ++r) {
       const F32 v = in_register(broadcast(x[r * kLineWords]));
-      sums[r][0] = dot_bf16(v, left, sums[r][0]);
-      sums[r][1] = dot_bf16(v, right, sums[r][1]);
+      sums[r][0] = dot_pairs(v, left, sums[r][0]);
+      sums[r][1] = dot_pairs(v, right, sums[r][1]);
     }
   }
 };

@@ -1,16 +1,28 @@
 // The instruction that multiplies pairs of bf16, of levels from avx512_bf16 on.
 #pragma once
 
+#if defined(__AVX512BF16__)
 #include <immintrin.h>
+#endif
 
-#include "cpu/simd/vec.h"
+#include "cpu/simd/dot.h"
 
 namespace afnext::cpu::AFNEXT_ISA {
 
-// sum + the two products of each lane's pairs; subnormal numbers count as zero.
-AFNEXT_INLINE F32 dot_bf16(F32 a, F32 b, F32 sum) {
-  return bit_cast<F32>(
-      _mm512_dpbf16_ps(bit_cast<__m512>(sum), bit_cast<__m512bh>(a), bit_cast<__m512bh>(b)));
+// Whether one instruction adds the products of a pair; without it float32 is faster.
+#if defined(__AVX512BF16__)
+constexpr bool kHasPairs = true;
+#else
+constexpr bool kHasPairs = false;
+#endif
+
+// sum + a.low * b.low + a.high * b.high; the instruction takes subnormal numbers for zero.
+AFNEXT_INLINE F32 dot_pairs(F32 a, F32 b, F32 sum) {
+#if defined(__AVX512BF16__)
+  return _mm512_dpbf16_ps(sum, bit_cast<__m512bh>(a), bit_cast<__m512bh>(b));
+#else
+  return dot<bf16>(a, b, sum);
+#endif
 }
 
 }  // namespace afnext::cpu::AFNEXT_ISA

@@ -5,7 +5,8 @@
 #include <immintrin.h>
 #endif
 
-#include "cpu/simd/dot.h"
+#include "cpu/simd/dot_bf16.h"
+#include "cpu/simd/dot_integers.h"
 
 namespace afnext::cpu::AFNEXT_ISA {
 
@@ -28,13 +29,7 @@ struct MultiplyAdd<bf16> {
   using Sum = F32;
   static constexpr int kProducts = 2 * kLanes;
   AFNEXT_INLINE Operand operand(const float* p) { return load(p); }
-  AFNEXT_INLINE Sum multiply_add(Operand a, Operand b, Sum sum) {
-#if defined(__AVX512BF16__)
-    return _mm512_dpbf16_ps(sum, bit_cast<__m512bh>(a), bit_cast<__m512bh>(b));
-#else
-    return dot<bf16>(a, b, sum);
-#endif
-  }
+  AFNEXT_INLINE Sum multiply_add(Operand a, Operand b, Sum sum) { return dot_pairs(a, b, sum); }
 };
 
 // Bytes of the float32 operands serve as well as any.
@@ -47,8 +42,7 @@ struct MultiplyAdd<int8_t> {
   AFNEXT_INLINE Operand operand(const float* p) { return bit_cast<I32>(load(p)); }
   AFNEXT_INLINE Sum multiply_add(Operand a, Operand b, Sum sum) {
 #if defined(__AVX512VNNI__)
-    return bit_cast<I32>(
-        _mm512_dpbusd_epi32(bit_cast<__m512i>(sum), bit_cast<__m512i>(a), bit_cast<__m512i>(b)));
+    return dot_bytes(a, b, sum);
 #else
     const __m256i pairs = _mm256_maddubs_epi16(bit_cast<__m256i>(a), bit_cast<__m256i>(b));
     return sum + bit_cast<I32>(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));

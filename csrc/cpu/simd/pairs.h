@@ -6,26 +6,10 @@
 #include <immintrin.h>
 #endif
 
-#include "cpu/simd/dot.h"
+#include "cpu/simd/dot_bf16.h"
 #include "cpu/simd/product.h"
 
 namespace afnext::cpu::AFNEXT_ISA {
-
-// Whether one instruction adds the products of a pair; without it float32 is faster.
-#if defined(__AVX512BF16__)
-constexpr bool kHasPairs = true;
-#else
-constexpr bool kHasPairs = false;
-#endif
-
-// sum + a.low * b.low + a.high * b.high
-AFNEXT_INLINE F32 dot_pairs(F32 a, F32 b, F32 sum) {
-#if defined(__AVX512BF16__)
-  return _mm512_dpbf16_ps(sum, bit_cast<__m512bh>(a), bit_cast<__m512bh>(b));
-#else
-  return dot<bf16>(a, b, sum);
-#endif
-}
 
 // (low, high) rounded to bf16, lane by lane.
 AFNEXT_INLINE F32 round_pairs(F32 low, F32 high) {
