@@ -7,6 +7,7 @@ STAMP := $(VENV)/.requirements
 .PHONY: demo test test-sweep test-all test-aarch64 sanitize cases check lint format build clean
 
 $(STAMP): pyproject.toml requirements/constraints.txt
+	@echo "Fetching what afnext is built and tested with into $(VENV): some minutes the first time."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c requirements/constraints.txt -r requirements/development.txt
 	touch $(STAMP)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 SEED_LIMIT = 2**63
@@ -33,6 +34,8 @@ class GenerationParams:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.stop, Iterable):
+            raise ValueError(f"stop: must be non-empty strings, got {self.stop!r}")
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         object.__setattr__(self, "stop", stop)
         whole = {"max_tokens": (self.max_tokens, 1), "top_k": (self.top_k, 0)}

@@ -143,5 +143,8 @@ def through_torch(function: Callable[..., Any], *args: Any, **kwargs: Any) -> An
     args = tuple(tensor(a) for a in args)
     kwargs = {k: tensor(v) for k, v in kwargs.items()}
     if not any(isinstance(a, Tensor) for a in args):
-        raise ValueError(f"{function.__name__}: expected torch tensors or NumPy arrays")
+        got = type(args[0]).__name__ if args else "nothing"
+        raise ValueError(
+            f"{function.__name__}: the first argument must be a torch tensor or NumPy array, got {got}"
+        )
     return array(function(*args, **kwargs))

@@ -12,6 +12,7 @@ from . import reference
 from ._compiled import compiled
 from ._library import any_requires_grad, call, define, through_torch
 from .pack import PackedWeight
+from .quantize import QuantizedWeight
 
 
 def _fake(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -156,6 +157,14 @@ def linear(
     """
     if not isinstance(x, Tensor):
         return through_torch(linear, x, weight, bias, activation=activation, residual=residual)
+    if not isinstance(weight, Tensor | PackedWeight):
+        hint = " (ops.pack it)" if isinstance(weight, QuantizedWeight) else ""
+        raise ValueError(
+            f"linear: weight must be a tensor or a PackedWeight, got {type(weight).__name__}{hint}"
+        )
+    for name, value in (("bias", bias), ("residual", residual)):
+        if value is not None and not isinstance(value, Tensor):
+            raise ValueError(f"linear: {name} must be a tensor, got {type(value).__name__}")
     if not isinstance(weight, PackedWeight):
         if activation is not None or residual is not None:
             name = "residual" if activation is None else "activation"

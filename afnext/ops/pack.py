@@ -105,6 +105,9 @@ def pack(
     Raises:
         ValueError: naming the argument that is wrong.
     """
+    check.require(
+        format is None or isinstance(format, str), f"pack: format must be a name, got {format!r}"
+    )
     if isinstance(weight, np.ndarray):
         weight = torch.from_numpy(weight if weight.flags.writeable else weight.copy())
     if isinstance(weight, QuantizedWeight):

@@ -193,6 +193,7 @@ def quantize(
     check.require(
         isinstance(weight, Tensor), "quantize: weight must be a torch tensor or NumPy array"
     )
+    check.require(isinstance(format, str), f"quantize: format must be a name, got {format!r}")
     values, scales, zeros = call(OP, False, weight.detach(), format, zero_points)
     n, k = weight.shape
     return QuantizedWeight(values, scales, zeros if zero_points else None, format, (n, k))

@@ -51,7 +51,8 @@ int cgroup_cores(const std::string& root, const std::string& membership) {
   for (std::string line; std::getline(lines, line);) {  // "hierarchy:controllers:/group"
     const size_t first = line.find(':'), second = line.find(':', first + 1);
     if (first == std::string::npos || second == std::string::npos) continue;
-    const std::string controllers = "," + line.substr(first + 1, second - first - 1) + ",";
+    std::string controllers(1, ',');
+    controllers.append(line, first + 1, second - first - 1).push_back(',');
     std::string group = line.substr(second + 1);
     if (group == "/") group.clear();
     if (controllers == ",,") {

@@ -79,19 +79,19 @@ bool has_avx_vnni() { return false; }
 
 #endif
 
-Isa parse(const char* name) {
+Isa parse(const char* name, const char* argument) {
   for (int i = 0; i < kIsaCount; ++i) {
     if (std::strcmp(name, kNames[i]) == 0) return static_cast<Isa>(i);
   }
   std::string known;
   for (const char* k : kNames) known += (known.empty() ? "" : ", ") + std::string(k);
-  throw Error("AFNEXT_CPU_ISA: '" + std::string(name) + "' is not one of " + known);
+  throw Error(std::string(argument) + ": '" + name + "' is not one of " + known);
 }
 
 Isa initial() {
   const char* cap = std::getenv("AFNEXT_CPU_ISA");
   if (cap == nullptr || *cap == '\0') return detected_isa();
-  const Isa wanted = parse(cap);
+  const Isa wanted = parse(cap, "AFNEXT_CPU_ISA");
   return wanted < detected_isa() ? wanted : detected_isa();
 }
 
@@ -119,12 +119,12 @@ bool can_run(Isa isa) {
   return isa <= detected_isa() && (isa != Isa::avx_vnni || avx_vnni);
 }
 
-bool can_run(const char* name) { return can_run(parse(name)); }
+bool can_run(const char* name) { return can_run(parse(name, "isa")); }
 
 void set_isa(const char* name) {
-  const Isa isa = parse(name);
+  const Isa isa = parse(name, "set_cpu_isa");
   if (isa > detected_isa()) {
-    throw Error("set_isa: this machine has " + std::string(isa_name(detected_isa())) +
+    throw Error("set_cpu_isa: this machine has " + std::string(isa_name(detected_isa())) +
                 " at best, not " + name);
   }
   g_active.store(static_cast<int>(isa), std::memory_order_relaxed);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -117,3 +118,23 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 - pac
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(run.stdout) < 16 << 20
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda w: ops.linear(w, ops.quantize(w, "int8")), "linear: weight .*ops.pack it"),
+        (lambda w: ops.linear(w, [1.0]), "linear: weight .* got list"),
+        (lambda w: ops.linear(w, None), "linear: weight .* got NoneType"),
+        (lambda w: ops.linear(w, w, [0.0]), "linear: bias .* got list"),
+        (lambda w: ops.linear([1.0], w), "linear: the first argument .* got list"),
+        (lambda w: ops.pack(w, 8), "pack: format must be a name, got 8"),
+        (lambda w: ops.quantize(w, 8), "quantize: format must be a name, got 8"),
+    ],
+)
+def test_careless_callers_get_one_line(
+    call: Callable[[torch.Tensor], object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        call(torch.ones(4, 4))
+    assert "\n" not in str(caught.value)
