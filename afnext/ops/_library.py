@@ -142,7 +142,7 @@ def through_torch(function: Callable[..., Any], *args: Any, **kwargs: Any) -> An
 
     args = tuple(tensor(a) for a in args)
     kwargs = {k: tensor(v) for k, v in kwargs.items()}
-    if not any(isinstance(a, Tensor) for a in args):
+    if not args or not isinstance(args[0], Tensor):
         got = type(args[0]).__name__ if args else "nothing"
         raise ValueError(
             f"{function.__name__}: the first argument must be a torch tensor or NumPy array, got {got}"
