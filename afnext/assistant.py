@@ -19,13 +19,13 @@ from .chat.messages import AudioSource, as_messages
 from .chat.thinking import ThinkingSplitter
 from .chat.variants import detect_variant, get_variant
 from .engine import Engine, Generation, GenerationParams, Timings
+from .engine.packed import FORMATS
 from .engine.packed_cache import PackedCache, cache_root
 from .errors import ChatError
 from .hub import find_model
 from .model import AudioLanguageModel
 from .model.checkpoint import read_json
 
-QUANTIZATIONS = ("int8", "int4")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -379,8 +379,8 @@ def load_model(
         reason = str(error).partition("\n")[0]
         raise ValueError(f"device: {device!s} cannot be used ({reason})") from None
     if quantization is not None:
-        if quantization not in QUANTIZATIONS:
-            known = ", ".join(QUANTIZATIONS)
+        if quantization not in FORMATS:
+            known = ", ".join(FORMATS)
             raise ValueError(f"quantization: must be one of {known}, got {quantization!r}")
         if device.type != "cpu":
             raise ValueError(f"quantization: {quantization} needs the CPU, got device {device!s}")

@@ -19,7 +19,7 @@ from afnext.model import AudioBatch, AudioLanguageModel
 from afnext.model.audio_batch import WindowPlan
 from afnext.model.config import TextConfig
 from afnext.model.decoder import DecoderLayer, LanguageModel
-from afnext.model.encoder import EncoderLayer, PackedConv1d
+from afnext.model.encoder import EncoderLayer, PackedConv1d, gathered
 from afnext.model.layers import Linear
 
 from .packed_cache import PackedCache
@@ -95,7 +95,7 @@ class Packing:
         return PackedLinear(weight, torch.cat([p.detach() for p in parts]))
 
     def convolution(self, name: str, module: PackedConv1d, format: str) -> PackedLinear:
-        """A width-3 convolution over rows gathered by ``_columns``."""
+        """A width-3 convolution over rows that were ``gathered``."""
         assert module.bias is not None
         weight = module.weight.detach().transpose(1, 2).flatten(1)
         return PackedLinear(self(name, [weight], format), module.bias.detach())
@@ -141,9 +141,9 @@ class PackedEncoder:
 
     def _encode(self, features: Tensor, plan: WindowPlan) -> Tensor:
         encoder = self.net.audio_tower
-        hidden = self.conv1(_columns(features, plan.conv1), "gelu")
+        hidden = self.conv1(gathered(features, plan.conv1).flatten(1), "gelu")
         positions = encoder.embed_positions.weight.index_select(0, plan.positions)
-        hidden = self.conv2(_columns(hidden, plan.conv2), "gelu", residual=positions)
+        hidden = self.conv2(gathered(hidden, plan.conv2).flatten(1), "gelu", residual=positions)
         for layer in self.layers:
             hidden = layer(hidden, plan.cu_seqlens)
         return _norm(encoder.layer_norm, hidden, plan.pooled)
@@ -223,12 +223,6 @@ def _decoder_layer(
         gate_up=packing(f"{name}.gate_up", gate_up, format, gate_up=True),
         down=packing(f"{name}.down", [mlp.down_proj.weight], format),
     )
-
-
-def _columns(rows: Tensor, reads: Tensor) -> Tensor:
-    """``rows [R, I]`` and what each output reads, int64 ``[C, 3]`` -> ``[C, 3 * I]``; index R is zeros."""
-    padded = torch.cat((rows, rows.new_zeros(1, rows.shape[1])))
-    return padded.index_select(0, reads.flatten()).view(len(reads), -1)
 
 
 def _norm(module: nn.LayerNorm, x: Tensor, pooled: Tensor | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Packed weights of a model folder, kept on this machine's disk: quantising a large model takes minutes."""
+"""Packed weights of a model folder, kept on this machine's disk: quantising a large model takes a minute."""
 
 from __future__ import annotations
 

@@ -18,6 +18,12 @@ from .config import AudioConfig
 from .layers import Linear, embedding, linear
 
 
+def gathered(rows: Tensor, reads: Tensor) -> Tensor:
+    """Rows ``[R, I]`` and what each output reads, int64 ``[C, 3]`` -> ``[C, 3, I]``; index R reads zeros."""
+    padded = torch.cat((rows, rows.new_zeros(1, rows.shape[1])))
+    return padded.index_select(0, reads.flatten()).unflatten(0, reads.shape)
+
+
 class PackedConv1d(nn.Conv1d):
     """Width-3 convolution over packed rows as one matrix product; parameters of ``nn.Conv1d``."""
 
@@ -26,9 +32,7 @@ class PackedConv1d(nn.Conv1d):
 
         Index R reads zeros.
         """
-        padded = torch.cat((input, input.new_zeros(1, input.shape[1])))
-        columns = padded.index_select(0, reads.flatten()).unflatten(0, reads.shape)
-        columns = columns.transpose(1, 2).flatten(1)
+        columns = gathered(input, reads).transpose(1, 2).flatten(1)
         return linear(columns, self.weight.flatten(1), self.bias)
 
 
