@@ -57,7 +57,7 @@ def calls() -> dict[str, tuple[Callable[[], object], tuple[Any, ...]]]:
     pages, table = torch.randn(1, 1, 16, 8), torch.zeros(1, 1, dtype=torch.int32)
     ends, zero, one = (torch.tensor(n, dtype=torch.int32) for n in ([0, 1], [0], [1]))
     turn, rotation = (times, inv_freq), ops.Rotation(times, times, inv_freq)
-    silence, none = torch.zeros(0), torch.tensor([0, 0])
+    silence = torch.zeros(0)
     policies = False, True, -1, -1, 8**-0.5
     paged, new = (q, pages, pages, table, ends, one), (q, q, pages, pages, table, ends, zero)
     return {
@@ -78,7 +78,7 @@ def calls() -> dict[str, tuple[Callable[[], object], tuple[Any, ...]]]:
             (*new, *turn, False, None, None),
         ),
         "merge_attention": (partial(ops.merge_attention, q, lse, q, lse), (q, lse, q, lse)),
-        "log_mel": (partial(ops.log_mel, silence, none), (silence, none, none, 0)),
+        "log_mel": (partial(ops.log_mel, silence), (silence, [0, 0], [0])),
     }
 
 

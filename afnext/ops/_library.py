@@ -2,34 +2,44 @@
 
 ``Library.define``/``impl`` costs about 2 µs a call where the ``custom_op`` decorator costs 9, so ops are
 registered by hand: CPU tensors go to the C++ kernel, every other device to plain torch in ``reference``.
+An autograd layer in Python costs another 6 µs, with or without gradients: a differentiable op has a second
+overload without one.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, is_inference_mode_enabled
+from torch import Tensor
 from torch.compiler import is_compiling
 
 LIBRARY = torch.library.Library("afnext", "DEF")
-
-
-_force_reference = False
+_references: dict[str, Callable[..., Any]] = {}
 
 
 @contextmanager
 def force_reference() -> Iterator[None]:
-    """Run every op in plain torch inside the block, as a device without kernels of ours would."""
-    global _force_reference
-    before, _force_reference = _force_reference, True
-    try:
+    """Run every op in plain torch inside the block, as a device without kernels of ours would.
+
+    For all threads: the CPU's kernels are registered over, so that no call has to ask.
+    """
+    with torch.library._scoped_library("afnext", "IMPL") as library:
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # that it overrides
+            for name, reference in _references.items():
+                library.impl(name, reference, "CPU", allow_override=True)
         yield
-    finally:
-        _force_reference = before
+
+
+class Op(NamedTuple):
+    """What torch calls: the op with its autograd formula, and the same without."""
+
+    default: Callable[..., Any]
+    no_grad: Callable[..., Any]
 
 
 def define(
@@ -41,8 +51,8 @@ def define(
     backward: Callable[..., Any] | None = None,
     save: Callable[..., None] | None = None,
     host: tuple[str, ...] = (),
-) -> Callable[..., Any]:
-    """Register one op and return its overload.
+) -> Op:
+    """Register one op.
 
     Args:
         schema: torch schema without the namespace, as ``"silu_mul(Tensor gate, Tensor up) -> Tensor"``.
@@ -64,18 +74,21 @@ def define(
         shape_rule(*args)
         return reference(*args)
 
-    def on_cpu(*args: Any) -> Any:
-        return on_any(*args) if _force_reference else cpu(*args)
+    def register(overload: str) -> Callable[..., Any]:
+        full = f"{name}.{overload}" if overload else name
+        _references[full] = on_any
+        LIBRARY.define(full + schema.removeprefix(name))
+        LIBRARY.impl(full, cpu, "CPU")
+        LIBRARY.impl(full, on_any, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"afnext::{full}", shape_rule, lib=LIBRARY)
+        made: Callable[..., Any] = getattr(getattr(torch.ops.afnext, name), overload or "default")
+        return made
 
-    LIBRARY.define(schema)
-    LIBRARY.impl(name, on_cpu, "CPU")
-    LIBRARY.impl(name, on_any, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"afnext::{name}", shape_rule, lib=LIBRARY)
-    if backward is not None:
-        torch.library.register_autograd(
-            f"afnext::{name}", backward, setup_context=save, lib=LIBRARY
-        )
-    return getattr(torch.ops.afnext, name).default
+    default = register("")
+    if backward is None:
+        return Op(default, default)
+    torch.library.register_autograd(f"afnext::{name}", backward, setup_context=save, lib=LIBRARY)
+    return Op(default, register("no_grad"))
 
 
 def _check_devices(op: str, names: list[str], host: tuple[str, ...], args: tuple[Any, ...]) -> None:
@@ -90,22 +103,17 @@ def _check_devices(op: str, names: list[str], host: tuple[str, ...], args: tuple
             )
 
 
-def call(op: Callable[..., Any], needs_grad: bool, *args: Any) -> Any:
-    """Call ``op``; without gradients, step over torch's Python autograd layer (it costs 6 µs)."""
-    return op(*args) if needs_grad or stays() else below_autograd(op, args)
+def call(op: Op, needs_grad: bool, *args: Any) -> Any:
+    """Call a differentiable op."""
+    return (op.default if needs_grad else op.no_grad)(*args)
 
 
-def stays(*tensors: Tensor) -> bool:
-    """Whether an op on these goes through torch's autograd layer: it must, or it does so for nothing."""
-    # The compiler cannot trace the question about inference mode, so its own comes first.
-    if is_compiling() or is_inference_mode_enabled():
-        return True
-    return any_requires_grad(*tensors)
-
-
-def below_autograd(op: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+def call_detached(op: Op, *args: Any) -> Any:
+    """Call an op without an autograd formula, whatever its arguments require."""
+    if not torch.is_grad_enabled() or is_compiling():
+        return op.default(*args)
     with torch._C._AutoDispatchBelowAutograd():
-        return op(*args)
+        return op.default(*args)
 
 
 def outputs(q: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:

@@ -10,10 +10,11 @@ from torch import Tensor
 from . import _check as check
 from . import reference
 from ._compiled import compiled
-from ._library import below_autograd, define, outputs, stays, through_torch
+from ._library import any_requires_grad, define, outputs, through_torch
 from .rotate import Rotation, as_times
 
 HEAD_DIM_MAX = 256
+NO_WINDOW = (-1, -1)
 
 
 def _fake(
@@ -95,9 +96,28 @@ def _reference(
     return reference.attention(q, k, v, cu_seqlens_q, cu_seqlens_k, key_lengths, *args)
 
 
-def _cpu(q: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-    out, lse = outputs(q, torch.float32 if args[-1] else None)
-    compiled.attention(q, *args[:-1], out, lse)
+def _cpu(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor | None,
+    cu_seqlens_k: Tensor | None,
+    key_lengths: Tensor | None,
+    times_q: Tensor | None,
+    times_k: Tensor | None,
+    inv_freq: Tensor | None,
+    interleaved: bool,
+    causal: bool,
+    window_left: int,
+    window_right: int,
+    scale: float,
+    partials: bool,
+) -> tuple[Tensor, Tensor]:
+    out, lse = outputs(q, torch.float32 if partials else None)
+    compiled.attention(
+        q, k, v, cu_seqlens_q, cu_seqlens_k, key_lengths, times_q, times_k, inv_freq, interleaved,
+        causal, window_left, window_right, scale, out, lse,
+    )  # fmt: skip
     return out, lse
 
 
@@ -147,7 +167,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor | None) -> tuple[Any, ...]:
-    grads = BACKWARD(grad_out, grad_lse, *ctx.saved_tensors, *ctx.policies)
+    grads = BACKWARD.default(grad_out, grad_lse, *ctx.saved_tensors, *ctx.policies)
     return *grads, *(None,) * 12
 
 
@@ -214,7 +234,8 @@ def attention(
             key_lengths=key_lengths, causal=causal, window=window, softmax_scale=softmax_scale,
             rotation=rotation, out_dtype=out_dtype,
         )  # fmt: skip
-    if q.dim() != 3:
+    shape = q.shape
+    if len(shape) != 3:
         raise ValueError(f"attention: q must be [Tq, Hq, D], got {check.describe(q)}")
     if cu_seqlens_k is None:
         cu_seqlens_k = cu_seqlens_q
@@ -222,14 +243,20 @@ def attention(
     interleaved = False
     if rotation is not None:
         times_q, times_k, inv_freq, interleaved = rotation
+        times_k = None if times_k is times_q else as_times(times_k)
         times_q = as_times(times_q)
-        times_k = times_q if times_k is rotation.times_q else as_times(times_k)
-    left, right = (-1, -1) if window is None else window_bounds("attention", window)
-    if out_dtype is not None and out_dtype not in (q.dtype, torch.float32):
-        raise ValueError(f"attention: out_dtype must be float32 or q's, got {out_dtype}")
-    args = (
+        if times_k is None:
+            times_k = times_q
+    left, right = NO_WINDOW if window is None else window_bounds("attention", window)
+    if softmax_scale is None:
+        softmax_scale = (shape[2] or 1) ** -0.5
+    partials = False
+    if out_dtype is not None:
+        if out_dtype not in (q.dtype, torch.float32):
+            raise ValueError(f"attention: out_dtype must be float32 or q's, got {out_dtype}")
+        partials = out_dtype == torch.float32
+    op = OP.default if any_requires_grad(q, k, v) else OP.no_grad
+    return op(
         q, k, v, cu_seqlens_q, cu_seqlens_k, key_lengths, times_q, times_k, inv_freq, interleaved,
-        causal, left, right, (q.shape[2] or 1) ** -0.5 if softmax_scale is None else softmax_scale,
-        out_dtype == torch.float32,
+        causal, left, right, softmax_scale, partials,
     )  # fmt: skip
-    return OP(*args) if stays(q, k, v) else below_autograd(OP, args)

@@ -10,7 +10,7 @@ from torch import Tensor
 from . import _check as check
 from . import reference
 from ._compiled import compiled
-from ._library import any_requires_grad, call, define, through_torch
+from ._library import any_requires_grad, call, call_detached, define, through_torch
 from .pack import PackedWeight
 from .quantize import QuantizedWeight
 
@@ -176,6 +176,6 @@ def linear(
             "inference"
         )
     w = weight
-    return call(
-        PACKED_OP, False, x, w.data, bias, residual, w.kernel, w.n, w.k, w.gate_up, activation or ""
+    return call_detached(
+        PACKED_OP, x, w.data, bias, residual, w.kernel, w.n, w.k, w.gate_up, activation or ""
     )

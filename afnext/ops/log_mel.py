@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from . import _check as check
 from . import reference
 from ._compiled import compiled
-from ._library import call, define, through_torch
+from ._library import call_detached, define, through_torch
 
 WINDOW_SAMPLES = reference.WINDOW_SAMPLES
 WINDOW_FRAMES = 3000
@@ -19,28 +19,25 @@ HOP = 160
 MEL_BINS = 128
 
 
-def _fake(samples: Tensor, cu_samples: Tensor, cu_frames: Tensor, total_frames: int) -> Tensor:
+def _fake(samples: Tensor, cu_samples: list[int], frames: list[int]) -> Tensor:
     check.require(
         samples.dtype == torch.float32 and samples.dim() == 1,
         f"log_mel: samples must be float32 [S], got {check.describe(samples)}",
     )
-    check.offsets("log_mel", "cu_samples", cu_samples, torch.int64)
-    check.typed("log_mel", "cu_frames", cu_frames, torch.int64, tuple(cu_samples.shape))
-    return samples.new_empty(total_frames, MEL_BINS)
+    return samples.new_empty(sum(frames), MEL_BINS)
 
 
-def _cpu(samples: Tensor, cu_samples: Tensor, cu_frames: Tensor, total_frames: int) -> Tensor:
-    out = samples.new_empty(total_frames, MEL_BINS)
-    compiled.log_mel(samples.contiguous(), cu_samples, cu_frames, out)
+def _cpu(samples: Tensor, cu_samples: list[int], frames: list[int]) -> Tensor:
+    out = torch.empty(sum(frames), MEL_BINS)
+    compiled.log_mel(samples.contiguous(), cu_samples, frames, out)
     return out
 
 
 OP = define(
-    "log_mel(Tensor samples, Tensor cu_samples, Tensor cu_frames, SymInt total_frames) -> Tensor",
+    "log_mel(Tensor samples, SymInt[] cu_samples, SymInt[] frames) -> Tensor",
     cpu=_cpu,
     reference=reference.log_mel,
     fake=_fake,
-    host=("cu_samples", "cu_frames"),
 )
 
 
@@ -71,17 +68,17 @@ def log_mel(
     """
     if not isinstance(samples, Tensor):
         return through_torch(log_mel, samples, cu_samples, frames)
-    if samples.dim() != 1:
+    shape = samples.shape
+    if len(shape) != 1:
         raise ValueError(f"log_mel: samples must be float32 [S], got {check.describe(samples)}")
     if cu_samples is None:
-        ends = [0, samples.shape[0]]
-        cu_samples = torch.tensor(ends)
+        ends = [0, shape[0]]
     else:
         check.offsets("log_mel", "cu_samples", cu_samples, torch.int64)
         ends = cu_samples.tolist()
-    if ends[0] != 0 or ends[-1] != samples.shape[0]:
+    if ends[0] != 0 or ends[-1] != shape[0]:
         raise ValueError(
-            f"log_mel: cu_samples must run from 0 to {samples.shape[0]}, got {ends[0]} to {ends[-1]}"
+            f"log_mel: cu_samples must run from 0 to {shape[0]}, got {ends[0]} to {ends[-1]}"
         )
     lengths = [end - start for start, end in pairwise(ends)]
     if lengths and not 0 <= min(lengths) <= max(lengths) <= WINDOW_SAMPLES:
@@ -95,5 +92,4 @@ def log_mel(
             raise ValueError(
                 f"log_mel: frames must hold {len(lengths)} counts of 0 to {WINDOW_FRAMES}"
             )
-    cu_frames = [0, *accumulate(counts)]
-    return call(OP, False, samples, cu_samples.cpu(), torch.tensor(cu_frames), cu_frames[-1])
+    return call_detached(OP, samples, ends, counts)

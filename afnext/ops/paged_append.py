@@ -11,7 +11,7 @@ from torch import Tensor
 from . import _check as check
 from . import reference
 from ._compiled import compiled
-from ._library import call, define, through_torch
+from ._library import call_detached, define, through_torch
 from .rotate import as_times
 
 
@@ -182,7 +182,7 @@ def paged_append(
         )  # fmt: skip
         return
     times, inv_freq = (as_times(rotation[0]), rotation[1]) if rotation is not None else (None, None)
-    call(
-        OP, False, k, v, k_pages, v_pages, page_table, cu_seqlens, start, times, inv_freq, interleaved,
+    call_detached(
+        OP, k, v, k_pages, v_pages, page_table, cu_seqlens, start, times, inv_freq, interleaved,
         k_scales, v_scales,
     )  # fmt: skip

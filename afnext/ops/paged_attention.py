@@ -10,8 +10,8 @@ from torch import Tensor
 from . import _check as check
 from . import reference
 from ._compiled import compiled
-from ._library import call, define, outputs, through_torch
-from .attention import HEAD_DIM_MAX, window_bounds
+from ._library import call_detached, define, outputs, through_torch
+from .attention import HEAD_DIM_MAX, NO_WINDOW, window_bounds
 from .paged_append import check_pages, check_table
 from .rotate import as_times
 
@@ -59,9 +59,28 @@ def _fake(
     return q.new_empty(q.shape), q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32)
 
 
-def _cpu(q: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+def _cpu(
+    q: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    page_table: Tensor,
+    cu_seqlens_q: Tensor,
+    kv_lengths: Tensor,
+    times: Tensor | None,
+    inv_freq: Tensor | None,
+    interleaved: bool,
+    causal: bool,
+    window_left: int,
+    window_right: int,
+    scale: float,
+    k_scales: Tensor | None,
+    v_scales: Tensor | None,
+) -> tuple[Tensor, Tensor]:
     out, lse = outputs(q)
-    compiled.paged_attention(q, *args, out, lse)
+    compiled.paged_attention(
+        q, k_pages, v_pages, page_table, cu_seqlens_q, kv_lengths, times, inv_freq, interleaved,
+        causal, window_left, window_right, scale, k_scales, v_scales, out, lse,
+    )  # fmt: skip
     return out, lse
 
 
@@ -138,10 +157,13 @@ def paged_attention(
             window=window, softmax_scale=softmax_scale, rotation=rotation, interleaved=interleaved,
             k_scales=k_scales, v_scales=v_scales,
         )  # fmt: skip
-    times, inv_freq = (as_times(rotation[0]), rotation[1]) if rotation is not None else (None, None)
-    left, right = (-1, -1) if window is None else window_bounds("paged_attention", window)
+    times = inv_freq = None
+    if rotation is not None:
+        times, inv_freq = rotation
+        times = as_times(times)
+    left, right = NO_WINDOW if window is None else window_bounds("paged_attention", window)
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else float(softmax_scale)
-    return call(
-        OP, False, q, k_pages, v_pages, page_table, cu_seqlens_q, kv_lengths, times, inv_freq,
+    return call_detached(
+        OP, q, k_pages, v_pages, page_table, cu_seqlens_q, kv_lengths, times, inv_freq,
         interleaved, causal, left, right, scale, k_scales, v_scales,
     )  # fmt: skip

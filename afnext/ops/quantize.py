@@ -16,7 +16,7 @@ from torch import Tensor
 from . import _check as check
 from . import reference_quantized as reference
 from ._compiled import compiled
-from ._library import call, define
+from ._library import call_detached, define
 from .reference_quantized import FORMATS
 
 VERSION = 1
@@ -194,6 +194,6 @@ def quantize(
         isinstance(weight, Tensor), "quantize: weight must be a torch tensor or NumPy array"
     )
     check.require(isinstance(format, str), f"quantize: format must be a name, got {format!r}")
-    values, scales, zeros = call(OP, False, weight.detach(), format, zero_points)
+    values, scales, zeros = call_detached(OP, weight.detach(), format, zero_points)
     n, k = weight.shape
     return QuantizedWeight(values, scales, zeros if zero_points else None, format, (n, k))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -51,29 +52,26 @@ def mel_filters(bins: int = 128, n_fft: int = 400, sample_rate: int = 16_000) ->
 
 def log_mel(
     samples: Tensor,
-    cu_samples: Tensor,
-    cu_frames: Tensor,
-    total_frames: int,
+    cu_samples: list[int],
+    frames: list[int],
     compute_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Whisper's log-mel of each window, zero-padded to 30 s; float32 ``[total_frames, 128]``."""
+    """Whisper's log-mel of each window, zero-padded to 30 s; float32 ``[sum(frames), 128]``."""
     dtype = _compute_dtype(samples, compute_dtype)
     hann = torch.hann_window(400, dtype=dtype, device=samples.device)
     filters = mel_filters().to(samples.device, dtype)
-    ends, frame_ends = cu_samples.tolist(), cu_frames.tolist()
-    out = torch.empty(total_frames, 128, device=samples.device)
-    for i in range(len(ends) - 1):
-        window = samples[ends[i] : ends[i + 1]].to(dtype)
+    parts = [torch.empty(0, 128, device=samples.device)]
+    for (start, end), wanted in zip(pairwise(cu_samples), frames, strict=True):
+        window = samples[start:end].to(dtype)
         # What lies 2 frames beyond the audio is silence: transform no more than is needed.
-        wanted = frame_ends[i + 1] - frame_ends[i]
-        frames = min(3000, max(wanted, -(-len(window) // 160) + 2))
-        padded = F.pad(window, (0, min(WINDOW_SAMPLES, frames * 160 + 400) - len(window)))
-        spectrum = torch.stft(padded, 400, 160, window=hann, return_complex=True)[:, :frames]
+        count = min(3000, max(wanted, -(-len(window) // 160) + 2))
+        padded = F.pad(window, (0, min(WINDOW_SAMPLES, count * 160 + 400) - len(window)))
+        spectrum = torch.stft(padded, 400, 160, window=hann, return_complex=True)[:, :count]
         power = (spectrum.real.square() + spectrum.imag.square()).T @ filters
         logs = power.clamp(min=1e-10).log10()
         logs = torch.maximum(logs, logs.max() - 8.0)
-        out[frame_ends[i] : frame_ends[i + 1]] = ((logs + 4.0) / 4.0)[:wanted].float()
-    return out
+        parts.append(((logs + 4.0) / 4.0)[:wanted].float())
+    return torch.cat(parts)
 
 
 # --- rotation ----------------------------------------------------------------------------------------

@@ -83,7 +83,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     if grad.stride(-1) != 1:  # as the gradient of a sum has it
         grad = grad.contiguous()
-    turned = OP(grad, *ctx.saved_tensors, ctx.interleaved, not ctx.inverse)
+    turned = OP.default(grad, *ctx.saved_tensors, ctx.interleaved, not ctx.inverse)
     return turned, None, None, None, None, None
 
 

@@ -14,8 +14,9 @@ void forward(py::handle q, py::handle k, py::handle v, py::handle cu_seqlens_q,
   const Tensor q_(q, op, "q"), k_(k, op, "k"), v_(v, op, "v"), out_(out, op, "out"),
       lse_(lse, op, "lse");
   const OptionalTensor cu_q(cu_seqlens_q, op, "cu_seqlens_q"),
-      cu_k(cu_seqlens_k, op, "cu_seqlens_k"), lengths(key_lengths, op, "key_lengths"),
-      times_q_(times_q, op, "rotation.times_q"), times_k_(times_k, op, "rotation.times_k"),
+      cu_k(cu_seqlens_k, op, "cu_seqlens_k", cu_q), lengths(key_lengths, op, "key_lengths"),
+      times_q_(times_q, op, "rotation.times_q"),
+      times_k_(times_k, op, "rotation.times_k", times_q_),
       inv_freq_(inv_freq, op, "rotation.inv_freq");
   const py::gil_scoped_release release;
   attention(q_, k_, v_,
@@ -34,8 +35,9 @@ void backward(py::handle grad_out, py::handle grad_lse, py::handle q, py::handle
       out_(out, op, "out"), lse_(lse, op, "lse"), grad_q_(grad_q, op, "grad_q"),
       grad_k_(grad_k, op, "grad_k"), grad_v_(grad_v, op, "grad_v");
   const OptionalTensor grad_lse_(grad_lse, op, "grad_lse"), cu_q(cu_seqlens_q, op, "cu_seqlens_q"),
-      cu_k(cu_seqlens_k, op, "cu_seqlens_k"), lengths(key_lengths, op, "key_lengths"),
-      times_q_(times_q, op, "rotation.times_q"), times_k_(times_k, op, "rotation.times_k"),
+      cu_k(cu_seqlens_k, op, "cu_seqlens_k", cu_q), lengths(key_lengths, op, "key_lengths"),
+      times_q_(times_q, op, "rotation.times_q"),
+      times_k_(times_k, op, "rotation.times_k", times_q_),
       inv_freq_(inv_freq, op, "rotation.inv_freq");
   const py::gil_scoped_release release;
   attention_backward(grad_out_, grad_lse_, q_, k_, v_, out_, lse_,

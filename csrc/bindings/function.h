@@ -5,6 +5,9 @@
 #include <pybind11/pybind11.h>
 
 #include <string_view>
+#include <tuple>
+#include <type_traits>
+#include <vector>
 
 #include "afnext/error.h"
 
@@ -34,6 +37,15 @@ inline void read(PyObject* object, std::string_view* out) {
   if (text == nullptr) throw py::error_already_set();
   *out = {text, static_cast<size_t>(size)};
 }
+inline void read(PyObject* object, std::vector<int64_t>* out) {
+  const auto items =
+      py::reinterpret_steal<py::object>(PySequence_Fast(object, "expected a sequence of integers"));
+  if (!items) throw py::error_already_set();
+  out->resize(static_cast<size_t>(PySequence_Fast_GET_SIZE(items.ptr())));
+  for (size_t i = 0; i < out->size(); ++i) {
+    read(PySequence_Fast_GET_ITEM(items.ptr(), static_cast<Py_ssize_t>(i)), &(*out)[i]);
+  }
+}
 
 template <auto function>
 struct Vectorcall;
@@ -52,7 +64,7 @@ struct Vectorcall<function> {
       return nullptr;
     }
     try {
-      std::tuple<Args...> values;
+      std::tuple<std::decay_t<Args>...> values;
       (read(objects[I], &std::get<I>(values)), ...);
       function(std::get<I>(values)...);
     } catch (py::error_already_set& error) {
@@ -71,8 +83,8 @@ struct Vectorcall<function> {
 
 }  // namespace detail
 
-// Adds `function`, of py::handle, bool, int64_t, double and std::string_view arguments, all
-// positional.
+// Adds `function`, of py::handle, bool, int64_t, double, std::string_view and std::vector<int64_t>
+// arguments, all positional.
 template <auto function>
 void define(py::module_& m, const char* name) {
   static PyMethodDef method{name,

@@ -31,8 +31,15 @@ class Tensor {
 // The same for an argument that may be None.
 class OptionalTensor {
  public:
-  OptionalTensor(py::handle object, const char* op, const char* name) {
-    if (!object.is_none()) new (&storage_) Tensor(object, op, name), held_ = true;
+  OptionalTensor(py::handle object, const char* op, const char* name) : object_(object) {
+    if (object.is_none()) return;
+    view_ = &(new (&storage_) Tensor(object, op, name))->view();
+    held_ = true;
+  }
+  // The same object as `other` is not read twice: reading a tensor takes longer than checking it.
+  OptionalTensor(py::handle object, const char* op, const char* name, const OptionalTensor& other)
+      : OptionalTensor(object.is(other.object_) ? py::none() : object, op, name) {
+    if (object.is(other.object_)) view_ = other.view_;
   }
   ~OptionalTensor() {
     if (held_) tensor()->~Tensor();
@@ -40,12 +47,14 @@ class OptionalTensor {
   OptionalTensor(const OptionalTensor&) = delete;
   OptionalTensor& operator=(const OptionalTensor&) = delete;
 
-  operator const TensorView*() const { return held_ ? &tensor()->view() : nullptr; }
+  operator const TensorView*() const { return view_; }
 
  private:
   const Tensor* tensor() const { return reinterpret_cast<const Tensor*>(&storage_); }
   alignas(Tensor) char storage_[sizeof(Tensor)];
   bool held_ = false;
+  py::handle object_;
+  const TensorView* view_ = nullptr;
 };
 
 }  // namespace afnext::bindings

@@ -218,5 +218,5 @@ def test_bad_input_names_the_argument(
 
 
 def test_opcheck() -> None:
-    arguments = (torch.randn(5000), torch.tensor([0, 2000, 5000]), torch.tensor([0, 13, 33]), 33)
+    arguments = (torch.randn(5000), [0, 2000, 5000], [13, 20])
     torch.library.opcheck(torch.ops.afnext.log_mel.default, arguments)
