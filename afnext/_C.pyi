@@ -53,6 +53,25 @@ def attention(
     lse: _Tensor,
     /,
 ) -> None: ...
+def attention_tiles(
+    q: _Tensor,
+    k: _Tensor,
+    v: _Tensor,
+    cu_seqlens_q: _Tensor | None,
+    cu_seqlens_k: _Tensor | None,
+    key_lengths: _Tensor | None,
+    times_q: _Tensor | None,
+    times_k: _Tensor | None,
+    inv_freq: _Tensor | None,
+    interleaved: bool,
+    causal: bool,
+    window_left: int,
+    window_right: int,
+    scale: float,
+    out: _Tensor,
+    lse: _Tensor,
+    /,
+) -> None: ...
 def attention_backward(
     grad_out: _Tensor,
     grad_lse: _Tensor | None,

@@ -5,6 +5,7 @@
 namespace afnext::bindings {
 namespace {
 
+template <auto function>
 void forward(py::handle q, py::handle k, py::handle v, py::handle cu_seqlens_q,
              py::handle cu_seqlens_k, py::handle key_lengths, py::handle times_q,
              py::handle times_k, py::handle inv_freq, bool interleaved, bool causal,
@@ -19,10 +20,10 @@ void forward(py::handle q, py::handle k, py::handle v, py::handle cu_seqlens_q,
       times_k_(times_k, op, "rotation.times_k", times_q_),
       inv_freq_(inv_freq, op, "rotation.inv_freq");
   const py::gil_scoped_release release;
-  attention(q_, k_, v_,
-            {cu_q, cu_k, lengths, times_q_, times_k_, inv_freq_, interleaved, causal, window_left,
-             window_right, scale},
-            out_, lse_);
+  function(q_, k_, v_,
+           {cu_q, cu_k, lengths, times_q_, times_k_, inv_freq_, interleaved, causal, window_left,
+            window_right, scale},
+           out_, lse_);
 }
 
 void backward(py::handle grad_out, py::handle grad_lse, py::handle q, py::handle k, py::handle v,
@@ -47,7 +48,8 @@ void backward(py::handle grad_out, py::handle grad_lse, py::handle q, py::handle
 }
 
 const Binding binding([](py::module_& m) {
-  define<&forward>(m, "attention");
+  define<&forward<attention>>(m, "attention");
+  define<&forward<attention_tiles>>(m, "attention_tiles");
   define<&backward>(m, "attention_backward");
 });
 

@@ -65,5 +65,11 @@ struct AttentionArgs {
 };
 
 extern KernelTable<AttentionArgs> attention_kernels;
+// bfloat16 on AMX tiles, for what fits_tiles(); emulated at the level avx512, for tests.
+extern KernelTable<AttentionArgs> attention_tiles_kernels;
+
+bool fits_tiles(const AttentionArgs& args);
+// By the kernel that serves these arguments at the level in use.
+void run_attention(const AttentionArgs& args);
 
 }  // namespace afnext::cpu

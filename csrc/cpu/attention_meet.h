@@ -53,6 +53,7 @@ template <typename T>
 struct InFloats {
   using Key = float;
   static constexpr int64_t kPanelKeys = 64;
+  struct Session {};
   static int64_t memory(const AttentionProblem& p) { return 2 * kPanelKeys * p.even(); }
 
   // The natural logarithm of the unit that weights at this peak are counted in.
@@ -99,6 +100,7 @@ struct InFloats {
 struct InPairs {
   using Key = bf16;
   static constexpr int64_t kPanelKeys = 64;
+  struct Session {};
   // Rows of values are so far apart, in pairs, that those of a panel do not crowd each other out of
   // the cache.
   static int64_t value_stride(int64_t dim) { return padded(dim) + 16; }
@@ -139,15 +141,23 @@ struct InPairs {
     product<N>(count, p.even() / 2, keys, s.queries, kBlockRows, [&](int64_t j, int n, F32 score) {
       store(scores + j * kBlockRows + n * kLanes, score);
     });
-    hide<N>(block, first, count, scores);
-    const F32 scale = broadcast(scale2(p));
     F32 shrink[N];
+    weigh<N>(block, first, count, scores, s, shrink);
+    add_values<N>(p.dim, (count + 1) / 2, values, scores, shrink, s.out);
+  }
+
+  // Scores of `count` keys become weights, a pair of keys in the place of the pair's half before;
+  // the sums before them are to shrink.
+  template <int N>
+  static void weigh(const Block& block, int64_t first, int64_t count, float* scores, Running& s,
+                    F32 (&shrink)[N]) {
+    hide<N>(block, first, count, scores);
+    const F32 scale = broadcast(scale2(*block.problem));
     for (int n = 0; n < N; ++n) {
       const Peak peak = raise(scores, count, s, n);
       const F32 base =
           in_register(peak.base * scale);  // rounded once, for all that is relative to it
       F32 total{};
-      // The weights of a pair of keys take the place of the pair's half before.
       float* pairs = scores + n * kLanes;
       const float* score = pairs;
       for (int64_t j = 0; j < count; j += 2, pairs += kBlockRows, score += 2 * kBlockRows) {
@@ -161,7 +171,6 @@ struct InPairs {
       float* sum = s.total + n * kLanes;
       store(sum, fma(load(sum), shrink[n], total));
     }
-    add_values<N>(p.dim, (count + 1) / 2, values, scores, shrink, s.out);
   }
 
  private:

@@ -11,6 +11,7 @@ namespace {
 
 constexpr int64_t kTileWords = kTileHeight * kTileBytes / 4;
 constexpr int64_t kSteps = kBlock / kTileBytes;  // products of tiles in a block
+constexpr int kVectors = kPanelColumns / kLanes;
 
 // Integers of x as [step][2 tiles][16 rows][64 bytes].
 template <int planes>
@@ -56,18 +57,26 @@ struct TileKernel {
     return bytes;
   }
 
+  // The products of a block begin while vectors scale those of the block before.
   static void tile(int64_t rows, const QuantizedPanel& q, const char* panel, const char* prepared,
                    const int32_t* x, float* sums) {
     std::memset(sums, 0, static_cast<size_t>(rows * kPanelColumns) * sizeof(float));
-    const char* group = panel + q.header;
-    for (int64_t b = 0; b < q.blocks; ++b, group += q.group_bytes) {
-      alignas(64) int32_t products[2 * kTileHeight * kPanelColumns];
-      multiply(x, prepared != nullptr ? prepared + b * kQuads * kStepBytes : group + q.prefix,
-               products);
-      const float* x_scales = reinterpret_cast<const float*>(x + kSteps * 2 * kTileWords);
-      add(rows, q, q.header > 0 ? panel : group, x_scales, products, sums);
-      x += block_words<Engine>(q, kRows);
+    alignas(64) int32_t products[2][2 * kTileHeight * kPanelColumns];
+    const int64_t x_words = block_words<Engine>(q, kRows);
+    const char* groups = panel + q.header;
+    for (int64_t b = 0; b <= q.blocks; ++b) {
+      if (b < q.blocks) {
+        multiply(x + b * x_words,
+                 prepared != nullptr ? prepared + b * kQuads * kStepBytes
+                                     : groups + b * q.group_bytes + q.prefix,
+                 products[b % 2]);
+      }
+      if (b > 0) {
+        add(rows, q, groups + (b - 1) * q.group_bytes, x + (b - 1) * x_words, products[(b - 1) % 2],
+            sums);
+      }
     }
+    if (q.header > 0) scale_columns(rows, reinterpret_cast<const float*>(panel), sums);
   }
 
  private:
@@ -88,28 +97,47 @@ struct TileKernel {
     tile_store<3>(products + kHalf + kPanelColumns / 2, kRowBytes);
   }
 
-  // Integers of a block meet their scales.
-  static void add(int64_t rows, const QuantizedPanel& q, const char* scales, const float* x_scales,
+  static void add(int64_t rows, const QuantizedPanel& q, const char* scales, const int32_t* x,
                   const int32_t* products, float* sums) {
+    if (q.header > 0) return add_scaled<false, false>(rows, scales, x, products, sums);
+    q.zero_points ? add_scaled<true, true>(rows, scales, x, products, sums)
+                  : add_scaled<true, false>(rows, scales, x, products, sums);
+  }
+
+  // Integers of a block meet their scales: one for each row, and one for each column where the
+  // panel does not keep those for the end.
+  template <bool scaled, bool shifted>
+  static void add_scaled(int64_t rows, const char* scales, const int32_t* x,
+                         const int32_t* products, float* sums) {
+    const float* x_scales = reinterpret_cast<const float*>(x + kSteps * 2 * kTileWords);
     const int32_t* starts = reinterpret_cast<const int32_t*>(x_scales + kRows);
     const float* x_sums = reinterpret_cast<const float*>(starts + kRows);
-    const bf16* halves = reinterpret_cast<const bf16*>(scales);
-    for (int64_t column = 0; column < kPanelColumns; column += kLanes) {
-      const F32 scale = q.header > 0 ? load(reinterpret_cast<const float*>(scales) + column)
-                                     : load(halves + column);
-      const F32 zero = q.zero_points ? load(halves + kPanelColumns + column) : F32{};
-      for (int64_t r = 0; r < rows; ++r) {
-        const int32_t* product = products + r * kPanelColumns + column;
-        I32 total = load_words(product) + starts[r];
+    F32 scale[kVectors], zero[kVectors];
+    for (int c = 0; c < kVectors; ++c) {
+      const bf16* halves = reinterpret_cast<const bf16*>(scales) + c * kLanes;
+      if constexpr (scaled) scale[c] = load(halves);
+      if constexpr (shifted) zero[c] = load(halves + kPanelColumns);
+    }
+    for (int64_t r = 0; r < rows; ++r, products += kPanelColumns, sums += kPanelColumns) {
+      const F32 x_scale = broadcast(x_scales[r]);
+      const I32 start = broadcast_word(starts[r]);
+      for (int c = 0; c < kVectors; ++c) {
+        const int32_t* product = products + c * kLanes;
+        I32 total = load_words(product);
         if constexpr (planes == 2) {
-          total = (load_words(product) << 8) + load_words(product + kTileHeight * kPanelColumns) +
-                  starts[r];
+          total = (total << 8) + load_words(product + kTileHeight * kPanelColumns);
         }
-        const F32 value = __builtin_convertvector(total, F32) - zero * x_sums[r];
-        float* kept = sums + r * kPanelColumns + column;
-        store(kept, fma(value * scale, broadcast(x_scales[r]), load(kept)));
+        F32 value = __builtin_convertvector(total + start, F32);
+        if constexpr (shifted) value -= zero[c] * x_sums[r];
+        if constexpr (scaled) value *= scale[c];
+        store(sums + c * kLanes, fma(value, x_scale, load(sums + c * kLanes)));
       }
     }
+  }
+
+  static void scale_columns(int64_t rows, const float* scales, float* sums) {
+    for (int64_t i = 0; i < rows * kPanelColumns; i += kLanes)
+      store(sums + i, load(sums + i) * load(scales + i % kPanelColumns));
   }
 };
 

@@ -40,7 +40,11 @@ struct TileKernel {
       }
     }
     for (int64_t step = 0; step < steps; step += kTileHeight) {
-      if constexpr (height == 1) prefetch(panel + 16 * kPanelColumns);
+      if constexpr (height == 1) {
+        prefetch<2 * kTileHeight>(panel + kTileHeight * kPanelColumns);
+      } else {
+        prefetch<4>(sums + 2 * kTileSums + step / kTileHeight * 4 * kLineWords);
+      }
       tile_load<6>(panel, kStepBytes), tile_load<7>(panel + kLeft, kStepBytes);
       tile_stream_load<4>(words, kRow);
       tile_dot_bf16<0, 4, 6>(), tile_dot_bf16<1, 4, 7>();
@@ -57,10 +61,11 @@ struct TileKernel {
     }
   }
 
-  // With so few rows it is memory that the tiles wait for: 2 KB ahead.
+  // With few rows tiles wait for the weights in memory, 2 KB ahead; with many for sums in L2, those
+  // of the next rows, a few lines at every step.
+  template <int lines>
   static AFNEXT_INLINE_METHOD void prefetch(const float* coming) {
-    for (int64_t i = 0; i < kTileHeight * kPanelColumns; i += kLineWords)
-      __builtin_prefetch(coming + i);
+    for (int64_t i = 0; i < lines * kLineWords; i += kLineWords) __builtin_prefetch(coming + i);
   }
 };
 

@@ -13,6 +13,7 @@
 namespace afnext {
 
 constinit cpu::KernelTable<cpu::AttentionArgs> cpu::attention_kernels;
+constinit cpu::KernelTable<cpu::AttentionArgs> cpu::attention_tiles_kernels;
 constinit cpu::KernelTable<cpu::AttentionBackwardArgs> cpu::attention_backward_kernels;
 
 namespace {
@@ -249,16 +250,54 @@ class Plan {
 
 }  // namespace
 
-void attention(const TensorView& q, const TensorView& k, const TensorView& v,
-               const AttentionOptions& options, const TensorView& out, const TensorView& lse) {
+bool cpu::fits_tiles(const AttentionArgs& args) {
+  return args.problem.dtype == DType::bf16 && args.problem.dim % 32 == 0 && !args.out_is_float;
+}
+
+void cpu::run_attention(const AttentionArgs& args) {
+  constexpr int64_t kFewRows = 16;  // fewer leave most of a tile empty
+  int64_t rows = 0;
+  for (int64_t i = 0; i < args.item_count; ++i) rows += args.items[i].end - args.items[i].first;
+  const bool tiles = active_isa() == Isa::amx && fits_tiles(args) &&
+                     rows >= kFewRows * args.item_count &&
+                     attention_tiles_kernels.by_isa[static_cast<int>(Isa::amx)] != nullptr;
+  tiles ? attention_tiles_kernels(args) : attention_kernels(args);
+}
+
+namespace {
+
+// What `run` does with a checked call.
+template <typename Run>
+void attend(const TensorView& q, const TensorView& k, const TensorView& v,
+            const AttentionOptions& options, const TensorView& out, const TensorView& lse,
+            const Run& run) {
   const Check check("attention");
   check_inputs(check, q, k, v, options);
   check_results(check, q, out, lse);
   if (q.numel() == 0) return;
   const Plan plan(q, k, v, options);
   const std::vector<cpu::AttentionItem> items = plan.query_items();
-  cpu::attention_kernels({plan.problem, items.data(), static_cast<int64_t>(items.size()), out.data,
-                          out.dtype == DType::f32, lse.as<float>()});
+  run(check, {plan.problem, items.data(), static_cast<int64_t>(items.size()), out.data,
+              out.dtype == DType::f32, lse.as<float>()});
+}
+
+}  // namespace
+
+void attention(const TensorView& q, const TensorView& k, const TensorView& v,
+               const AttentionOptions& options, const TensorView& out, const TensorView& lse) {
+  attend(q, k, v, options, out, lse,
+         [](const Check&, const cpu::AttentionArgs& args) { cpu::run_attention(args); });
+}
+
+void attention_tiles(const TensorView& q, const TensorView& k, const TensorView& v,
+                     const AttentionOptions& options, const TensorView& out,
+                     const TensorView& lse) {
+  attend(q, k, v, options, out, lse, [](const Check& check, const cpu::AttentionArgs& args) {
+    check.require(cpu::fits_tiles(args),
+                  "q and out must be bfloat16 with a head dim of a multiple of 32 for tiles");
+    check.require(cpu::attention_tiles_kernels.best() != nullptr, "tiles need avx512 at least");
+    cpu::attention_tiles_kernels(args);
+  });
 }
 
 void attention_backward(const TensorView& grad_out, const TensorView* grad_lse, const TensorView& q,

@@ -161,7 +161,7 @@ void paged_attention(const TensorView& q, const TensorView& k_pages, const Tenso
                                         k_pages.shape[2],
                                         k_scales,
                                         v_scales};
-    cpu::attention_kernels({problem, plan.chunk_items.data(),
+    cpu::run_attention({problem, plan.chunk_items.data(),
                             static_cast<int64_t>(plan.chunk_items.size()), out.data,
                             out.dtype == DType::f32, lse.as<float>()});
   }

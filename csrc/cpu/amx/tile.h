@@ -71,18 +71,8 @@ template <int sum, int a, int b>
 AFNEXT_INLINE void tile_dot_bf16() {
   __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sum), "i"(a), "i"(b));
 }
-// sum [16, 16] of int32 += a [16, 64] @ b, int8; row k of b holds the quads (4k .. 4k + 3) of 16
-// columns.
-template <int sum, int a, int b>
-AFNEXT_INLINE void tile_dot_i8() {
-  __asm__ volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sum), "i"(a), "i"(b));
-}
-// The same where a is unsigned.
-template <int sum, int a, int b>
-AFNEXT_INLINE void tile_dot_u8_i8() {
-  __asm__ volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sum), "i"(a), "i"(b));
-}
-// The same where b is unsigned.
+// sum [16, 16] of int32 += a [16, 64] @ b, int8 in a and unsigned bytes in b; row k of b holds the
+// quads (4k .. 4k + 3) of 16 columns.
 template <int sum, int a, int b>
 AFNEXT_INLINE void tile_dot_i8_u8() {
   __asm__ volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sum), "i"(a), "i"(b));
@@ -115,16 +105,8 @@ AFNEXT_INLINE void tile_dot_bf16() {
   emulated::dot_bf16(sum, a, b);
 }
 template <int sum, int a, int b>
-AFNEXT_INLINE void tile_dot_i8() {
-  emulated::dot_bytes<int8_t, int8_t>(sum, a, b);
-}
-template <int sum, int a, int b>
-AFNEXT_INLINE void tile_dot_u8_i8() {
-  emulated::dot_bytes<uint8_t, int8_t>(sum, a, b);
-}
-template <int sum, int a, int b>
 AFNEXT_INLINE void tile_dot_i8_u8() {
-  emulated::dot_bytes<int8_t, uint8_t>(sum, a, b);
+  emulated::dot_i8_u8(sum, a, b);
 }
 
 #endif

@@ -112,9 +112,8 @@ inline void dot_bf16(int sum_index, int a_index, int b_index) {
   }
 }
 
-// Quads of bytes, A in a and B in b. Sums wrap around.
-template <typename A, typename B>
-inline void dot_bytes(int sum_index, int a_index, int b_index) {
+// Quads of bytes, those of b unsigned. Sums wrap around.
+inline void dot_i8_u8(int sum_index, int a_index, int b_index) {
   Tile &sum = tile(sum_index), &a = tile(a_index), &b = tile(b_index);
   check_product(sum, a, b);
   for (int m = 0; m < sum.rows; ++m) {
@@ -122,8 +121,8 @@ inline void dot_bytes(int sum_index, int a_index, int b_index) {
       uint32_t total = sum.get<uint32_t>(m, n);
       for (int k = 0; k < a.row_bytes / 4; ++k) {
         for (int i = 0; i < 4; ++i) {
-          total += static_cast<uint32_t>(int32_t{a.get<A>(m, 4 * k + i)} *
-                                         int32_t{b.get<B>(k, 4 * n + i)});
+          total += static_cast<uint32_t>(int32_t{a.get<int8_t>(m, 4 * k + i)} *
+                                         int32_t{b.get<uint8_t>(k, 4 * n + i)});
         }
       }
       sum.set<uint32_t>(m, n, total);

@@ -23,6 +23,10 @@ struct AttentionOptions {
 //   out: [Tq, Hq, D], of q's dtype or float32; lse: float32 [Hq, Tq], natural logarithm.
 void attention(const TensorView& q, const TensorView& k, const TensorView& v,
                const AttentionOptions& options, const TensorView& out, const TensorView& lse);
+// The same by the kernel for AMX tiles (bfloat16, D a multiple of 32), with the tiles emulated in
+// plain C++ where the machine has none: for tests.
+void attention_tiles(const TensorView& q, const TensorView& k, const TensorView& v,
+                     const AttentionOptions& options, const TensorView& out, const TensorView& lse);
 
 // Gradients of q, k and v (contiguous, of their shapes and dtype) from those of out (out's shape,
 // q's dtype or float32) and of lse (float32 [Hq, Tq], null for none), and from the forward's

@@ -15,10 +15,9 @@ enum class Activation : uint8_t { none, gelu, silu_mul };
 //
 // gelu is the one with erf; silu_mul goes with gate_up weights and with them alone.
 void packed_linear(const TensorView& x, const PackedView& weight, const TensorView* bias,
-                   const TensorView* residual, Activation activation,
-                   const TensorView& out);  // The same by the kernel for AMX tiles (bfloat16 x and
-                                            // weight), with the tiles emulated in plain C++
-// where the machine has none: for tests.
+                   const TensorView* residual, Activation activation, const TensorView& out);
+// The same by the kernel for AMX tiles (bfloat16 x and weight), with the tiles emulated in plain
+// C++ where the machine has none: for tests.
 void packed_linear_tiles(const TensorView& x, const PackedView& weight, const TensorView* bias,
                          const TensorView* residual, Activation activation, const TensorView& out);
 

@@ -5,6 +5,7 @@
 #include <cstdarg>
 #include <cstddef>
 #include <cstdint>
+#include <new>
 
 #include "afnext/attention.h"
 #include "afnext/packed_linear.h"
@@ -102,8 +103,10 @@ float logf(float x) {
 
 void* operator new(size_t bytes) { return allocate(bytes); }
 void* operator new[](size_t bytes) { return allocate(bytes); }
+void* operator new(size_t bytes, const std::nothrow_t&) noexcept { return allocate(bytes); }
 void operator delete(void*) noexcept {}
 void operator delete(void*, size_t) noexcept {}
+void operator delete(void*, const std::nothrow_t&) noexcept {}
 void operator delete[](void*) noexcept {}
 
 namespace afnext::cpu {
@@ -125,7 +128,7 @@ void detail::run(int64_t count, int64_t, Split, Body body, const void* context) 
 
 // Naming them links them; their constructors then enter them in their tables.
 namespace amx {
-extern KernelRegistration packed_linear_tiles_registration,
+extern KernelRegistration attention_tiles_registration, packed_linear_tiles_registration,
     packed_linear_quantized_tiles_registration;
 }
 namespace avx512 {
@@ -136,13 +139,14 @@ extern KernelRegistration attention_registration, packed_linear_registration;
 }
 KernelList compiled_kernels() {
   static const Kernel kernels[] = {
+      {"attention_tiles", Isa::amx, &amx::attention_tiles_registration},
       {"packed_linear_tiles", Isa::amx, &amx::packed_linear_tiles_registration},
       {"packed_linear_quantized_tiles", Isa::amx, &amx::packed_linear_quantized_tiles_registration},
       {"packed_linear_quantized", Isa::avx512, &avx512::packed_linear_quantized_registration},
       {"packed_linear", Isa::avx512_bf16, &avx512_bf16::packed_linear_registration},
       {"attention", Isa::avx512_bf16, &avx512_bf16::attention_registration},
   };
-  return {kernels, 5};
+  return {kernels, 6};
 }
 
 }  // namespace afnext::cpu
@@ -200,7 +204,7 @@ void run_attention(const Call& c) {
   afnext::AttentionOptions options{};
   options.causal = c.option[0] != 0;
   options.window_left = c.option[1], options.window_right = c.option[2];
-  options.scale = 0.125;
+  options.scale = 1 / __builtin_sqrt(static_cast<double>(dim));
   const TensorView out = view(at(c.tensor[3]), dtype, {tokens, heads, dim});
   const TensorView lse =
       view(allocate(static_cast<size_t>(heads * tokens) * 4), afnext::DType::f32, {heads, tokens});
