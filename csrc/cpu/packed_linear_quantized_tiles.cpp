@@ -1,5 +1,5 @@
-// int8 and int4 weights on AMX tiles: 2 x 2 tiles of sums for a block of 128 elements of K, then
-// the scales in vectors. The two tiles of x are 32 rows of 8-bit integers, or the high and the low
+// int8 and int4 weights on AMX tiles: 2 x 2 tiles of sums for a block of 128 elements of K, whose
+// scales come in vectors. The two tiles of x are 32 rows of 8-bit integers, or the high and the low
 // bytes of 16 rows of 16-bit ones.
 //
 // Below the level amx the tiles are emulated: that is for tests alone.
@@ -36,18 +36,76 @@ struct TileKernel {
   using Engine = TileRows<planes>;
   static constexpr int64_t kRows = 2 * kTileHeight / planes;
   static constexpr bool kFullTiles = true;
-  using Session = TileSession;
+
+  // Blocks of rows and panels: x of a chunk of K and the sums stay in L2, and the chunk of a panel,
+  // in L1, meets all rows of the block.
+  static void multiply(const Round<TileKernel>& round) {
+    const int64_t panels = round.a.weight.panels(), share = 4 * num_threads();
+    const int64_t row_blocks = (round.tiles + kBlockTiles - 1) / kBlockTiles;
+    // With few rows it is the memory that counts, which reads a panel from end to end.
+    const int64_t wide = round.tiles <= kFewTiles ? 1 : kBlockPanels;
+    const int64_t blocks = row_blocks * ((panels + wide - 1) / wide);
+    // As many as the threads share evenly.
+    const int64_t wanted = (blocks + share - 1) / share * share;
+    const int64_t column_blocks = smaller((wanted + row_blocks - 1) / row_blocks, panels);
+    const int64_t cost = round.q.bytes * (1 + round.tiles / row_blocks / 2) + 1;
+    parallel_for(row_blocks * column_blocks, kBytesPerThread / (cost * wide) + 1,
+                 [&](int64_t first, int64_t last) {
+                   const TileSession session;
+                   for (int64_t job = first; job < last; ++job) {
+                     const int64_t i = job % row_blocks, j = job / row_blocks;
+                     block(round, round.tiles * i / row_blocks, round.tiles * (i + 1) / row_blocks,
+                           panels * j / column_blocks, panels * (j + 1) / column_blocks);
+                   }
+                 });
+  }
+
+ private:
+  static constexpr int64_t kChunk = 6, kBlockTiles = 16, kBlockPanels = 16, kFewTiles = 64 / kRows;
+  static constexpr int64_t kTileSums = kRows * kPanelColumns;
+
+  static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+  static void block(const Round<TileKernel>& round, int64_t tile, int64_t tile_end, int64_t panel,
+                    int64_t panel_end) {
+    const QuantizedPanel& q = round.q;
+    const size_t size = static_cast<size_t>((panel_end - panel) * (tile_end - tile) * kTileSums);
+    float* sums = scratch<float>(1, size);
+    std::memset(sums, 0, size * sizeof(float));
+    const auto data = [&](int64_t p) {
+      return static_cast<const char*>(round.a.weight.data) + p * q.bytes;
+    };
+    for (int64_t b = 0; b < q.blocks; b += kChunk) {
+      const int64_t end = smaller(b + kChunk, q.blocks);
+      float* next = sums;
+      for (int64_t p = panel; p < panel_end; ++p) {
+        const char* groups = data(p) + q.header + b * q.group_bytes;
+        const char* bytes = q.bits == 4 ? split_nibbles(q, groups, end - b) : nullptr;
+        for (int64_t t = tile; t < tile_end; ++t, next += kTileSums) {
+          add_blocks(round.height(t), q, groups, bytes,
+                     round.words_of(t) + b * block_words<Engine>(q, kRows), end - b, next);
+        }
+      }
+    }
+    for (int64_t t = tile; t < tile_end; ++t) {
+      for (int64_t p = panel; p < panel_end; ++p) {
+        float* done = sums + ((p - panel) * (tile_end - tile) + t - tile) * kTileSums;
+        if (q.header > 0)
+          scale_columns(round.height(t), reinterpret_cast<const float*>(data(p)), done);
+        finish(round.a, round.row + round.begin(t), round.height(t), p, done);
+      }
+    }
+  }
 
   // Bytes of int4 weights one by one: [block][32 quads][128 bytes]; int8 ones lie so already.
-  static const char* prepare(const QuantizedPanel& q, const char* panel) {
-    if (q.bits == 8) return nullptr;
-    char* bytes = scratch<char>(1, static_cast<size_t>(q.blocks * kQuads * kStepBytes));
-    const char* group = panel + q.header + q.prefix;
+  static const char* split_nibbles(const QuantizedPanel& q, const char* group, int64_t blocks) {
+    char* bytes = scratch<char>(2, static_cast<size_t>(kChunk * kQuads * kStepBytes));
     char* out = bytes;
-    for (int64_t b = 0; b < q.blocks; ++b, group += q.group_bytes) {
-      for (int64_t s = 0; s < q.steps; ++s, out += 2 * kStepBytes) {
+    for (int64_t b = 0; b < blocks; ++b, group += q.group_bytes) {
+      const char* step = group + q.prefix;
+      for (int64_t s = 0; s < q.steps; ++s, step += kStepBytes, out += 2 * kStepBytes) {
         for (int64_t i = 0; i < kStepBytes; i += 4 * kLanes) {
-          const I32 pairs = load_words(group + s * kStepBytes + i);
+          const I32 pairs = load_words(step + i);
           const I32 low = pairs & 0x0f0f0f0f, high = (pairs >> 4) & 0x0f0f0f0f;
           std::memcpy(out + i, &low, sizeof(low));
           std::memcpy(out + kStepBytes + i, &high, sizeof(high));
@@ -58,30 +116,25 @@ struct TileKernel {
   }
 
   // The products of a block begin while vectors scale those of the block before.
-  static void tile(int64_t rows, const QuantizedPanel& q, const char* panel, const char* prepared,
-                   const int32_t* x, float* sums) {
-    std::memset(sums, 0, static_cast<size_t>(rows * kPanelColumns) * sizeof(float));
+  static void add_blocks(int64_t rows, const QuantizedPanel& q, const char* groups,
+                         const char* bytes, const int32_t* x, int64_t blocks, float* sums) {
     alignas(64) int32_t products[2][2 * kTileHeight * kPanelColumns];
     const int64_t x_words = block_words<Engine>(q, kRows);
-    const char* groups = panel + q.header;
-    for (int64_t b = 0; b <= q.blocks; ++b) {
-      if (b < q.blocks) {
-        multiply(x + b * x_words,
-                 prepared != nullptr ? prepared + b * kQuads * kStepBytes
-                                     : groups + b * q.group_bytes + q.prefix,
-                 products[b % 2]);
+    for (int64_t b = 0; b <= blocks; ++b) {
+      if (b < blocks) {
+        const char* weight = bytes != nullptr ? bytes + b * kQuads * kStepBytes
+                                              : groups + b * q.group_bytes + q.prefix;
+        multiply_block(x + b * x_words, weight, products[b % 2]);
       }
       if (b > 0) {
         add(rows, q, groups + (b - 1) * q.group_bytes, x + (b - 1) * x_words, products[(b - 1) % 2],
             sums);
       }
     }
-    if (q.header > 0) scale_columns(rows, reinterpret_cast<const float*>(panel), sums);
   }
 
- private:
   // Sums are tiles 0 to 3, those of a tile of x side by side; x has 4 and 5, the panel 6 and 7.
-  static void multiply(const int32_t* x, const char* weight, int32_t* products) {
+  static void multiply_block(const int32_t* x, const char* weight, int32_t* products) {
     constexpr int64_t kRowBytes = 4 * kPanelColumns, kHalf = kTileHeight * kPanelColumns;
     tile_zero<0>(), tile_zero<1>(), tile_zero<2>(), tile_zero<3>();
     for (int64_t step = 0; step < kSteps; ++step, x += 2 * kTileWords) {

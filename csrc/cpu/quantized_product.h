@@ -7,6 +7,7 @@
 //   Session       lives as long as a thread computes tiles
 //   prepare(q, panel)                            once a panel: what tile() takes beside it
 //   tile(rows, q, panel, prepared, x, sums)      sums [rows, 32] of a tile of x against a panel
+// or, instead of the last three, multiply(round): all tiles of x against all panels.
 // An output is summed in order of K whatever the tiles, the threads and the other rows of x are.
 #pragma once
 
@@ -108,7 +109,11 @@ void quantized_product(const PackedLinearArgs& a) {
     const int64_t row = a.m * i / rounds;
     const Round<Kernel> round(a, q, row, a.m * (i + 1) / rounds - row);
     a.dtype == DType::f32 ? round.template quantize<float>() : round.template quantize<bf16>();
-    round.multiply();
+    if constexpr (requires { Kernel::multiply(round); }) {
+      Kernel::multiply(round);
+    } else {
+      round.multiply();
+    }
   }
 }
 

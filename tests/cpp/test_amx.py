@@ -280,8 +280,16 @@ def test_emulated_tiles_give_the_same_bits(run: Runner) -> None:
     x[4, 7], x[5, 9], x[6, 11] = torch.nan, torch.inf, 1e-40
     weight = torch.randn(70, 200)
     packings = [(x.bfloat16(), ops.pack(weight))]
-    packings += [(bytes_without_sign(40, 200), ops.pack(ops.quantize(weight, format), activations=bits))
-                 for format, bits in (("int8", "int16"), ("int4-g128", "int8"))]  # fmt: skip
+    packings += [
+        (bytes_without_sign(40, 200), ops.pack(ops.quantize(weight, "int8"), activations="int16")),
+        (
+            bytes_without_sign(40, 200),
+            ops.pack(ops.quantize(weight, "int4-g128"), activations="int8"),
+        ),
+    ]
+    # More than one chunk of K, and tiles enough for panels to come in blocks.
+    deep = ops.quantize(torch.randn(40, 900), "int4-g128", zero_points=True)
+    packings.append((bytes_without_sign(80, 900), ops.pack(deep, activations="int8")))
     outs = run([linear(x, packed) for x, packed in packings])
     for (x, packed), (out,) in zip(packings, outs, strict=True):
         emulated = torch.empty_like(out)
