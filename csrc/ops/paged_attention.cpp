@@ -162,8 +162,8 @@ void paged_attention(const TensorView& q, const TensorView& k_pages, const Tenso
                                         k_scales,
                                         v_scales};
     cpu::run_attention({problem, plan.chunk_items.data(),
-                            static_cast<int64_t>(plan.chunk_items.size()), out.data,
-                            out.dtype == DType::f32, lse.as<float>()});
+                        static_cast<int64_t>(plan.chunk_items.size()), out.data,
+                        out.dtype == DType::f32, lse.as<float>()});
   }
   if (plan.items.empty()) return;
   const std::unique_ptr<float[]> partials(new float[plan.partials * (q.shape[2] + 1)]);

@@ -2,7 +2,7 @@
 that others wrote, whose Sapphire Rapids has tiles.
 
 A ROM of 4 MiB holds a reset vector, a program around libafnext.a and the calls that it makes; results come
-out of the printer's port. Needs Bochs 3.0 or later, built with AMX as Debian's is."""
+out of the printer's port. Needs Bochs 3.0, built with AMX as Debian's is."""
 
 from __future__ import annotations
 
@@ -25,11 +25,10 @@ from torch import Tensor
 from afnext import ops
 from afnext.ops import PackedWeight, runtime
 from afnext.ops._compiled import compiled
-from tests.ops.attention_oracle import assert_gold, make_case, oracle
+from tests.ops.attention_oracle import Case, assert_gold, make_case, oracle
 
 ROOT = Path(__file__).parents[2]
 SOURCES = Path(__file__).parent / "bochs"
-BOCHS = shutil.which("bochs-bin")
 LIBRARIES = sorted(ROOT.glob("build/*/libafnext.a"), key=lambda path: path.stat().st_mtime)
 
 PROGRAM, CALLS, ROM, RESET = 0x200000, 0x500000, 4 << 20, 64 << 10  # addresses; sizes
@@ -37,16 +36,17 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1}  # as afnext::DType counts
 FORMATS = ["float32", "bfloat16", "int8", "int4"]  # and afnext::WeightFormat
 
 
-def bochs_has_tiles() -> bool:
-    if BOCHS is None:
-        return False
-    return b"tdpbf16ps" in Path(BOCHS).read_bytes()
+def bochs_with_tiles() -> str | None:
+    """The emulator; Debian's `bochs` is a script around it."""
+    for path in map(shutil.which, ("bochs-bin", "bochs")):
+        if path is not None and b"tdpbf16ps" in Path(path).read_bytes():
+            return path
+    return None
 
 
+BOCHS = bochs_with_tiles()
 pytestmark = pytest.mark.skipif(not LIBRARIES, reason="needs libafnext.a of this checkout's build")
-needs_bochs = pytest.mark.skipif(
-    not bochs_has_tiles(), reason="needs Bochs with AMX, as Debian's 3.0"
-)
+needs_bochs = pytest.mark.skipif(BOCHS is None, reason="needs Bochs with AMX, as Debian's 3.0")
 
 
 @dataclass
@@ -75,10 +75,17 @@ def linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None) -> Call:
     )  # fmt: skip
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Call:
-    tokens, heads, dim = q.shape
-    return Call(3, q.dtype, (q, k, v), (tokens, heads, k.shape[1], dim), (causal, -1, -1, 0),
-                ((tuple(q.shape), q.dtype), ((heads, tokens), torch.float32)))  # fmt: skip
+def attention(case: Case, slots: int = 0) -> Call:
+    """Of packed tokens, or of pages of so many slots, which the program reads from the last to the first."""
+    (tokens, heads, dim), (keys, kv_heads, _) = case.q.shape, case.k.shape
+    inputs = [case.q, case.k, case.v]
+    if slots > 0:
+        for i in (1, 2):
+            pages = F.pad(inputs[i], (0, 0, 0, 0, 0, -keys % slots)).unflatten(0, (-1, slots))
+            inputs[i] = pages.transpose(1, 2).flip(0)
+    return Call(4 if slots > 0 else 3, case.q.dtype, tuple(inputs), (tokens, heads, kv_heads, dim),
+                (case.causal, slots, keys, 0),
+                ((tuple(case.q.shape), case.q.dtype), ((heads, tokens), torch.float32)))  # fmt: skip
 
 
 def image(calls: list[Call]) -> bytes:
@@ -255,22 +262,22 @@ def test_quantised(run: Runner, activations: str, tolerance: float) -> None:
 
 @needs_bochs
 def test_attention(run: Runner) -> None:
-    """bfloat16 by torch's own error against float64: 1 to 3 vectors of queries, broken tiles and panels."""
+    """bfloat16 by torch's own error against float64: 1 to 3 vectors of queries, broken tiles and panels,
+    packed and in pages."""
+    bf16 = torch.bfloat16
     cases = [
-        make_case([tokens], kv_heads=1, group=group, dim=dim, dtype=torch.bfloat16, causal=causal)
-        for tokens, group, dim, causal in [
-            (30, 1, 64, False),
-            (45, 7, 128, True),
-            (290, 1, 32, True),
-        ]
+        (make_case([30], kv_heads=1, dim=64, dtype=bf16), 0),
+        (make_case([45], kv_heads=1, group=7, dim=128, dtype=bf16, causal=True), 0),
+        (make_case([290], kv_heads=1, dim=32, dtype=bf16, causal=True), 0),
+        (make_case([70], [330], kv_heads=1, group=3, dim=64, dtype=bf16, causal=True), 32),
     ]
-    outs = run([attention(case.q, case.k, case.v, case.causal) for case in cases])
-    for case, results in zip(cases, outs, strict=True):
+    outs = run([attention(*case) for case in cases])
+    for (case, _), results in zip(cases, outs, strict=True):
         ours, torchs, truth = (
             dict(zip(("out", "lse"), (t.double() for t in pair), strict=True))
-            for pair in (results, oracle(case, torch.bfloat16), oracle(case, torch.float64))
+            for pair in (results, oracle(case, bf16), oracle(case, torch.float64))
         )
-        assert_gold(ours, torchs, truth, torch.bfloat16)
+        assert_gold(ours, torchs, truth, bf16)
 
 
 @needs_bochs

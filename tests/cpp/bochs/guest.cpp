@@ -9,6 +9,7 @@
 
 #include "afnext/attention.h"
 #include "afnext/packed_linear.h"
+#include "afnext/paged_attention.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
 #include "cpu/scratch.h"
@@ -163,9 +164,9 @@ struct Call {
   int64_t dtype;
   int64_t tensor[4];  // x, weight, bias, out; q, k, v, out
   int64_t size[4];    // m, n, k, gate_up; tokens, heads, kv_heads, dim
-  int64_t option[4];  // format, group, zero_points, activation_bits; causal, left, right, 0
+  int64_t option[4];  // format, group, zero_points, activation_bits; causal, slots, keys, 0
 };
-enum Op : int64_t { kEnd, kDetect, kLinear, kAttention };
+enum Op : int64_t { kEnd, kDetect, kLinear, kAttention, kPagedAttention };
 
 void* at(int64_t offset) {
   return reinterpret_cast<void*>(kCalls + static_cast<uintptr_t>(offset));
@@ -198,21 +199,56 @@ void run_linear(const Call& c) {
   print(out.data, static_cast<size_t>(out.numel() * (dtype == afnext::DType::f32 ? 4 : 2)));
 }
 
+struct AttentionCall {
+  TensorView q, out, lse;
+  double scale;
+
+  explicit AttentionCall(const Call& c)
+      : q(view(at(c.tensor[0]), static_cast<afnext::DType>(c.dtype),
+               {c.size[0], c.size[1], c.size[3]})),
+        out(view(at(c.tensor[3]), q.dtype, {c.size[0], c.size[1], c.size[3]})),
+        lse(view(allocate(static_cast<size_t>(c.size[0] * c.size[1]) * 4), afnext::DType::f32,
+                 {c.size[1], c.size[0]})),
+        scale(1 / __builtin_sqrt(static_cast<double>(c.size[3]))) {}
+
+  void print_results() const {
+    const size_t size = q.dtype == afnext::DType::f32 ? 4 : 2;
+    print(out.data, static_cast<size_t>(out.numel()) * size);
+    print(lse.data, static_cast<size_t>(lse.numel()) * 4);
+  }
+};
+
 void run_attention(const Call& c) {
-  const auto dtype = static_cast<afnext::DType>(c.dtype);
-  const int64_t tokens = c.size[0], heads = c.size[1], kv_heads = c.size[2], dim = c.size[3];
+  const AttentionCall call(c);
+  const int64_t tokens = c.size[0], kv_heads = c.size[2], dim = c.size[3];
   afnext::AttentionOptions options{};
   options.causal = c.option[0] != 0;
-  options.window_left = c.option[1], options.window_right = c.option[2];
-  options.scale = 1 / __builtin_sqrt(static_cast<double>(dim));
-  const TensorView out = view(at(c.tensor[3]), dtype, {tokens, heads, dim});
-  const TensorView lse =
-      view(allocate(static_cast<size_t>(heads * tokens) * 4), afnext::DType::f32, {heads, tokens});
-  afnext::attention(view(at(c.tensor[0]), dtype, {tokens, heads, dim}),
-                    view(at(c.tensor[1]), dtype, {tokens, kv_heads, dim}),
-                    view(at(c.tensor[2]), dtype, {tokens, kv_heads, dim}), options, out, lse);
-  print(out.data, static_cast<size_t>(out.numel() * (dtype == afnext::DType::f32 ? 4 : 2)));
-  print(lse.data, static_cast<size_t>(lse.numel()) * 4);
+  options.window_left = options.window_right = -1;
+  options.scale = call.scale;
+  afnext::attention(call.q, view(at(c.tensor[1]), call.q.dtype, {tokens, kv_heads, dim}),
+                    view(at(c.tensor[2]), call.q.dtype, {tokens, kv_heads, dim}), options, call.out,
+                    call.lse);
+  call.print_results();
+}
+
+// The same over pages, the last one first.
+void run_paged_attention(const Call& c) {
+  const AttentionCall call(c);
+  const int64_t kv_heads = c.size[2], dim = c.size[3], slots = c.option[1], keys = c.option[2];
+  const int64_t pages = (keys + slots - 1) / slots;
+  auto* table = static_cast<int32_t*>(allocate(static_cast<size_t>(pages) * 4));
+  for (int64_t i = 0; i < pages; ++i) table[i] = static_cast<int32_t>(pages - 1 - i);
+  int32_t ends[2] = {0, static_cast<int32_t>(c.size[0])}, length = static_cast<int32_t>(keys);
+  afnext::PagedAttentionOptions options{};
+  options.causal = c.option[0] != 0;
+  options.window_left = options.window_right = -1;
+  options.scale = call.scale;
+  afnext::paged_attention(
+      call.q, view(at(c.tensor[1]), call.q.dtype, {pages, kv_heads, slots, dim}),
+      view(at(c.tensor[2]), call.q.dtype, {pages, kv_heads, slots, dim}),
+      view(table, afnext::DType::i32, {1, pages}), view(ends, afnext::DType::i32, {2}),
+      view(&length, afnext::DType::i32, {1}), options, call.out, call.lse);
+  call.print_results();
 }
 
 // The level, as detected with the tiles granted and refused.
@@ -246,6 +282,7 @@ extern "C" [[gnu::section(".text.start")]] void start() {
     if (c->op == kDetect) run_detect();
     if (c->op == kLinear) run_linear(*c);
     if (c->op == kAttention) run_attention(*c);
+    if (c->op == kPagedAttention) run_paged_attention(*c);
     print_tiles();
   }
   power_off();
