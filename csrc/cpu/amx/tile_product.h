@@ -33,7 +33,8 @@ AFNEXT_INLINE void unrolled(const F& f) {
 }
 
 // sums += or, `first`, = rows @ columns, over `steps` times 32 elements of the depth. Sums are the
-// first M * N tiles, columns the next N; rows share the rest, in turn.
+// first M * N tiles, columns the next N; rows share the rest, in turn. Columns, which meet many
+// rows, are to stay in L1; rows come past them from L2.
 template <int M, int N>
 AFNEXT_INLINE void multiply_tiles(const TileRows (&rows)[M], TileColumns columns, int64_t steps,
                                   bool first, float* sums) {
@@ -52,7 +53,7 @@ AFNEXT_INLINE void multiply_tiles(const TileRows (&rows)[M], TileColumns columns
     unrolled<N>([&](auto n) { tile_load<kColumns + n>(column + n * kTileHeight, stride); });
     unrolled<M>([&](auto m) {
       constexpr int row = m, tile = kRows + row % kRowTiles;
-      tile_load<tile>(rows[row].data + step * kTileBytes / 2, rows[row].stride);
+      tile_stream_load<tile>(rows[row].data + step * kTileBytes / 2, rows[row].stride);
       unrolled<N>([&](auto n) { tile_dot_bf16<row * N + n, tile, kColumns + n>(); });
     });
   }
