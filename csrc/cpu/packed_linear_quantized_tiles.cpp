@@ -63,6 +63,7 @@ struct TileKernel {
  private:
   static constexpr int64_t kChunk = 6, kBlockTiles = 16, kBlockPanels = 16, kFewTiles = 64 / kRows;
   static constexpr int64_t kTileSums = kRows * kPanelColumns;
+  static constexpr int64_t kAhead = kTileHeight * kStepBytes;  // bytes of the weight: a step
 
   static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -81,9 +82,11 @@ struct TileKernel {
       for (int64_t p = panel; p < panel_end; ++p) {
         const char* groups = data(p) + q.header + b * q.group_bytes;
         const char* bytes = q.bits == 4 ? split_nibbles(q, groups, end - b) : nullptr;
+        const bool from_memory = bytes == nullptr && panel_end - panel == 1;
         for (int64_t t = tile; t < tile_end; ++t, next += kTileSums) {
           add_blocks(round.height(t), q, groups, bytes,
-                     round.words_of(t) + b * block_words<Engine>(q, kRows), end - b, next);
+                     round.words_of(t) + b * block_words<Engine>(q, kRows), end - b,
+                     from_memory && t == tile, next);
         }
       }
     }
@@ -105,6 +108,7 @@ struct TileKernel {
       const char* step = group + q.prefix;
       for (int64_t s = 0; s < q.steps; ++s, step += kStepBytes, out += 2 * kStepBytes) {
         for (int64_t i = 0; i < kStepBytes; i += 4 * kLanes) {
+          __builtin_prefetch(step + i + kAhead);
           const I32 pairs = load_words(step + i);
           const I32 low = pairs & 0x0f0f0f0f, high = (pairs >> 4) & 0x0f0f0f0f;
           std::memcpy(out + i, &low, sizeof(low));
@@ -117,14 +121,15 @@ struct TileKernel {
 
   // The products of a block begin while vectors scale those of the block before.
   static void add_blocks(int64_t rows, const QuantizedPanel& q, const char* groups,
-                         const char* bytes, const int32_t* x, int64_t blocks, float* sums) {
+                         const char* bytes, const int32_t* x, int64_t blocks, bool from_memory,
+                         float* sums) {
     alignas(64) int32_t products[2][2 * kTileHeight * kPanelColumns];
     const int64_t x_words = block_words<Engine>(q, kRows);
     for (int64_t b = 0; b <= blocks; ++b) {
       if (b < blocks) {
         const char* weight = bytes != nullptr ? bytes + b * kQuads * kStepBytes
                                               : groups + b * q.group_bytes + q.prefix;
-        multiply_block(x + b * x_words, weight, products[b % 2]);
+        multiply_block(x + b * x_words, weight, from_memory, products[b % 2]);
       }
       if (b > 0) {
         add(rows, q, groups + (b - 1) * q.group_bytes, x + (b - 1) * x_words, products[(b - 1) % 2],
@@ -134,10 +139,13 @@ struct TileKernel {
   }
 
   // Sums are tiles 0 to 3, those of a tile of x side by side; x has 4 and 5, the panel 6 and 7.
-  static void multiply_block(const int32_t* x, const char* weight, int32_t* products) {
+  static void multiply_block(const int32_t* x, const char* weight, bool from_memory,
+                             int32_t* products) {
     constexpr int64_t kRowBytes = 4 * kPanelColumns, kHalf = kTileHeight * kPanelColumns;
     tile_zero<0>(), tile_zero<1>(), tile_zero<2>(), tile_zero<3>();
     for (int64_t step = 0; step < kSteps; ++step, x += 2 * kTileWords) {
+      for (int64_t i = 0; from_memory && i < kAhead; i += 64)
+        __builtin_prefetch(weight + kAhead + i);
       tile_load<6>(weight, kStepBytes), tile_load<7>(weight + kTileBytes, kStepBytes);
       tile_stream_load<4>(x, kTileBytes);
       tile_dot_i8_u8<0, 4, 6>(), tile_dot_i8_u8<1, 4, 7>();
