@@ -40,8 +40,9 @@ struct ByColumn {
 struct Nothing {
   static constexpr int64_t kStep = int64_t{1} << 40;
 };
+template <int64_t step>
 struct Known {
-  static constexpr int64_t kStep = 16;
+  static constexpr int64_t kStep = step;
   const float* rows;
 };
 
