@@ -1,6 +1,6 @@
 // Backward attention: weights are computed again from the log-sum-exp (FlashAttention, Dao et al.
 // 2022). A tile of keys owns its gradients while all queries pass by; a query's gradient is summed
-// in float32 over the tiles in their order, and over parts of the sequence in theirs.
+// in float32 over the tiles in their order, whichever threads they run on.
 #include "cpu/attention_backward.h"
 
 #include "cpu/attention_backward_meet.h"
@@ -41,55 +41,85 @@ void set_rows(const AttentionBackwardArgs& a, Queries& q) {
   q.deltas = deltas_of(a, block);
 }
 
-// Where the gradient of a KV head's rows begins in a part; blocks [width, kBlockRows] follow.
-int64_t part_offset(const AttentionProblem& p, const AttentionSequence& s, int64_t head) {
-  const int64_t dim = (p.dim + kDimUnit - 1) / kDimUnit * kDimUnit;
-  return first_row(p, s, head) * dim;
+// Calls f with the number of vectors that the block fills, as a constant.
+template <typename F>
+void with_vectors(const Block& block, const F& f) {
+  switch (block.vectors()) {
+    case 1:
+      return f(std::integral_constant<int, 1>());
+    case 2:
+      return f(std::integral_constant<int, 2>());
+    default:
+      return f(std::integral_constant<int, 3>());
+  }
 }
 
-// All queries pass by the keys [first, first + count), at most kTileKeys.
-template <typename T, typename How>
-void tile(const AttentionBackwardArgs& a, const AttentionKeyItem& item, int64_t first,
-          int64_t count) {
+// Where the sums of a KV head's gradients begin; blocks [width, kBlockRows] follow.
+float* query_sums(const AttentionBackwardArgs& a, const AttentionSequence& s, int64_t head) {
   const AttentionProblem& p = a.problem;
-  const AttentionSequence& s = p.sequences[item.sequence];
+  return a.query_sums + first_row(p, s, head) * ((p.dim + kDimUnit - 1) / kDimUnit * kDimUnit);
+}
+
+// All queries pass by the keys of a tile, a few blocks at a time.
+template <typename T, typename How>
+void tile(const AttentionBackwardArgs& a, const AttentionTile& t) {
+  const AttentionProblem& p = a.problem;
+  const AttentionSequence& s = p.sequences[t.sequence];
   const int64_t width = padded(p.dim), block_size = width * kBlockRows;
   float* grad_keys = scratch<float>(1, 2 * kTileKeys * width);
   float* grad_values = grad_keys + kTileKeys * width;
   __builtin_memset(grad_keys, 0, 2 * kTileKeys * width * sizeof(float));
 
   How how(a);
-  Queries q;
-  const int64_t end = first + count < s.band.keys ? first + count : s.band.keys;
-  const int64_t rows = first < end ? s.band.queries * p.group : 0;
-  if (rows > 0) how.read_keys({p, s, item.kv_head}, first, end - first);
-  float* part = a.parts + item.part * a.part_size + part_offset(p, s, item.kv_head);
-  for (int64_t row = 0; row < rows; row += kBlockRows, part += block_size) {
-    q.block.set(p, s, item.kv_head, row, rows);
-    if (!q.block.meets(first, end)) continue;
-    set_rows<How>(a, q);
-    how.read_queries(q.block);
-    for (int64_t key = first; key < end; key += kPanelKeys) {
-      const int64_t n = end - key < kPanelKeys ? end - key : kPanelKeys;
-      if (!q.block.meets(key, key + n)) continue;
-      const Panel panel{key, key - first, n};
-      const Sums sums{grad_keys, grad_values, part};
-      switch (q.block.vectors()) {
-        case 1:
-          how.template meet<1>(q, panel, sums);
-          break;
-        case 2:
-          how.template meet<2>(q, panel, sums);
-          break;
-        default:
-          how.template meet<3>(q, panel, sums);
-      }
+  const int64_t end = t.end < s.band.keys ? t.end : s.band.keys;
+  const int64_t rows = t.first < end ? s.band.queries * p.group : 0;
+  if (rows > 0) how.read_keys({p, s, t.kv_head}, t.first, end - t.first);
+  Queries blocks[How::kBlocks];
+  constexpr int64_t kRows = How::kBlocks * kBlockRows;
+  for (int64_t row = 0; row < rows; row += kRows) {
+    const int64_t limit = row + kRows < rows ? row + kRows : rows;
+    const int64_t first_key = s.band.first(row / p.group);
+    if (first_key >= end || s.band.end((limit - 1) / p.group) <= t.first) continue;
+    int count = 0;
+    for (int64_t at = row; at < limit; at += kBlockRows, ++count) {
+      blocks[count].block.set(p, s, t.kv_head, at, limit);
+      set_rows<How>(a, blocks[count]);
+      how.read_queries(count, blocks[count].block);
     }
+    for (int64_t key = t.first; key < end; key += kPanelKeys) {
+      const Panel panel{key, key - t.first, end - key < kPanelKeys ? end - key : kPanelKeys};
+      int64_t first = 0, last = 0;  // rows that meet the panel
+      for (int i = 0; i < count; ++i) {
+        const Block& block = blocks[i].block;
+        if (!block.meets(key, key + panel.count)) continue;
+        with_vectors(block, [&](auto n) { how.template meet<n>(i, blocks[i], panel); });
+        if (last == 0) first = i * kBlockRows;
+        last = i * kBlockRows + block.count;
+      }
+      if (last > 0) how.add_to_keys(panel, first, last, grad_keys, grad_values);
+    }
+    float* sums = query_sums(a, s, t.kv_head) + row * width;
+    if (first_key >= t.first) {  // no tile before this one meets these rows
+      __builtin_memset(sums, 0, count * block_size * sizeof(float));
+    } else {
+      a.progress[t.index - 1].wait_for(limit);
+    }
+    for (int i = 0; i < count; ++i) {
+      const Block& block = blocks[i].block;
+      if (!block.meets(t.first, end)) continue;
+      const int64_t skipped = block.first_key > t.first ? block.first_key - t.first : 0;
+      const int64_t reach = (block.end_key < end ? block.end_key : end) - t.first;
+      with_vectors(block, [&](auto n) {
+        how.template add_to_queries<n>(i, skipped / kPanelKeys * kPanelKeys, reach,
+                                       sums + i * block_size);
+      });
+    }
+    a.progress[t.index].reach(limit);
   }
 
   Turn turn;
-  for (int64_t j = 0; j < count; ++j) {
-    const int64_t token = s.first_key + first + j;
+  for (int64_t j = 0; j < t.end - t.first; ++j) {
+    const int64_t token = s.first_key + t.first + j;
     float* grad_key = grad_keys + j * width;
     for (int64_t d = 0; d < width; d += kLanes)
       store(grad_key + d, load(grad_key + d) * How::key_scale(p));
@@ -97,25 +127,13 @@ void tile(const AttentionBackwardArgs& a, const AttentionKeyItem& item, int64_t 
       turn.back(token, p.times_k, p);
       rotate_row(grad_key, turn.cos, turn.sin, p.half, p.interleaved, grad_key);
     }
-    const int64_t to = (token * p.kv_heads + item.kv_head) * p.dim;
+    const int64_t to = (token * p.kv_heads + t.kv_head) * p.dim;
     store_row(static_cast<T*>(a.grad_k) + to, grad_key, p.dim);
     store_row(static_cast<T*>(a.grad_v) + to, grad_values + j * width, p.dim);
   }
 }
 
-template <typename T, typename How>
-void key_gradients(const AttentionBackwardArgs& a, const AttentionKeyItem& item) {
-  const AttentionSequence& s = a.problem.sequences[item.sequence];
-  const int64_t rows =
-      (s.band.queries * a.problem.group + kBlockRows - 1) / kBlockRows * kBlockRows;
-  __builtin_memset(a.parts + item.part * a.part_size + part_offset(a.problem, s, item.kv_head), 0,
-                   rows * padded(a.problem.dim) * sizeof(float));
-  for (int64_t first = item.first; first < item.end; first += kTileKeys) {
-    tile<T, How>(a, item, first, item.end - first < kTileKeys ? item.end - first : kTileKeys);
-  }
-}
-
-// The sum of the parts, in their order, turned back.
+// The sums of the queries' gradients, turned back.
 template <typename T>
 void query_gradients(const AttentionBackwardArgs& a, const AttentionItem& item) {
   const AttentionProblem& p = a.problem;
@@ -127,12 +145,10 @@ void query_gradients(const AttentionBackwardArgs& a, const AttentionItem& item) 
   Turn turn;
   for (int64_t row = item.first; row < item.end; row += kBlockRows) {
     block.set(p, s, item.kv_head, row, item.end);
-    const float* part = a.parts + part_offset(p, s, item.kv_head) + row * width;
-    for (int64_t i = 0; i < size; i += kLanes) {
-      F32 value = load(part + i);
-      for (int64_t n = 1; n < a.part_count; ++n) value += load(part + n * a.part_size + i);
-      store(total + i, value * p.scale);
-    }
+    const bool seeing = block.first_key < block.end_key;  // or no tile has met it
+    const float* sums = query_sums(a, s, item.kv_head) + row * width;
+    for (int64_t i = 0; i < size; i += kLanes)
+      store(total + i, seeing ? load(sums + i) * p.scale : F32{});
     to_rows(total, width, block.vectors(), rows);
     for (int64_t i = 0; i < block.count; ++i) {
       const int64_t token = block.token(i);
@@ -153,9 +169,7 @@ void run(const AttentionBackwardArgs& a) {
     for (int64_t i = begin; i < end; ++i) deltas<How>(a, a.query_items[i]);
   });
   turn_keys<T, typename How::Key>(a.problem);
-  parallel_for(a.key_item_count, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) key_gradients<T, How>(a, a.key_items[i]);
-  });
+  parallel_in_order(a.tile_count, [&](int64_t i) { tile<T, How>(a, a.tiles[i]); });
   parallel_for(a.query_item_count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) query_gradients<T>(a, a.query_items[i]);
   });

@@ -1,15 +1,15 @@
 #pragma once
 
 #include "cpu/attention.h"
+#include "cpu/parallel.h"
 
 namespace afnext::cpu {
 
-// The key tokens [first, end) of one KV head of one sequence: an item owns their gradients, and
-// adds to one of the parts that each query's gradient is the sum of.
-struct AttentionKeyItem {
-  int64_t sequence, kv_head, first, end, part;
+// Keys [first, end) of one KV head of one sequence: a tile owns their gradients, and adds to those
+// of the queries after the tile before it, tile `index` - 1, has added to the same ones.
+struct AttentionTile {
+  int64_t sequence, kv_head, first, end, index;
 };
-// Keys whose gradients are summed at a time; items hold whole multiples, but for the last one.
 constexpr int64_t kTileKeys = 256;
 
 // A row's delta, the sum over D of grad_out * out, is kept a step of D at a time.
@@ -18,17 +18,17 @@ constexpr int64_t delta_rows(int64_t dim) { return (dim + kDeltaStep - 1) / kDel
 
 struct AttentionBackwardArgs {
   const AttentionProblem& problem;
-  const AttentionKeyItem* key_items;  // the longest first
-  int64_t key_item_count;
+  const AttentionTile* tiles;  // in an order that keeps a head's
+  int64_t tile_count;
   const AttentionItem* query_items;
   int64_t query_item_count;
   Heads grad_out, out;
   bool grad_out_is_float, out_is_float;
   const float *grad_lse, *lse;  // [Hq, Tq]; grad_lse may be null
-  // Working memory by blocks of rows like a part: [delta_rows(dim), kBlockRows] each.
+  Progress* progress;           // of tiles by their index
+  // Working memory laid out by blocks of rows: [delta_rows(dim), kBlockRows] each ..
   float* deltas;
-  float* parts;  // working memory [part_count, part_size]
-  int64_t part_count, part_size;
+  float* query_sums;               // .. and [padded(dim), kBlockRows]
   void *grad_q, *grad_k, *grad_v;  // contiguous
 };
 

@@ -21,12 +21,25 @@ struct Queries {
 // Keys [first, first + count) of a sequence, row `at` and after of their tile.
 struct Panel {
   int64_t first, at, count;
+
+  // How many of the keys come before the last that the block sees.
+  int64_t reach(const Block& block) const {
+    return block.end_key - first < count ? block.end_key - first : count;
+  }
 };
 
-// Sums of gradients: of a tile's keys and values [kTileKeys, padded(dim)], of a block's queries as
-// columns [padded(dim), kBlockRows].
-struct Sums {
-  float *keys, *values, *queries;
+// A thread's working memory, handed out piece by piece.
+class Memory {
+ public:
+  explicit Memory(int64_t floats) : next_(scratch<float>(0, floats)) {}
+  float* take(int64_t floats) {
+    next_ += floats;
+    return next_ - floats;
+  }
+  bf16* take_bf16(int64_t count) { return reinterpret_cast<bf16*>(take(count / 2)); }
+
+ private:
+  float* next_;
 };
 
 AFNEXT_INLINE void add_to(float* sum, F32 value) { store(sum, load(sum) + value); }
@@ -53,23 +66,21 @@ template <typename T>
 class InFloats {
  public:
   using Key = float;
+  static constexpr int kBlocks = 1;        // that meet a tile together
   static constexpr float kLogUnit = 1.0f;  // what exponents count in, as a natural logarithm
   static float key_scale(const AttentionProblem&) { return 1.0f; }
 
   explicit InFloats(const AttentionBackwardArgs& args)
-      : a_(args), width_(padded(args.problem.dim)) {
-    const int64_t block = width_ * kBlockRows, scores = kPanelKeys * kBlockRows;
-    rows_ = scratch<float>(0, 4 * block + 2 * scores + 2 * kTileKeys * width_);
-    columns_ = rows_ + block;
-    grad_rows_ = columns_ + block;
-    grad_columns_ = grad_rows_ + block;
-    weights_ = grad_columns_ + block;
-    slopes_ = weights_ + scores;
-    buffer_ = slopes_ + scores;
+      : a_(args), width_(padded(args.problem.dim)), block_(width_ * kBlockRows) {
+    Memory memory(4 * kBlocks * block_ + (kPanelKeys + kTileKeys) * kRows + 2 * kTileKeys * width_);
+    rows_ = memory.take(kBlocks * block_), columns_ = memory.take(kBlocks * block_);
+    grad_rows_ = memory.take(kBlocks * block_), grad_columns_ = memory.take(kBlocks * block_);
+    weights_ = memory.take(kPanelKeys * kRows), slopes_ = memory.take(kTileKeys * kRows);
+    buffer_ = memory.take(2 * kTileKeys * width_);
   }
 
   void deltas(const Block& block, float* to) {
-    read_grads(block);
+    read_grads(0, block);
     load_either(block, a_.out, a_.out_is_float, rows_);
     to_columns(rows_, width_, block.vectors(), columns_);
     sum_steps<ByRow, kDeltaStep>(a_.problem.dim, columns_, grad_columns_, to);
@@ -80,59 +91,79 @@ class InFloats {
     const auto v = source.values(first, count, buffer_ + kTileKeys * width_);
     keys_ = {k.data, k.stride}, values_ = {v.data, v.stride};
   }
-  void read_queries(const Block& block) {
-    load_queries<T>(block, rows_, columns_);
-    read_grads(block);
+  void read_queries(int at, const Block& block) {
+    load_queries<T>(block, rows_ + at * block_, columns_ + at * block_);
+    read_grads(at, block);
   }
 
   template <int N>
-  void meet(const Queries& q, const Panel& k, const Sums& sums) const {
-    const Block& block = q.block;
-    const int64_t dim = a_.problem.dim, vectors = width_ / kLanes;
-    const bool all = block.sees_all(k.first, k.first + k.count);
-    const ByRow keys{keys_.data + k.at * keys_.stride, keys_.stride};
-    const ByRow values{values_.data + k.at * values_.stride, values_.stride};
-    product<N>(k.count, dim, keys, columns_, kBlockRows, [&](int64_t j, int n, F32 score) {
-      const F32 weight = exp_nonpositive(score - load(q.lse + n * kLanes));
-      store(weights_ + j * kBlockRows + n * kLanes,
-            all ? weight : select(block.sees(k.first + j, n), weight, F32{}));
-    });
-    product<N>(k.count, dim, values, grad_columns_, kBlockRows, Known<kDeltaStep>{q.deltas},
-               [&](int64_t j, int n, F32 grad) {
-                 const int64_t at = j * kBlockRows + n * kLanes;
-                 const F32 slope = load(weights_ + at) * (grad + load(q.grad_lse + n * kLanes));
-                 store(slopes_ + at,
-                       all ? slope : select(block.sees(k.first + j, n), slope, F32{}));
+  void meet(int at, const Queries& q, const Panel& k) const {
+    const int64_t dim = a_.problem.dim, reach = k.reach(q.block);
+    const bool all = q.block.sees_all(k.first, k.first + reach);
+    float* weights = weights_ + at * kBlockRows;
+    float* slopes = slopes_ + k.at * kRows + at * kBlockRows;
+    product<N>(reach, dim, row_of(keys_, k.at), columns_ + at * block_, kBlockRows,
+               [&](int64_t j, int n, F32 score) {
+                 const F32 weight = exp_nonpositive(score - load(q.lse + n * kLanes));
+                 store(weights + j * kRows + n * kLanes,
+                       all ? weight : select(q.block.sees(k.first + j, n), weight, F32{}));
                });
-    wide_product(k.count, block.count, ByRow{weights_, kBlockRows}, grad_rows_, width_, vectors,
-                 [&](int64_t j, int64_t n, F32 value) {
-                   add_to(sums.values + (k.at + j) * width_ + n * kLanes, value);
+    product<N>(reach, dim, row_of(values_, k.at), grad_columns_ + at * block_, kBlockRows,
+               Known<kDeltaStep>{q.deltas}, [&](int64_t j, int n, F32 grad) {
+                 const int64_t to = j * kRows + n * kLanes;
+                 const F32 slope = load(weights + to) * (grad + load(q.grad_lse + n * kLanes));
+                 store(slopes + to,
+                       all ? slope : select(q.block.sees(k.first + j, n), slope, F32{}));
+               });
+    for (int64_t to = reach * kRows; to < k.count * kRows; to += kRows) {
+      __builtin_memset(weights + to, 0, N * kLanes * sizeof(float));
+      __builtin_memset(slopes + to, 0, N * kLanes * sizeof(float));
+    }
+  }
+
+  // The rows [first, end) of the blocks add to the gradients of the keys that they have met.
+  void add_to_keys(const Panel& k, int64_t first, int64_t end, float* keys, float* values) const {
+    wide_product(k.count, end - first, ByRow{weights_ + first, kRows}, grad_rows_ + first * width_,
+                 width_, width_ / kLanes, [&](int64_t j, int64_t n, F32 value) {
+                   add_to(values + (k.at + j) * width_ + n * kLanes, value);
                  });
-    wide_product(k.count, block.count, ByRow{slopes_, kBlockRows}, rows_, width_, vectors,
+    wide_product(k.count, end - first, ByRow{slopes_ + k.at * kRows + first, kRows},
+                 rows_ + first * width_, width_, width_ / kLanes,
                  [&](int64_t j, int64_t n, F32 value) {
-                   add_to(sums.keys + (k.at + j) * width_ + n * kLanes, value);
+                   add_to(keys + (k.at + j) * width_ + n * kLanes, value);
                  });
-    product<N>(dim, k.count, ByColumn{keys.data, keys.stride}, slopes_, kBlockRows,
-               [&](int64_t d, int n, F32 value) {
-                 add_to(sums.queries + d * kBlockRows + n * kLanes, value);
+  }
+
+  // And the keys [first, end) of the tile, which is whole panels where it matters, to theirs.
+  template <int N>
+  void add_to_queries(int at, int64_t first, int64_t end, float* sums) const {
+    const ByRow keys = row_of(keys_, first);
+    product<N>(a_.problem.dim, end - first, ByColumn{keys.data, keys.stride},
+               slopes_ + first * kRows + at * kBlockRows, kRows, [&](int64_t d, int n, F32 value) {
+                 add_to(sums + d * kBlockRows + n * kLanes, value);
                });
   }
 
  private:
+  static constexpr int64_t kRows = kBlocks * kBlockRows;
+
+  static ByRow row_of(ByRow x, int64_t row) { return {x.data + row * x.stride, x.stride}; }
   static void load_either(const Block& block, const Heads& x, bool is_float, float* rows) {
     is_float ? load_rows<float>(block, x, rows) : load_rows<T>(block, x, rows);
   }
-  void read_grads(const Block& block) {
-    load_either(block, a_.grad_out, a_.grad_out_is_float, grad_rows_);
-    to_columns(grad_rows_, width_, block.vectors(), grad_columns_);
+  void read_grads(int at, const Block& block) {
+    float* rows = grad_rows_ + at * block_;
+    load_either(block, a_.grad_out, a_.grad_out_is_float, rows);
+    to_columns(rows, width_, block.vectors(), grad_columns_ + at * block_);
   }
 
   const AttentionBackwardArgs& a_;
-  const int64_t width_;
+  const int64_t width_, block_;
   ByRow keys_{}, values_{};
-  // Of a block: [kBlockRows, width], [width, kBlockRows]; of a panel by a block: [kPanelKeys,
-  // kBlockRows].
-  float *rows_, *columns_, *grad_rows_, *grad_columns_, *weights_, *slopes_, *buffer_;
+  float *rows_, *grad_rows_;        // [kRows, width]
+  float *columns_, *grad_columns_;  // [kBlocks, width, kBlockRows]
+  float *weights_, *slopes_;        // [kPanelKeys, kRows], [kTileKeys, kRows]
+  float* buffer_;
 };
 
 // Whatever is multiplied is in bf16: queries, keys and values, their gradients, weights and slopes.
@@ -141,27 +172,27 @@ class InFloats {
 class InPairs {
  public:
   using Key = bf16;
+  static constexpr int kBlocks = 4;
   static constexpr float kLogUnit = 0.693147181f;
   static float key_scale(const AttentionProblem& p) { return p.scale; }
 
   explicit InPairs(const AttentionBackwardArgs& args)
-      : a_(args), pairs_(padded(args.problem.even() / 2)), stride_(padded(args.problem.dim) + 16) {
+      : a_(args),
+        width_(padded(args.problem.dim)),
+        pairs_(padded(args.problem.even() / 2)),
+        stride_(width_ + 16) {
     const int64_t columns = pairs_ * kBlockRows, zipped = kBlockRows / 2 * stride_;
-    const int64_t scores = kPanelKeys * kBlockRows, keys = kTileKeys / 2 * args.problem.even();
-    const int64_t turned = padded(args.problem.dim) * kBlockRows;
-    float* memory = scratch<float>(
-        0, 3 * columns + 2 * zipped + 4 * scores + 2 * keys + turned + kTileKeys / 2 * stride_);
-    const auto take = [&memory](int64_t count) { return memory += count, memory - count; };
-    columns_ = take(columns), grad_columns_ = take(columns);
-    pairs_of_queries_ = take(zipped), pairs_of_grads_ = take(zipped);
-    scores_ = take(scores), slopes_ = take(scores);
-    weight_rows_ = reinterpret_cast<bf16*>(take(scores / 2));
-    slope_rows_ = reinterpret_cast<bf16*>(take(scores / 2));
-    slope_pairs_ = take(scores / 2);
-    pairs_of_keys_ = take(kTileKeys / 2 * stride_);
-    buffer_ = reinterpret_cast<bf16*>(take(2 * keys));
-    rows_ = reinterpret_cast<bf16*>(take(columns));
-    turned_ = take(turned);
+    const int64_t keys = kTileKeys / 2 * args.problem.even(), scores = kPanelKeys * kBlockRows;
+    Memory memory((2 * kBlocks + 1) * columns + 2 * kBlocks * zipped + width_ * kBlockRows +
+                  2 * scores + kPanelKeys * kRows + kTileKeys / 2 * (kRows + stride_) + 2 * keys);
+    columns_ = memory.take(kBlocks * columns), grad_columns_ = memory.take(kBlocks * columns);
+    zipped_ = memory.take(kBlocks * zipped), zipped_grads_ = memory.take(kBlocks * zipped);
+    rows_ = memory.take_bf16(2 * columns), turned_ = memory.take(width_ * kBlockRows);
+    scores_ = memory.take(scores), raw_slopes_ = memory.take(scores);
+    weights_ = memory.take_bf16(kPanelKeys * kRows), slopes_ = memory.take_bf16(kPanelKeys * kRows);
+    zipped_slopes_ = memory.take(kTileKeys / 2 * kRows);
+    zipped_keys_ = memory.take(kTileKeys / 2 * stride_);
+    buffer_ = memory.take_bf16(4 * keys);
   }
 
   void deltas(const Block& block, float* to) {
@@ -174,80 +205,89 @@ class InPairs {
 
   void read_keys(const KeysAndValues<bf16, bf16>& source, int64_t first, int64_t count) {
     const AttentionProblem& p = a_.problem;
-    bf16* values = buffer_ + kTileKeys * p.even();
     if (p.dim % 2 != 0) __builtin_memset(buffer_, 0, 2 * kTileKeys * p.even() * sizeof(bf16));
     const auto k = source.keys(first, count, buffer_);
-    const auto v = source.values(first, count, values);
+    const auto v = source.values(first, count, buffer_ + kTileKeys * p.even());
     keys_ = {k.data, k.stride}, values_ = {v.data, v.stride};
     for (int64_t j = 0; j < count; j += 2) {
       const bf16* key = k.data + j * k.stride;
       zip_rows(key, j + 1 < count ? key + k.stride : nullptr, p.dim,
-               pairs_of_keys_ + j / 2 * stride_);
+               zipped_keys_ + j / 2 * stride_);
     }
   }
-  void read_queries(const Block& block) {
-    if (a_.problem.inv_freq != nullptr) {
-      read_turned(block);
-    } else {
-      read_rows(block, a_.problem.q);
-    }
-    arrange(block, columns_, pairs_of_queries_);
+  void read_queries(int at, const Block& block) {
+    a_.problem.inv_freq != nullptr ? read_turned(block) : read_rows(block, a_.problem.q);
+    arrange(at, block, columns_, zipped_);
     read_rows(block, a_.grad_out);
-    arrange(block, grad_columns_, pairs_of_grads_);
+    arrange(at, block, grad_columns_, zipped_grads_);
   }
 
   template <int N>
-  void meet(const Queries& q, const Panel& k, const Sums& sums) const {
-    const int64_t dim = a_.problem.dim, pairs = a_.problem.even() / 2, width = padded(dim);
-    const int64_t vectors = width / kLanes, row_pairs = (q.block.count + 1) / 2;
-    product<N>(k.count, pairs, PairsByRow{keys_.data + k.at * keys_.stride, keys_.stride}, columns_,
-               kBlockRows, [&](int64_t j, int n, F32 score) {
-                 store(scores_ + j * kBlockRows + n * kLanes, score);
-               });
+  void meet(int at, const Queries& q, const Panel& k) const {
+    const int64_t pairs = a_.problem.even() / 2, reach = k.reach(q.block);
+    const int64_t column = at * pairs_ * kBlockRows;
     product<N>(
-        k.count, pairs, PairsByRow{values_.data + k.at * values_.stride, values_.stride},
-        grad_columns_, kBlockRows, Known<kDeltaStep / 2>{q.deltas},
-        [&](int64_t j, int n, F32 slope) { store(slopes_ + j * kBlockRows + n * kLanes, slope); });
-    weigh<N>(q, k);
-    wide_product(k.count, row_pairs, PairsByRow{weight_rows_, kBlockRows}, pairs_of_grads_, stride_,
-                 vectors, [&](int64_t j, int64_t n, F32 value) {
-                   add_to(sums.values + (k.at + j) * width + n * kLanes, value);
-                 });
-    wide_product(k.count, row_pairs, PairsByRow{slope_rows_, kBlockRows}, pairs_of_queries_,
-                 stride_, vectors, [&](int64_t j, int64_t n, F32 value) {
-                   add_to(sums.keys + (k.at + j) * width + n * kLanes, value);
-                 });
-    product<N>(dim, (k.count + 1) / 2, PairsByColumn{pairs_of_keys_ + k.at / 2 * stride_, stride_},
-               slope_pairs_, kBlockRows, [&](int64_t d, int n, F32 value) {
-                 add_to(sums.queries + d * kBlockRows + n * kLanes, value);
+        reach, pairs, row_of(keys_, k.at), columns_ + column, kBlockRows,
+        [&](int64_t j, int n, F32 score) { store(scores_ + j * kBlockRows + n * kLanes, score); });
+    product<N>(reach, pairs, row_of(values_, k.at), grad_columns_ + column, kBlockRows,
+               Known<kDeltaStep / 2>{q.deltas}, [&](int64_t j, int n, F32 slope) {
+                 store(raw_slopes_ + j * kBlockRows + n * kLanes, slope);
                });
+    weigh<N>(at, q, k, reach);
+  }
+
+  void add_to_keys(const Panel& k, int64_t first, int64_t end, float* keys, float* values) const {
+    const int64_t depth = (end - first + 1) / 2, skipped = first / 2 * stride_;
+    wide_product(k.count, depth, PairsByRow{weights_ + first, kRows}, zipped_grads_ + skipped,
+                 stride_, width_ / kLanes, [&](int64_t j, int64_t n, F32 value) {
+                   add_to(values + (k.at + j) * width_ + n * kLanes, value);
+                 });
+    wide_product(k.count, depth, PairsByRow{slopes_ + first, kRows}, zipped_ + skipped, stride_,
+                 width_ / kLanes, [&](int64_t j, int64_t n, F32 value) {
+                   add_to(keys + (k.at + j) * width_ + n * kLanes, value);
+                 });
+  }
+
+  template <int N>
+  void add_to_queries(int at, int64_t first, int64_t end, float* sums) const {
+    product<N>(
+        a_.problem.dim, (end - first + 1) / 2,
+        PairsByColumn{zipped_keys_ + first / 2 * stride_, stride_},
+        zipped_slopes_ + (at * kTileKeys + first) / 2 * kBlockRows, kBlockRows,
+        [&](int64_t d, int n, F32 value) { add_to(sums + d * kBlockRows + n * kLanes, value); });
   }
 
  private:
+  static constexpr int64_t kRows = kBlocks * kBlockRows;
+
+  static PairsByRow row_of(PairsByRow x, int64_t row) {
+    return {x.data + row * x.stride, x.stride};
+  }
   static float* as_pairs(bf16* rows) { return reinterpret_cast<float*>(rows); }
 
-  // Scores and slopes without weights become weights and slopes.
+  // Scores and slopes that lack the weights become weights and slopes, zero past `reach`.
   template <int N>
-  void weigh(const Queries& q, const Panel& k) const {
-    const bool all = q.block.sees_all(k.first, k.first + k.count);
+  void weigh(int block, const Queries& q, const Panel& k, int64_t reach) const {
+    const bool all = q.block.sees_all(k.first, k.first + reach);
     const F32 scale = broadcast(a_.problem.scale / kLogUnit);
+    float* zipped = zipped_slopes_ + (block * kTileKeys + k.at) / 2 * kBlockRows;
     for (int n = 0; n < N; ++n) {
       const F32 lse = load(q.lse + n * kLanes), grad_lse = load(q.grad_lse + n * kLanes);
       for (int64_t j = 0; j < k.count; j += 2) {
         F32 weight[2] = {}, slope[2] = {};
-        for (int i = 0; i < 2 && j + i < k.count; ++i) {
+        for (int i = 0; i < 2 && j + i < reach; ++i) {
           const int64_t at = (j + i) * kBlockRows + n * kLanes;
           weight[i] = exp2_coarse(load(scores_ + at) * scale - lse);
-          slope[i] = weight[i] * (load(slopes_ + at) + grad_lse);
+          slope[i] = weight[i] * (load(raw_slopes_ + at) + grad_lse);
           if (all) continue;
           const I32 sees = q.block.sees(k.first + j + i, n);
           weight[i] = select(sees, weight[i], F32{}), slope[i] = select(sees, slope[i], F32{});
         }
-        const int64_t low = j * kBlockRows + n * kLanes, high = low + kBlockRows;
-        store_halves(round_halves(weight[0], weight[1]), weight_rows_ + low, weight_rows_ + high);
+        const int64_t low = j * kRows + block * kBlockRows + n * kLanes, high = low + kRows;
+        store_halves(round_halves(weight[0], weight[1]), weights_ + low, weights_ + high);
         const Words slopes = round_halves(slope[0], slope[1]);
-        store_halves(slopes, slope_rows_ + low, slope_rows_ + high);
-        store(slope_pairs_ + j / 2 * kBlockRows + n * kLanes, zip_halves(slopes));
+        store_halves(slopes, slopes_ + low, slopes_ + high);
+        store(zipped + j / 2 * kBlockRows + n * kLanes, zip_halves(slopes));
       }
     }
   }
@@ -265,13 +305,14 @@ class InPairs {
     clear_rows_from(block.count);
   }
   void read_turned(const Block& block) {
-    const int64_t from = padded(a_.problem.dim), to = 2 * pairs_;
     load_turned<bf16>(block, turned_);
     for (int64_t i = 0; i < block.count; ++i) {
-      for (int64_t d = 0; d < to; d += 2 * kLanes) {
-        const float* x = turned_ + i * from + d;
-        const Words both = round_halves(load(x), d + kLanes < from ? load(x + kLanes) : F32{});
-        std::memcpy(rows_ + i * to + d, &both, sizeof(both));
+      for (int64_t d = 0; d < 2 * pairs_; d += 2 * kLanes) {
+        const float* x = turned_ + i * width_ + d;
+        const F32 low = d < width_ ? load(x) : F32{};
+        const F32 high = d + kLanes < width_ ? load(x + kLanes) : F32{};
+        const Words both = round_halves(low, high);
+        __builtin_memcpy(rows_ + i * 2 * pairs_ + d, &both, sizeof(both));
       }
     }
     clear_rows_from(block.count);
@@ -280,25 +321,28 @@ class InPairs {
     __builtin_memset(rows_ + first * 2 * pairs_, 0, (kBlockRows - first) * pairs_ * sizeof(float));
   }
   // Those rows as columns of pairs of channels, and as rows of pairs of queries.
-  void arrange(const Block& block, float* columns, float* zipped) {
-    to_columns(as_pairs(rows_), pairs_, block.vectors(), columns);
-    for (int64_t i = 0; i < kBlockRows; i += 2) {
+  void arrange(int at, const Block& block, float* columns, float* zipped) {
+    to_columns(as_pairs(rows_), pairs_, block.vectors(), columns + at * pairs_ * kBlockRows);
+    zipped += at * kBlockRows / 2 * stride_;
+    for (int64_t i = 0; i < kBlockRows; i += 2, zipped += stride_) {
       const bf16* row = rows_ + i * 2 * pairs_;
-      zip_rows(row, row + 2 * pairs_, padded(a_.problem.dim), zipped + i / 2 * stride_);
+      zip_rows(row, row + 2 * pairs_, width_, zipped);
     }
   }
 
   const AttentionBackwardArgs& a_;
-  // Pairs of a row's channels; rows of pairs of rows are so far apart that those of a panel do not
-  // crowd each other out of the cache.
-  const int64_t pairs_, stride_;
+  // Of a row in floats, of a row in pairs of its channels, and from one row of pairs of rows to the
+  // next: so far apart that those of a panel do not crowd each other out of the cache.
+  const int64_t width_, pairs_, stride_;
   PairsByRow keys_{}, values_{};
-  float *columns_, *grad_columns_;             // [pairs, kBlockRows]
-  float *pairs_of_queries_, *pairs_of_grads_;  // [kBlockRows / 2, stride]
-  float *scores_, *slopes_;                    // [kPanelKeys, kBlockRows]
-  bf16 *weight_rows_, *slope_rows_;            // likewise
-  float *slope_pairs_, *pairs_of_keys_;        // [kPanelKeys / 2, kBlockRows], [.., stride]
-  bf16 *buffer_, *rows_;
+  float *columns_, *grad_columns_;  // [kBlocks, pairs, kBlockRows]
+  float *zipped_, *zipped_grads_;   // [kRows / 2, stride]
+  float *scores_, *raw_slopes_;     // [kPanelKeys, kBlockRows]
+  bf16 *weights_, *slopes_;         // [kPanelKeys, kRows]
+  float* zipped_slopes_;            // [kBlocks, kTileKeys / 2, kBlockRows]
+  float* zipped_keys_;              // [kTileKeys / 2, stride]
+  bf16* buffer_;
+  bf16* rows_;
   float* turned_;
 };
 
