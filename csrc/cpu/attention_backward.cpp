@@ -8,37 +8,23 @@
 namespace afnext::cpu::AFNEXT_ISA {
 namespace {
 
-// Where a KV head's rows begin, in units of a row of working memory laid out by blocks.
-int64_t first_row(const AttentionProblem& p, const AttentionSequence& s, int64_t head) {
-  return s.first_row * p.kv_heads + head * s.rows;
-}
-
-float* deltas_of(const AttentionBackwardArgs& a, const Block& block) {
-  const int64_t row = first_row(*block.problem, *block.sequence, block.kv_head) + block.row;
-  return a.deltas + row * delta_rows(block.problem->dim);
-}
-
+// What the tiles read of the queries: all of it once, in the order in which they read it.
 template <typename How>
-void deltas(const AttentionBackwardArgs& a, const AttentionItem& item) {
+void arrange(const AttentionBackwardArgs& a, const AttentionItem& item) {
+  const AttentionProblem& p = a.problem;
   How how(a);
-  Block block;
+  Queries q;
   for (int64_t row = item.first; row < item.end; row += kBlockRows) {
-    block.set(a.problem, a.problem.sequences[item.sequence], item.kv_head, row, item.end);
-    how.deltas(block, deltas_of(a, block));
+    q.set(a, p.sequences[item.sequence], item.kv_head, row, item.end);
+    how.arrange(q);
+    for (int64_t i = 0; i < kBlockRows; ++i) {
+      const bool real = i < q.block.count;
+      const int64_t from = real ? q.block.head(i) * p.query_tokens + q.block.token(i) : 0;
+      // A row that sees no key has weights of zero by its mask, whatever stands here.
+      q.lse[i] = real && a.lse[from] != -__builtin_inff() ? a.lse[from] / How::kLogUnit : 0.0f;
+      q.grad_lse[i] = real && a.grad_lse != nullptr ? a.grad_lse[from] : 0.0f;
+    }
   }
-}
-
-template <typename How>
-void set_rows(const AttentionBackwardArgs& a, Queries& q) {
-  const Block& block = q.block;
-  for (int64_t i = 0; i < kBlockRows; ++i) {
-    const bool real = i < block.count;
-    const int64_t row = real ? block.head(i) * a.problem.query_tokens + block.token(i) : 0;
-    // A row that sees no key has weights of zero by its mask, whatever stands here.
-    q.lse[i] = real && a.lse[row] != -__builtin_inff() ? a.lse[row] / How::kLogUnit : 0.0f;
-    q.grad_lse[i] = real && a.grad_lse != nullptr ? a.grad_lse[row] : 0.0f;
-  }
-  q.deltas = deltas_of(a, block);
 }
 
 // Calls f with the number of vectors that the block fills, as a constant.
@@ -52,12 +38,6 @@ void with_vectors(const Block& block, const F& f) {
     default:
       return f(std::integral_constant<int, 3>());
   }
-}
-
-// Where the sums of a KV head's gradients begin; blocks [width, kBlockRows] follow.
-float* query_sums(const AttentionBackwardArgs& a, const AttentionSequence& s, int64_t head) {
-  const AttentionProblem& p = a.problem;
-  return a.query_sums + first_row(p, s, head) * ((p.dim + kDimUnit - 1) / kDimUnit * kDimUnit);
 }
 
 // All queries pass by the keys of a tile, a few blocks at a time.
@@ -81,11 +61,8 @@ void tile(const AttentionBackwardArgs& a, const AttentionTile& t) {
     const int64_t first_key = s.band.first(row / p.group);
     if (first_key >= end || s.band.end((limit - 1) / p.group) <= t.first) continue;
     int count = 0;
-    for (int64_t at = row; at < limit; at += kBlockRows, ++count) {
-      blocks[count].block.set(p, s, t.kv_head, at, limit);
-      set_rows<How>(a, blocks[count]);
-      how.read_queries(count, blocks[count].block);
-    }
+    for (int64_t at = row; at < limit; at += kBlockRows)
+      blocks[count++].set(a, s, t.kv_head, at, limit);
     for (int64_t key = t.first; key < end; key += kPanelKeys) {
       const Panel panel{key, key - t.first, end - key < kPanelKeys ? end - key : kPanelKeys};
       int64_t first = 0, last = 0;  // rows that meet the panel
@@ -96,9 +73,9 @@ void tile(const AttentionBackwardArgs& a, const AttentionTile& t) {
         if (last == 0) first = i * kBlockRows;
         last = i * kBlockRows + block.count;
       }
-      if (last > 0) how.add_to_keys(panel, first, last, grad_keys, grad_values);
+      if (last > 0) how.add_to_keys(blocks[0], panel, first, last, grad_keys, grad_values);
     }
-    float* sums = query_sums(a, s, t.kv_head) + row * width;
+    float* sums = a.query_sums + blocks[0].row * width;
     if (first_key >= t.first) {  // no tile before this one meets these rows
       __builtin_memset(sums, 0, count * block_size * sizeof(float));
     } else {
@@ -141,12 +118,13 @@ void query_gradients(const AttentionBackwardArgs& a, const AttentionItem& item) 
   const int64_t width = padded(p.dim), size = width * kBlockRows;
   float* total = scratch<float>(0, 2 * size);
   float* rows = total + size;
-  Block block;
+  Queries q;
+  const Block& block = q.block;
   Turn turn;
   for (int64_t row = item.first; row < item.end; row += kBlockRows) {
-    block.set(p, s, item.kv_head, row, item.end);
+    q.set(a, s, item.kv_head, row, item.end);
     const bool seeing = block.first_key < block.end_key;  // or no tile has met it
-    const float* sums = query_sums(a, s, item.kv_head) + row * width;
+    const float* sums = a.query_sums + q.row * width;
     for (int64_t i = 0; i < size; i += kLanes)
       store(total + i, seeing ? load(sums + i) * p.scale : F32{});
     to_rows(total, width, block.vectors(), rows);
@@ -166,7 +144,7 @@ void query_gradients(const AttentionBackwardArgs& a, const AttentionItem& item) 
 template <typename T, typename How>
 void run(const AttentionBackwardArgs& a) {
   parallel_for(a.query_item_count, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) deltas<How>(a, a.query_items[i]);
+    for (int64_t i = begin; i < end; ++i) arrange<How>(a, a.query_items[i]);
   });
   turn_keys<T, typename How::Key>(a.problem);
   parallel_in_order(a.tile_count, [&](int64_t i) { tile<T, How>(a, a.tiles[i]); });

@@ -12,9 +12,12 @@ struct AttentionTile {
 };
 constexpr int64_t kTileKeys = 256;
 
-// A row's delta, the sum over D of grad_out * out, is kept a step of D at a time.
+// What a row brings to the softmax: its log-sum-exp, the gradient of that, and its delta, the sum
+// over D of grad_out * out, a step of D at a time.
 constexpr int64_t kDeltaStep = 16;
-constexpr int64_t delta_rows(int64_t dim) { return (dim + kDeltaStep - 1) / kDeltaStep; }
+constexpr int64_t softmax_rows(int64_t dim) { return 2 + (dim + kDeltaStep - 1) / kDeltaStep; }
+// What a row takes of queries and gradients, arranged for the products: floats by channel, at most.
+constexpr int64_t kArranged = 4;
 
 struct AttentionBackwardArgs {
   const AttentionProblem& problem;
@@ -26,9 +29,10 @@ struct AttentionBackwardArgs {
   bool grad_out_is_float, out_is_float;
   const float *grad_lse, *lse;  // [Hq, Tq]; grad_lse may be null
   Progress* progress;           // of tiles by their index
-  // Working memory laid out by blocks of rows: [delta_rows(dim), kBlockRows] each ..
-  float* deltas;
-  float* query_sums;               // .. and [padded(dim), kBlockRows]
+  // Working memory for all rows of all KV heads: [softmax_rows(dim), kBlockRows] and
+  // [padded(dim), kBlockRows] by blocks, and kArranged times as much.
+  int64_t row_count;
+  float *softmax, *query_sums, *arranged;
   void *grad_q, *grad_k, *grad_v;  // contiguous
 };
 

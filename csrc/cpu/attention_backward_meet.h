@@ -11,11 +11,19 @@ namespace {
 
 constexpr int64_t kPanelKeys = 64;
 
-// A block of queries and its rows' shares in the softmax.
+// A block of queries: where its rows begin among all that are arranged, and their softmax.
 struct Queries {
   Block block;
-  const float* deltas;
-  alignas(64) float lse[kBlockRows], grad_lse[kBlockRows];
+  int64_t row;
+  float *lse, *grad_lse, *deltas;
+
+  void set(const AttentionBackwardArgs& a, const AttentionSequence& s, int64_t head, int64_t first,
+           int64_t limit) {
+    block.set(a.problem, s, head, first, limit);
+    row = s.first_row * a.problem.kv_heads + head * s.rows + first;
+    lse = a.softmax + row * softmax_rows(a.problem.dim);
+    grad_lse = lse + kBlockRows, deltas = grad_lse + kBlockRows;
+  }
 };
 
 // Keys [first, first + count) of a sequence, row `at` and after of their tile.
@@ -71,19 +79,25 @@ class InFloats {
   static float key_scale(const AttentionProblem&) { return 1.0f; }
 
   explicit InFloats(const AttentionBackwardArgs& args)
-      : a_(args), width_(padded(args.problem.dim)), block_(width_ * kBlockRows) {
-    Memory memory(4 * kBlocks * block_ + (kPanelKeys + kTileKeys) * kRows + 2 * kTileKeys * width_);
-    rows_ = memory.take(kBlocks * block_), columns_ = memory.take(kBlocks * block_);
-    grad_rows_ = memory.take(kBlocks * block_), grad_columns_ = memory.take(kBlocks * block_);
+      : a_(args), width_(padded(args.problem.dim)) {
+    const int64_t size = args.row_count * width_;
+    rows_ = args.arranged, columns_ = rows_ + size;
+    grad_rows_ = columns_ + size, grad_columns_ = grad_rows_ + size;
+    Memory memory((kPanelKeys + kTileKeys) * kRows + 2 * (kTileKeys + kBlockRows) * width_);
     weights_ = memory.take(kPanelKeys * kRows), slopes_ = memory.take(kTileKeys * kRows);
     buffer_ = memory.take(2 * kTileKeys * width_);
+    outs_ = memory.take(kBlockRows * width_), out_columns_ = memory.take(kBlockRows * width_);
   }
 
-  void deltas(const Block& block, float* to) {
-    read_grads(0, block);
-    load_either(block, a_.out, a_.out_is_float, rows_);
-    to_columns(rows_, width_, block.vectors(), columns_);
-    sum_steps<ByRow, kDeltaStep>(a_.problem.dim, columns_, grad_columns_, to);
+  void arrange(const Queries& q) {
+    const Block& block = q.block;
+    const int64_t at = q.row * width_, vectors = block.vectors();
+    load_queries<T>(block, rows_ + at, columns_ + at);
+    load_either(block, a_.grad_out, a_.grad_out_is_float, grad_rows_ + at);
+    to_columns(grad_rows_ + at, width_, vectors, grad_columns_ + at);
+    load_either(block, a_.out, a_.out_is_float, outs_);
+    to_columns(outs_, width_, vectors, out_columns_);
+    sum_steps<ByRow, kDeltaStep>(a_.problem.dim, out_columns_, grad_columns_ + at, q.deltas);
   }
 
   void read_keys(const KeysAndValues<T, float>& source, int64_t first, int64_t count) {
@@ -91,24 +105,19 @@ class InFloats {
     const auto v = source.values(first, count, buffer_ + kTileKeys * width_);
     keys_ = {k.data, k.stride}, values_ = {v.data, v.stride};
   }
-  void read_queries(int at, const Block& block) {
-    load_queries<T>(block, rows_ + at * block_, columns_ + at * block_);
-    read_grads(at, block);
-  }
-
   template <int N>
   void meet(int at, const Queries& q, const Panel& k) const {
     const int64_t dim = a_.problem.dim, reach = k.reach(q.block);
     const bool all = q.block.sees_all(k.first, k.first + reach);
     float* weights = weights_ + at * kBlockRows;
     float* slopes = slopes_ + k.at * kRows + at * kBlockRows;
-    product<N>(reach, dim, row_of(keys_, k.at), columns_ + at * block_, kBlockRows,
+    product<N>(reach, dim, row_of(keys_, k.at), columns_ + q.row * width_, kBlockRows,
                [&](int64_t j, int n, F32 score) {
                  const F32 weight = exp_nonpositive(score - load(q.lse + n * kLanes));
                  store(weights + j * kRows + n * kLanes,
                        all ? weight : select(q.block.sees(k.first + j, n), weight, F32{}));
                });
-    product<N>(reach, dim, row_of(values_, k.at), grad_columns_ + at * block_, kBlockRows,
+    product<N>(reach, dim, row_of(values_, k.at), grad_columns_ + q.row * width_, kBlockRows,
                Known<kDeltaStep>{q.deltas}, [&](int64_t j, int n, F32 grad) {
                  const int64_t to = j * kRows + n * kLanes;
                  const F32 slope = load(weights + to) * (grad + load(q.grad_lse + n * kLanes));
@@ -121,15 +130,16 @@ class InFloats {
     }
   }
 
-  // The rows [first, end) of the blocks add to the gradients of the keys that they have met.
-  void add_to_keys(const Panel& k, int64_t first, int64_t end, float* keys, float* values) const {
-    wide_product(k.count, end - first, ByRow{weights_ + first, kRows}, grad_rows_ + first * width_,
-                 width_, width_ / kLanes, [&](int64_t j, int64_t n, F32 value) {
+  // The rows [first, end) of a group of blocks add to the gradients of the keys that they have met.
+  void add_to_keys(const Queries& group, const Panel& k, int64_t first, int64_t end, float* keys,
+                   float* values) const {
+    const int64_t row = (group.row + first) * width_;
+    wide_product(k.count, end - first, ByRow{weights_ + first, kRows}, grad_rows_ + row, width_,
+                 width_ / kLanes, [&](int64_t j, int64_t n, F32 value) {
                    add_to(values + (k.at + j) * width_ + n * kLanes, value);
                  });
-    wide_product(k.count, end - first, ByRow{slopes_ + k.at * kRows + first, kRows},
-                 rows_ + first * width_, width_, width_ / kLanes,
-                 [&](int64_t j, int64_t n, F32 value) {
+    wide_product(k.count, end - first, ByRow{slopes_ + k.at * kRows + first, kRows}, rows_ + row,
+                 width_, width_ / kLanes, [&](int64_t j, int64_t n, F32 value) {
                    add_to(keys + (k.at + j) * width_ + n * kLanes, value);
                  });
   }
@@ -151,19 +161,13 @@ class InFloats {
   static void load_either(const Block& block, const Heads& x, bool is_float, float* rows) {
     is_float ? load_rows<float>(block, x, rows) : load_rows<T>(block, x, rows);
   }
-  void read_grads(int at, const Block& block) {
-    float* rows = grad_rows_ + at * block_;
-    load_either(block, a_.grad_out, a_.grad_out_is_float, rows);
-    to_columns(rows, width_, block.vectors(), grad_columns_ + at * block_);
-  }
-
   const AttentionBackwardArgs& a_;
-  const int64_t width_, block_;
+  const int64_t width_;
   ByRow keys_{}, values_{};
-  float *rows_, *grad_rows_;        // [kRows, width]
-  float *columns_, *grad_columns_;  // [kBlocks, width, kBlockRows]
+  float *rows_, *grad_rows_;        // of all blocks: [kBlockRows, width] each ..
+  float *columns_, *grad_columns_;  // .. and [width, kBlockRows]
   float *weights_, *slopes_;        // [kPanelKeys, kRows], [kTileKeys, kRows]
-  float* buffer_;
+  float *buffer_, *outs_, *out_columns_;
 };
 
 // Whatever is multiplied is in bf16: queries, keys and values, their gradients, weights and slopes.
@@ -181,26 +185,31 @@ class InPairs {
         width_(padded(args.problem.dim)),
         pairs_(padded(args.problem.even() / 2)),
         stride_(width_ + 16) {
-    const int64_t columns = pairs_ * kBlockRows, zipped = kBlockRows / 2 * stride_;
+    const int64_t size = args.row_count * pairs_, zipped_size = args.row_count / 2 * stride_;
+    columns_ = args.arranged, grad_columns_ = columns_ + size;
+    zipped_ = grad_columns_ + size, zipped_grads_ = zipped_ + zipped_size;
     const int64_t keys = kTileKeys / 2 * args.problem.even(), scores = kPanelKeys * kBlockRows;
-    Memory memory((2 * kBlocks + 1) * columns + 2 * kBlocks * zipped + width_ * kBlockRows +
-                  2 * scores + kPanelKeys * kRows + kTileKeys / 2 * (kRows + stride_) + 2 * keys);
-    columns_ = memory.take(kBlocks * columns), grad_columns_ = memory.take(kBlocks * columns);
-    zipped_ = memory.take(kBlocks * zipped), zipped_grads_ = memory.take(kBlocks * zipped);
-    rows_ = memory.take_bf16(2 * columns), turned_ = memory.take(width_ * kBlockRows);
+    const int64_t columns = pairs_ * kBlockRows, turned = width_ * kBlockRows;
+    Memory memory(2 * scores + kPanelKeys * kRows + kTileKeys / 2 * (kRows + stride_) + 2 * keys +
+                  2 * columns + turned);
     scores_ = memory.take(scores), raw_slopes_ = memory.take(scores);
     weights_ = memory.take_bf16(kPanelKeys * kRows), slopes_ = memory.take_bf16(kPanelKeys * kRows);
     zipped_slopes_ = memory.take(kTileKeys / 2 * kRows);
     zipped_keys_ = memory.take(kTileKeys / 2 * stride_);
     buffer_ = memory.take_bf16(4 * keys);
+    rows_ = memory.take_bf16(2 * columns), out_columns_ = memory.take(columns);
+    turned_ = memory.take(turned);
   }
 
-  void deltas(const Block& block, float* to) {
-    read_rows(block, a_.grad_out);
-    to_columns(as_pairs(rows_), pairs_, block.vectors(), grad_columns_);
-    read_rows(block, a_.out);
-    to_columns(as_pairs(rows_), pairs_, block.vectors(), columns_);
-    sum_steps<PairsByRow, kDeltaStep / 2>(a_.problem.even() / 2, columns_, grad_columns_, to);
+  void arrange(const Queries& q) {
+    a_.problem.inv_freq != nullptr ? read_turned(q.block) : read_rows(q.block, a_.problem.q);
+    arrange_rows(q, columns_, zipped_);
+    read_rows(q.block, a_.grad_out);
+    arrange_rows(q, grad_columns_, zipped_grads_);
+    read_rows(q.block, a_.out);
+    to_columns(as_pairs(rows_), pairs_, q.block.vectors(), out_columns_);
+    sum_steps<PairsByRow, kDeltaStep / 2>(a_.problem.even() / 2, out_columns_,
+                                          grad_columns_ + q.row * pairs_, q.deltas);
   }
 
   void read_keys(const KeysAndValues<bf16, bf16>& source, int64_t first, int64_t count) {
@@ -215,17 +224,10 @@ class InPairs {
                zipped_keys_ + j / 2 * stride_);
     }
   }
-  void read_queries(int at, const Block& block) {
-    a_.problem.inv_freq != nullptr ? read_turned(block) : read_rows(block, a_.problem.q);
-    arrange(at, block, columns_, zipped_);
-    read_rows(block, a_.grad_out);
-    arrange(at, block, grad_columns_, zipped_grads_);
-  }
-
   template <int N>
   void meet(int at, const Queries& q, const Panel& k) const {
     const int64_t pairs = a_.problem.even() / 2, reach = k.reach(q.block);
-    const int64_t column = at * pairs_ * kBlockRows;
+    const int64_t column = q.row * pairs_;
     product<N>(
         reach, pairs, row_of(keys_, k.at), columns_ + column, kBlockRows,
         [&](int64_t j, int n, F32 score) { store(scores_ + j * kBlockRows + n * kLanes, score); });
@@ -236,13 +238,14 @@ class InPairs {
     weigh<N>(at, q, k, reach);
   }
 
-  void add_to_keys(const Panel& k, int64_t first, int64_t end, float* keys, float* values) const {
-    const int64_t depth = (end - first + 1) / 2, skipped = first / 2 * stride_;
-    wide_product(k.count, depth, PairsByRow{weights_ + first, kRows}, zipped_grads_ + skipped,
-                 stride_, width_ / kLanes, [&](int64_t j, int64_t n, F32 value) {
+  void add_to_keys(const Queries& group, const Panel& k, int64_t first, int64_t end, float* keys,
+                   float* values) const {
+    const int64_t depth = (end - first + 1) / 2, row = (group.row + first) / 2 * stride_;
+    wide_product(k.count, depth, PairsByRow{weights_ + first, kRows}, zipped_grads_ + row, stride_,
+                 width_ / kLanes, [&](int64_t j, int64_t n, F32 value) {
                    add_to(values + (k.at + j) * width_ + n * kLanes, value);
                  });
-    wide_product(k.count, depth, PairsByRow{slopes_ + first, kRows}, zipped_ + skipped, stride_,
+    wide_product(k.count, depth, PairsByRow{slopes_ + first, kRows}, zipped_ + row, stride_,
                  width_ / kLanes, [&](int64_t j, int64_t n, F32 value) {
                    add_to(keys + (k.at + j) * width_ + n * kLanes, value);
                  });
@@ -321,9 +324,9 @@ class InPairs {
     __builtin_memset(rows_ + first * 2 * pairs_, 0, (kBlockRows - first) * pairs_ * sizeof(float));
   }
   // Those rows as columns of pairs of channels, and as rows of pairs of queries.
-  void arrange(int at, const Block& block, float* columns, float* zipped) {
-    to_columns(as_pairs(rows_), pairs_, block.vectors(), columns + at * pairs_ * kBlockRows);
-    zipped += at * kBlockRows / 2 * stride_;
+  void arrange_rows(const Queries& q, float* columns, float* zipped) {
+    to_columns(as_pairs(rows_), pairs_, q.block.vectors(), columns + q.row * pairs_);
+    zipped += q.row / 2 * stride_;
     for (int64_t i = 0; i < kBlockRows; i += 2, zipped += stride_) {
       const bf16* row = rows_ + i * 2 * pairs_;
       zip_rows(row, row + 2 * pairs_, width_, zipped);
@@ -335,15 +338,14 @@ class InPairs {
   // next: so far apart that those of a panel do not crowd each other out of the cache.
   const int64_t width_, pairs_, stride_;
   PairsByRow keys_{}, values_{};
-  float *columns_, *grad_columns_;  // [kBlocks, pairs, kBlockRows]
-  float *zipped_, *zipped_grads_;   // [kRows / 2, stride]
+  float *columns_, *grad_columns_;  // of all blocks: [pairs, kBlockRows] each ..
+  float *zipped_, *zipped_grads_;   // .. and [kBlockRows / 2, stride]
   float *scores_, *raw_slopes_;     // [kPanelKeys, kBlockRows]
   bf16 *weights_, *slopes_;         // [kPanelKeys, kRows]
   float* zipped_slopes_;            // [kBlocks, kTileKeys / 2, kBlockRows]
   float* zipped_keys_;              // [kTileKeys / 2, stride]
-  bf16* buffer_;
-  bf16* rows_;
-  float* turned_;
+  bf16 *buffer_, *rows_;
+  float *out_columns_, *turned_;
 };
 
 }  // namespace

@@ -186,13 +186,7 @@ class Plan {
     return items;
   }
 
-  int64_t delta_size() const {
-    return total_rows_ * problem.kv_heads * cpu::delta_rows(problem.dim);
-  }
-
-  int64_t query_sum_size() const {
-    return total_rows_ * problem.kv_heads * round_up(problem.dim, cpu::kDimUnit);
-  }
+  int64_t row_count() const { return total_rows_ * problem.kv_heads; }
 
   // Tiles of a head wait for one another, so that one goes first that has the most work behind it.
   std::vector<cpu::AttentionTile> tiles() const {
@@ -288,14 +282,16 @@ void attention_backward(const TensorView& grad_out, const TensorView* grad_lse, 
   const std::vector<cpu::AttentionItem> query_items = plan.query_items();
   const std::vector<cpu::AttentionTile> tiles = plan.tiles();
   std::vector<cpu::Progress> progress(tiles.size());
-  const std::unique_ptr<float[]> deltas = working_memory(plan.delta_size());
-  const std::unique_ptr<float[]> query_sums = working_memory(plan.query_sum_size());
+  const int64_t rows = plan.row_count(), row_size = round_up(q.shape[2], cpu::kDimUnit);
+  const auto softmax = working_memory(rows * cpu::softmax_rows(q.shape[2]));
+  const auto query_sums = working_memory(rows * row_size);
+  const auto arranged = working_memory(rows * row_size * cpu::kArranged);
   cpu::attention_backward_kernels(
       {plan.problem, tiles.data(), static_cast<int64_t>(tiles.size()), query_items.data(),
        static_cast<int64_t>(query_items.size()), heads_of(grad_out), heads_of(out),
        grad_out.dtype == DType::f32, out.dtype == DType::f32,
-       grad_lse ? grad_lse->as<float>() : nullptr, lse.as<float>(), progress.data(), deltas.get(),
-       query_sums.get(), grad_q.data, grad_k.data, grad_v.data});
+       grad_lse ? grad_lse->as<float>() : nullptr, lse.as<float>(), progress.data(), rows,
+       softmax.get(), query_sums.get(), arranged.get(), grad_q.data, grad_k.data, grad_v.data});
 }
 
 }  // namespace afnext
