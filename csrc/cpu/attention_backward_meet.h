@@ -50,7 +50,22 @@ class Memory {
   float* next_;
 };
 
-AFNEXT_INLINE void add_to(float* sum, F32 value) { store(sum, load(sum) + value); }
+// Where products go: into rows, or on top of them.
+struct StoreTo {
+  float* rows;
+  int64_t stride;
+  AFNEXT_INLINE_METHOD void operator()(int64_t m, int64_t n, F32 value) const {
+    store(rows + m * stride + n * kLanes, value);
+  }
+};
+struct AddTo {
+  float* rows;
+  int64_t stride;
+  AFNEXT_INLINE_METHOD void operator()(int64_t m, int64_t n, F32 value) const {
+    float* to = rows + m * stride + n * kLanes;
+    store(to, load(to) + value);
+  }
+};
 
 // delta = sum over D of grad_out * out: what the softmax takes off a row's slopes. Where one key
 // has nearly all the weight the difference all but cancels; torch keeps the weights and gets it
@@ -135,13 +150,9 @@ class InFloats {
                    float* values) const {
     const int64_t row = (group.row + first) * width_;
     wide_product(k.count, end - first, ByRow{weights_ + first, kRows}, grad_rows_ + row, width_,
-                 width_ / kLanes, [&](int64_t j, int64_t n, F32 value) {
-                   add_to(values + (k.at + j) * width_ + n * kLanes, value);
-                 });
+                 width_ / kLanes, AddTo{values + k.at * width_, width_});
     wide_product(k.count, end - first, ByRow{slopes_ + k.at * kRows + first, kRows}, rows_ + row,
-                 width_, width_ / kLanes, [&](int64_t j, int64_t n, F32 value) {
-                   add_to(keys + (k.at + j) * width_ + n * kLanes, value);
-                 });
+                 width_, width_ / kLanes, AddTo{keys + k.at * width_, width_});
   }
 
   // And the keys [first, end) of the tile, which is whole panels where it matters, to theirs.
@@ -149,9 +160,7 @@ class InFloats {
   void add_to_queries(int at, int64_t first, int64_t end, float* sums) const {
     const ByRow keys = row_of(keys_, first);
     product<N>(a_.problem.dim, end - first, ByColumn{keys.data, keys.stride},
-               slopes_ + first * kRows + at * kBlockRows, kRows, [&](int64_t d, int n, F32 value) {
-                 add_to(sums + d * kBlockRows + n * kLanes, value);
-               });
+               slopes_ + first * kRows + at * kBlockRows, kRows, AddTo{sums, kBlockRows});
   }
 
  private:
@@ -228,13 +237,10 @@ class InPairs {
   void meet(int at, const Queries& q, const Panel& k) const {
     const int64_t pairs = a_.problem.even() / 2, reach = k.reach(q.block);
     const int64_t column = q.row * pairs_;
-    product<N>(
-        reach, pairs, row_of(keys_, k.at), columns_ + column, kBlockRows,
-        [&](int64_t j, int n, F32 score) { store(scores_ + j * kBlockRows + n * kLanes, score); });
+    product<N>(reach, pairs, row_of(keys_, k.at), columns_ + column, kBlockRows,
+               StoreTo{scores_, kBlockRows});
     product<N>(reach, pairs, row_of(values_, k.at), grad_columns_ + column, kBlockRows,
-               Known<kDeltaStep / 2>{q.deltas}, [&](int64_t j, int n, F32 slope) {
-                 store(raw_slopes_ + j * kBlockRows + n * kLanes, slope);
-               });
+               Known<kDeltaStep / 2>{q.deltas}, StoreTo{raw_slopes_, kBlockRows});
     weigh<N>(at, q, k, reach);
   }
 
@@ -242,22 +248,17 @@ class InPairs {
                    float* values) const {
     const int64_t depth = (end - first + 1) / 2, row = (group.row + first) / 2 * stride_;
     wide_product(k.count, depth, PairsByRow{weights_ + first, kRows}, zipped_grads_ + row, stride_,
-                 width_ / kLanes, [&](int64_t j, int64_t n, F32 value) {
-                   add_to(values + (k.at + j) * width_ + n * kLanes, value);
-                 });
+                 width_ / kLanes, AddTo{values + k.at * width_, width_});
     wide_product(k.count, depth, PairsByRow{slopes_ + first, kRows}, zipped_ + row, stride_,
-                 width_ / kLanes, [&](int64_t j, int64_t n, F32 value) {
-                   add_to(keys + (k.at + j) * width_ + n * kLanes, value);
-                 });
+                 width_ / kLanes, AddTo{keys + k.at * width_, width_});
   }
 
   template <int N>
   void add_to_queries(int at, int64_t first, int64_t end, float* sums) const {
-    product<N>(
-        a_.problem.dim, (end - first + 1) / 2,
-        PairsByColumn{zipped_keys_ + first / 2 * stride_, stride_},
-        zipped_slopes_ + (at * kTileKeys + first) / 2 * kBlockRows, kBlockRows,
-        [&](int64_t d, int n, F32 value) { add_to(sums + d * kBlockRows + n * kLanes, value); });
+    product<N>(a_.problem.dim, (end - first + 1) / 2,
+               PairsByColumn{zipped_keys_ + first / 2 * stride_, stride_},
+               zipped_slopes_ + (at * kTileKeys + first) / 2 * kBlockRows, kBlockRows,
+               AddTo{sums, kBlockRows});
   }
 
  private:
