@@ -46,9 +46,10 @@ void tile(const AttentionBackwardArgs& a, const AttentionTile& t) {
   const AttentionProblem& p = a.problem;
   const AttentionSequence& s = p.sequences[t.sequence];
   const int64_t width = padded(p.dim), block_size = width * kBlockRows;
-  float* grad_keys = scratch<float>(1, 2 * kTileKeys * width);
-  float* grad_values = grad_keys + kTileKeys * width;
-  __builtin_memset(grad_keys, 0, 2 * kTileKeys * width * sizeof(float));
+  const int64_t size = (t.end - t.first) * width;
+  float* grad_keys = scratch<float>(1, 2 * size);
+  float* grad_values = grad_keys + size;
+  __builtin_memset(grad_keys, 0, 2 * size * sizeof(float));
 
   How how(a);
   const int64_t end = t.end < s.band.keys ? t.end : s.band.keys;

@@ -21,7 +21,7 @@ constexpr int64_t kArranged = 4;
 
 struct AttentionBackwardArgs {
   const AttentionProblem& problem;
-  const AttentionTile* tiles;  // in an order that keeps a head's
+  const AttentionTile* tiles;  // each after the one before it of its head
   int64_t tile_count;
   const AttentionItem* query_items;
   int64_t query_item_count;

@@ -50,6 +50,12 @@ def test_matches_float64(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dim", [1, 5, 17, 100, 255])
+def test_any_head_dim(backend: str, dim: int, dtype: torch.dtype) -> None:
+    check(make_case([37, 20], group=3, dim=dim, dtype=dtype, causal=True, turned=dim > 1))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("interleaved", [False, True])
 def test_through_the_rotation(backend: str, dtype: torch.dtype, interleaved: bool) -> None:
     case = make_case([70, 40], group=2, dtype=dtype, turned=True, causal=True)
