@@ -1,34 +1,38 @@
 #pragma once
 
 #include "cpu/attention.h"
+#include "cpu/parallel.h"
 
 namespace afnext::cpu {
 
-// The key tokens [first, end) of one KV head of one sequence: an item owns their gradients, and
-// adds to one of the parts that each query's gradient is the sum of.
-struct AttentionKeyItem {
-  int64_t sequence, kv_head, first, end, part;
+// Keys [first, end) of one KV head of one sequence: a tile owns their gradients, and adds to those
+// of the queries after the tile before it, tile `index` - 1, has added to the same ones.
+struct AttentionTile {
+  int64_t sequence, kv_head, first, end, index;
 };
-// Keys whose gradients are summed at a time; items hold whole multiples, but for the last one.
 constexpr int64_t kTileKeys = 256;
 
-// A row's delta, the sum over D of grad_out * out, is kept a step of D at a time.
+// What a row brings to the softmax: its log-sum-exp, the gradient of that, and its delta, the sum
+// over D of grad_out * out, a step of D at a time.
 constexpr int64_t kDeltaStep = 16;
-constexpr int64_t delta_rows(int64_t dim) { return (dim + kDeltaStep - 1) / kDeltaStep; }
+constexpr int64_t softmax_rows(int64_t dim) { return 2 + (dim + kDeltaStep - 1) / kDeltaStep; }
+// What a row takes of queries and gradients, arranged for the products: floats by channel, at most.
+constexpr int64_t kArranged = 4;
 
 struct AttentionBackwardArgs {
   const AttentionProblem& problem;
-  const AttentionKeyItem* key_items;  // the longest first
-  int64_t key_item_count;
+  const AttentionTile* tiles;  // each after the one before it of its head
+  int64_t tile_count;
   const AttentionItem* query_items;
   int64_t query_item_count;
   Heads grad_out, out;
   bool grad_out_is_float, out_is_float;
   const float *grad_lse, *lse;  // [Hq, Tq]; grad_lse may be null
-  // Working memory by blocks of rows like a part: [delta_rows(dim), kBlockRows] each.
-  float* deltas;
-  float* parts;  // working memory [part_count, part_size]
-  int64_t part_count, part_size;
+  Progress* progress;           // of tiles by their index
+  // Working memory for all rows of all KV heads: [softmax_rows(dim), kBlockRows] and
+  // [padded(dim), kBlockRows] by blocks, and kArranged times as much.
+  int64_t row_count;
+  float *softmax, *query_sums, *arranged;
   void *grad_q, *grad_k, *grad_v;  // contiguous
 };
 

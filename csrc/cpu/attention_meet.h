@@ -172,19 +172,6 @@ struct InPairs {
       store(sum, fma(load(sum), shrink[n], total));
     }
   }
-
- private:
-  // Rows of one key and the next, or of one and zeros.
-  static void zip_rows(const bf16* low, const bf16* high, int64_t dim, float* pairs) {
-    int64_t d = 0;
-    if (high != nullptr) {
-      for (; d + kLanes <= dim; d += kLanes) store(pairs + d, zip_pairs(low + d, high + d));
-    }
-    for (; d < dim; ++d) {
-      const uint32_t above = high != nullptr ? high[d].bits : 0u;
-      pairs[d] = bit_cast<float>(above << 16 | low[d].bits);
-    }
-  }
 };
 
 inline void InPairs::read_queries(const Block& block, float* rows, float* columns) {

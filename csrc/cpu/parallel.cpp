@@ -8,6 +8,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <thread>
 
 #include "afnext/error.h"
 #include "cpu/cores.h"
@@ -92,5 +93,18 @@ void run(int64_t count, int64_t grain, Split split, Body body, const void* conte
   current_pool(state())->run(count, grain, split, body, context);
 }
 
+void run_in_order(int64_t count, Body body, const void* context) {
+  std::atomic<int64_t> next{0};
+  parallel_for(std::min<int64_t>(count, num_threads()), 1, [&](int64_t, int64_t) {
+    for (int64_t i; (i = next.fetch_add(1)) < count;) body(context, i, i + 1);
+  });
+}
+
 }  // namespace detail
+
+void Progress::reach(int64_t step) { __atomic_store_n(&step_, step, __ATOMIC_RELEASE); }
+void Progress::wait_for(int64_t step) const {
+  while (__atomic_load_n(&step_, __ATOMIC_ACQUIRE) < step) std::this_thread::yield();
+}
+
 }  // namespace afnext::cpu

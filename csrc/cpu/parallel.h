@@ -23,6 +23,7 @@ enum class Split : uint8_t {
 namespace detail {
 using Body = void (*)(const void* context, int64_t begin, int64_t end);
 void run(int64_t count, int64_t grain, Split split, Body body, const void* context);
+void run_in_order(int64_t count, Body body, const void* context);
 }  // namespace detail
 
 // Calls body(begin, end) over disjoint pieces of [0, count), of at least `grain` items each where
@@ -38,5 +39,26 @@ void parallel_for(int64_t count, int64_t grain, const F& body, Split split = Spl
       },
       &body);
 }
+
+// Calls body(i) for each i of [0, count). They begin in that order, so that an item may wait for an
+// earlier one: it is done, or another thread is at it. A body must not throw.
+template <typename F>
+void parallel_in_order(int64_t count, const F& body) {
+  detail::run_in_order(
+      count,
+      [](const void* context, int64_t begin, int64_t) { (*static_cast<const F*>(context))(begin); },
+      &body);
+}
+
+// How far an item is, for those that wait for it.
+class Progress {
+ public:
+  // What was written before is visible to whoever has waited for this step or an earlier one.
+  void reach(int64_t step);
+  void wait_for(int64_t step) const;
+
+ private:
+  int64_t step_ = 0;
+};
 
 }  // namespace afnext::cpu

@@ -8,6 +8,7 @@
 #include "afnext/error.h"
 #include "cpu/attention.h"
 #include "cpu/attention_backward.h"
+#include "cpu/huge_pages.h"
 #include "cpu/parallel.h"
 
 namespace afnext {
@@ -21,10 +22,11 @@ namespace {
 constexpr int64_t kMaxDim = 256;
 // Pieces of work that keep this many threads evenly busy are worth some memory and repeated loads.
 constexpr int64_t kPiecesPerThread = 4;
-constexpr int64_t kBackwardPieces = 16, kMaxParts = 4;
 
 std::unique_ptr<float[]> working_memory(int64_t count) {
-  return std::unique_ptr<float[]>(new float[count]);  // not cleared
+  std::unique_ptr<float[]> memory(new float[count]);  // not cleared
+  cpu::expect_huge_pages(memory.get(), count * sizeof(float));
+  return memory;
 }
 
 int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
@@ -185,46 +187,42 @@ class Plan {
     return items;
   }
 
-  // Parts that a query's gradient is summed from: by shape, so that threads change no result.
-  int64_t part_count() const {
-    const int64_t pieces = std::max<int64_t>(1, sequences_.size() * problem.kv_heads);
-    return std::clamp<int64_t>(kBackwardPieces / pieces, 1, kMaxParts);
-  }
-  int64_t part_size() const {
-    return total_rows_ * problem.kv_heads * round_up(problem.dim, cpu::kDimUnit);
-  }
+  int64_t row_count() const { return total_rows_ * problem.kv_heads; }
 
-  int64_t delta_size() const {
-    return total_rows_ * problem.kv_heads * cpu::delta_rows(problem.dim);
-  }
-
-  // Every part of every KV head, empty ones too: an item clears its part.
-  std::vector<cpu::AttentionKeyItem> key_items() const {
-    const int64_t parts = part_count();
-    std::vector<cpu::AttentionKeyItem> items;
+  // Tiles of a head wait for one another, so that one goes first that has the most work behind it.
+  std::vector<cpu::AttentionTile> tiles() const {
+    std::vector<cpu::AttentionTile> tiles;
     for (size_t n = 0; n < sequences_.size(); ++n) {
       const int64_t keys = sequences_[n].key_tokens;
-      const int64_t size =
-          std::max(cpu::kTileKeys, round_up((keys + parts - 1) / parts, cpu::kTileKeys));
       for (int64_t head = 0; head < problem.kv_heads; ++head) {
-        for (int64_t part = 0; part < parts; ++part) {
-          items.push_back({static_cast<int64_t>(n), head, std::min(part * size, keys),
-                           std::min((part + 1) * size, keys), part});
+        for (int64_t first = 0; first < keys; first += cpu::kTileKeys) {
+          tiles.push_back({static_cast<int64_t>(n), head, first,
+                           std::min(first + cpu::kTileKeys, keys),
+                           static_cast<int64_t>(tiles.size())});
         }
       }
     }
-    longest_first(items);
-    return items;
+    std::vector<int64_t> left(tiles.size());  // work of the tile and of those that follow it
+    for (size_t i = tiles.size(); i-- > 0;) {
+      const bool last = i + 1 == tiles.size() || tiles[i + 1].first == 0;
+      left[i] = work(tiles[i]) + (last ? 0 : left[i + 1]);
+    }
+    std::stable_sort(tiles.begin(), tiles.end(),
+                     [&](const cpu::AttentionTile& a, const cpu::AttentionTile& b) {
+                       return left[a.index] > left[b.index];
+                     });
+    return tiles;
   }
 
   cpu::AttentionProblem problem;
 
  private:
-  template <typename Item>
-  void longest_first(std::vector<Item>& items) const {
+  void longest_first(std::vector<cpu::AttentionItem>& items) const {
     if (items.size() < 2) return;  // a sort takes memory even then
     std::stable_sort(items.begin(), items.end(),
-                     [this](const Item& a, const Item& b) { return work(a) > work(b); });
+                     [this](const cpu::AttentionItem& a, const cpu::AttentionItem& b) {
+                       return work(a) > work(b);
+                     });
   }
   // Pairs of a row and a key, roughly.
   int64_t work(const cpu::AttentionItem& item) const {
@@ -234,10 +232,10 @@ class Plan {
            (band.end(bottom) + band.end(top) - band.first(bottom) - band.first(top));
   }
   // By causality query i sees keys up to i + keys - queries: the later a key, the fewer see it.
-  int64_t work(const cpu::AttentionKeyItem& item) const {
-    const cpu::Band& band = sequences_[item.sequence].band;
-    const int64_t keys = std::max<int64_t>(0, std::min(item.end, band.keys) - item.first);
-    const int64_t middle = (item.first + item.end) / 2 - band.keys + band.queries;
+  int64_t work(const cpu::AttentionTile& tile) const {
+    const cpu::Band& band = sequences_[tile.sequence].band;
+    const int64_t keys = std::max<int64_t>(0, std::min(tile.end, band.keys) - tile.first);
+    const int64_t middle = (tile.first + tile.end) / 2 - band.keys + band.queries;
     const int64_t from = std::clamp<int64_t>(middle - band.right, 0, band.queries);
     const int64_t to = std::clamp<int64_t>(middle + band.left + 1, 0, band.queries);
     return keys * (to - from);
@@ -321,15 +319,18 @@ void attention_backward(const TensorView& grad_out, const TensorView* grad_lse, 
 
   const Plan plan(q, k, v, options);
   const std::vector<cpu::AttentionItem> query_items = plan.query_items();
-  const std::vector<cpu::AttentionKeyItem> key_items = plan.key_items();
-  const std::unique_ptr<float[]> deltas = working_memory(plan.delta_size());
-  const std::unique_ptr<float[]> parts = working_memory(plan.part_count() * plan.part_size());
+  const std::vector<cpu::AttentionTile> tiles = plan.tiles();
+  std::vector<cpu::Progress> progress(tiles.size());
+  const int64_t rows = plan.row_count(), row_size = round_up(q.shape[2], cpu::kDimUnit);
+  const auto softmax = working_memory(rows * cpu::softmax_rows(q.shape[2]));
+  const auto query_sums = working_memory(rows * row_size);
+  const auto arranged = working_memory(rows * row_size * cpu::kArranged);
   cpu::attention_backward_kernels(
-      {plan.problem, key_items.data(), static_cast<int64_t>(key_items.size()), query_items.data(),
+      {plan.problem, tiles.data(), static_cast<int64_t>(tiles.size()), query_items.data(),
        static_cast<int64_t>(query_items.size()), heads_of(grad_out), heads_of(out),
        grad_out.dtype == DType::f32, out.dtype == DType::f32,
-       grad_lse ? grad_lse->as<float>() : nullptr, lse.as<float>(), deltas.get(), parts.get(),
-       plan.part_count(), plan.part_size(), grad_q.data, grad_k.data, grad_v.data});
+       grad_lse ? grad_lse->as<float>() : nullptr, lse.as<float>(), progress.data(), rows,
+       softmax.get(), query_sums.get(), arranged.get(), grad_q.data, grad_k.data, grad_v.data});
 }
 
 }  // namespace afnext

@@ -50,6 +50,12 @@ def test_matches_float64(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dim", [1, 5, 17, 100, 255])
+def test_any_head_dim(backend: str, dim: int, dtype: torch.dtype) -> None:
+    check(make_case([37, 20], group=3, dim=dim, dtype=dtype, causal=True, turned=dim > 1))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("interleaved", [False, True])
 def test_through_the_rotation(backend: str, dtype: torch.dtype, interleaved: bool) -> None:
     case = make_case([70, 40], group=2, dtype=dtype, turned=True, causal=True)
@@ -70,9 +76,10 @@ def test_any_mask(backend: str, case: Case, data: st.DataObject) -> None:
     check(case)
 
 
-def test_more_keys_than_a_tile(backend: str) -> None:
-    """Keys beyond one tile, in several parts: 600 of them for 130 queries."""
-    check(make_case([130], [600], kv_heads=1, group=2, dim=32, window=(250, 100)))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_more_keys_than_a_tile(backend: str, dtype: torch.dtype) -> None:
+    """600 keys in several tiles, the first of which few of the 130 queries see."""
+    check(make_case([130], [600], kv_heads=1, group=2, dim=32, window=(250, 100), dtype=dtype))
 
 
 def test_keys_nobody_sees_get_zero(backend: str) -> None:
@@ -144,9 +151,11 @@ def test_ring_steps(backend: str) -> None:
     torch.testing.assert_close(merged, whole, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("isa", runtime.available_cpu_isas())
-def test_threads_change_nothing(isa: str) -> None:
-    case = make_case([700, 5, 90], kv_heads=1, group=2, causal=True, turned=True)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("isa", runtime.available_cpu_isas("attention_backward"))
+def test_threads_change_nothing(isa: str, dtype: torch.dtype) -> None:
+    """Tiles of keys, wherever they run, add to the queries' gradients in one order."""
+    case = make_case([700, 5, 90], kv_heads=1, group=2, causal=True, turned=True, dtype=dtype)
     inputs = [t.requires_grad_() for t in (case.q, case.k, case.v)]
     isa_before, before = runtime.cpu_isa(), runtime.num_threads()
     weights = torch.randn(case.q.shape)

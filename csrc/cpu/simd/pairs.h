@@ -11,19 +11,47 @@
 
 namespace afnext::cpu::AFNEXT_ISA {
 
-// (low, high) rounded to bf16, lane by lane.
-AFNEXT_INLINE F32 round_pairs(F32 low, F32 high) {
+typedef uint16_t Words __attribute__((vector_size(kLanes * 4)));  // a register of bf16
+
+namespace detail {
+
+template <int... I>
+AFNEXT_INLINE Words zip_halves(Words v, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(v, v, (I / 2 + I % 2 * kLanes)...);
+}
+template <int first, int... I>
+AFNEXT_INLINE U16 half(Words v, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(v, v, (first + I)...);
+}
+
+}  // namespace detail
+
+// Both rounded to bf16: the lanes of `low`, then those of `high`.
+AFNEXT_INLINE Words round_halves(F32 low, F32 high) {
 #if defined(__AVX512BF16__)
-  typedef uint16_t Words __attribute__((vector_size(64)));
-  const Words both = bit_cast<Words>(_mm512_cvtne2ps_pbh(high, low));
-  return bit_cast<F32>(__builtin_shufflevector(both, both, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21,
-                                               6, 22, 7, 23, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28,
-                                               13, 29, 14, 30, 15, 31));
+  return bit_cast<Words>(_mm512_cvtne2ps_pbh(high, low));
 #else
-  return bit_cast<F32>(__builtin_convertvector(narrow(low), U32) |
-                       __builtin_convertvector(narrow(high), U32) << 16);
+  const U16 halves[] = {narrow(low), narrow(high)};
+  Words words;
+  std::memcpy(&words, halves, sizeof(words));
+  return words;
 #endif
 }
+
+// A register of pairs out of its two halves.
+AFNEXT_INLINE F32 zip_halves(Words v) {
+  return bit_cast<F32>(detail::zip_halves(v, std::make_integer_sequence<int, 2 * kLanes>()));
+}
+
+// The halves apart.
+AFNEXT_INLINE void store_halves(Words v, bf16* low, bf16* high) {
+  const U16 halves[] = {detail::half<0>(v, LaneIndices()), detail::half<kLanes>(v, LaneIndices())};
+  std::memcpy(low, &halves[0], sizeof(U16));
+  std::memcpy(high, &halves[1], sizeof(U16));
+}
+
+// (low, high) rounded to bf16, lane by lane.
+AFNEXT_INLINE F32 round_pairs(F32 low, F32 high) { return zip_halves(round_halves(low, high)); }
 
 // Pairs (low[i], high[i]) of two rows of kLanes elements.
 AFNEXT_INLINE F32 zip_pairs(const bf16* low, const bf16* high) {
@@ -31,6 +59,18 @@ AFNEXT_INLINE F32 zip_pairs(const bf16* low, const bf16* high) {
   std::memcpy(&a, low, sizeof(a));
   std::memcpy(&b, high, sizeof(b));
   return bit_cast<F32>(__builtin_convertvector(a, U32) | __builtin_convertvector(b, U32) << 16);
+}
+
+// The same of whole rows, a float a pair; without `high` of one row and zeros.
+AFNEXT_INLINE void zip_rows(const bf16* low, const bf16* high, int64_t count, float* pairs) {
+  int64_t i = 0;
+  if (high != nullptr) {
+    for (; i + kLanes <= count; i += kLanes) store(pairs + i, zip_pairs(low + i, high + i));
+  }
+  for (; i < count; ++i) {
+    const uint32_t above = high != nullptr ? high[i].bits : 0u;
+    pairs[i] = bit_cast<float>(above << 16 | low[i].bits);
+  }
 }
 
 // Of two registers of pairs: pairs of their low elements, and of their high ones.

@@ -40,8 +40,9 @@ struct ByColumn {
 struct Nothing {
   static constexpr int64_t kStep = int64_t{1} << 40;
 };
+template <int64_t step>
 struct Known {
-  static constexpr int64_t kStep = 16;
+  static constexpr int64_t kStep = step;
   const float* rows;
 };
 
@@ -73,10 +74,11 @@ AFNEXT_INLINE void tile(int64_t m, int64_t depth, A a, const float* b, int64_t b
   }
 }
 
-// C of rows x N vectors; sink(m, n, value) receives the n-th vector of row m once.
+// C of rows x N vectors; sink(m, n, value) receives the n-th vector of row m once. A sink that owns
+// what it captures stays in registers: whatever it refers to is loaded again after each store.
 template <int N, typename Less, typename A, typename Sink>
 void product(int64_t rows, int64_t depth, A a, const float* b, int64_t b_stride, const Less& less,
-             const Sink& sink) {
+             Sink sink) {
   int64_t m = 0;
   for (; m + kTileRows <= rows; m += kTileRows)
     tile<kTileRows, N>(m, depth, a, b, b_stride, less, sink);
@@ -97,7 +99,7 @@ template <typename A, typename Sink>
 AFNEXT_INLINE void wide_product(int64_t rows, int64_t depth, A a, const float* b, int64_t b_stride,
                                 int64_t vectors, const Sink& sink) {
   for (int64_t v = 0; v < vectors;) {
-    const auto shifted = [&, v](int64_t m, int n, F32 value) { sink(m, v + n, value); };
+    const auto shifted = [sink, v](int64_t m, int n, F32 value) { sink(m, v + n, value); };
     const float* columns = b + v * kLanes;
     const int64_t left = vectors - v;
     if (left == 1) {
