@@ -7,6 +7,7 @@
 #include <new>
 
 #if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -135,6 +136,8 @@ void Fiber::switch_between(Fiber& from, Fiber& to) {
 void Fiber::restart() {
 #if defined(__SANITIZE_ADDRESS__)
   bottom_ = memory_, bytes_ = kStackBytes;
+  ASAN_UNPOISON_MEMORY_REGION(memory_,
+                              kStackBytes);  // of frames that were left and not returned from
 #endif
   // As a call would have left it: on x86-64 the stack is 8 off a multiple of 16 at a function's
   // start.

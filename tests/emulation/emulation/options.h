@@ -14,10 +14,17 @@ enum class Order {
   random,    // by the seed; asynchronous copies land at random too, otherwise as late as they may
 };
 
+// Plain accesses are seen only in kernels that are compiled for the detector.
+#if defined(__SANITIZE_ADDRESS__)
+constexpr bool kInstrumented = false;
+#else
+constexpr bool kInstrumented = true;
+#endif
+
 struct Options {
   Order order = Order::first_in;
   uint64_t seed = 1;
-  bool detect_races = true;
+  bool detect_races = kInstrumented;
   bool poison = true;  // what nobody has written, or what a copy has yet to bring, reads as NaN
   int os_threads = 1;  // that share the blocks
 };
