@@ -101,7 +101,16 @@ Fiber::Fiber(void (*entry)()) : entry_(entry) {
 }
 
 Fiber::~Fiber() {
-  if (memory_ != nullptr) munmap(memory_, kStackBytes);
+  if (memory_ == nullptr) return;
+  forget_frames();
+  munmap(memory_, kStackBytes);
+}
+
+// Frames that were left and not returned from are marked as AddressSanitizer's own.
+void Fiber::forget_frames() {
+#if defined(__SANITIZE_ADDRESS__)
+  ASAN_UNPOISON_MEMORY_REGION(memory_, kStackBytes);
+#endif
 }
 
 void Fiber::enter() {
@@ -119,6 +128,7 @@ void Fiber::arrived() { __sanitizer_finish_switch_fiber(nullptr, &left->bottom_,
 #if defined(EMULATION_UCONTEXT)
 
 void Fiber::restart() {
+  forget_frames();
   getcontext(&context_);
   context_.uc_stack.ss_sp = memory_;
   context_.uc_stack.ss_size = kStackBytes;
@@ -134,6 +144,7 @@ void Fiber::switch_between(Fiber& from, Fiber& to) {
 #else
 
 void Fiber::restart() {
+  forget_frames();
 #if defined(__SANITIZE_ADDRESS__)
   bottom_ = memory_, bytes_ = kStackBytes;
   ASAN_UNPOISON_MEMORY_REGION(memory_,

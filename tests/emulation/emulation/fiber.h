@@ -46,6 +46,7 @@ class Fiber {
   static void arrived();
 #endif
   static void enter();
+  void forget_frames();
 };
 
 }  // namespace emulation
