@@ -1,0 +1,81 @@
+// The copy engine: cp.async.bulk and cp.async.bulk.tensor (TMA), to shared memory with an mbarrier
+// and back to global memory in groups.
+//
+// A copy lands when its block lets it: as late as anybody can wait, or at random.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <vector>
+
+#include "emulation/error.h"
+#include "emulation/races.h"
+
+namespace emulation {
+
+enum class Swizzle : uint8_t { none, bytes32, bytes64, bytes128 };
+
+// A tensor of up to five dimensions and the box that a copy moves, innermost first. It lies in the
+// 128 opaque bytes of a CUtensorMap.
+struct TensorMap {
+  static constexpr int kMaxRank = 5;
+
+  char* base = nullptr;
+  int8_t rank = 0, element_bytes = 0;
+  Swizzle swizzle = Swizzle::none;
+  uint16_t box[kMaxRank] = {};
+  uint32_t size[kMaxRank] = {};
+  uint64_t stride[kMaxRank] = {};  // bytes; that of the first dimension is an element
+
+  size_t box_bytes() const;
+};
+static_assert(sizeof(TensorMap) <= 128);
+
+// What cuTensorMapEncodeTiled checks and refuses; strides from the second dimension on, in bytes.
+TensorMap make_tensor_map(void* base, int element_bytes, int rank, const uint64_t* size,
+                          const uint64_t* strides, const uint32_t* box, Swizzle swizzle);
+
+// Where byte `address` of a swizzled tile really lies: 16-byte units change places within a row.
+uint32_t swizzled(Swizzle swizzle, uint32_t address);
+
+class TensorCopies {
+ public:
+  using Corner = std::array<int, TensorMap::kMaxRank>;
+
+  void clear() { flying_.clear(), open_.clear(), groups_.clear(); }
+  bool empty() const { return flying_.empty(); }
+
+  void load(const TensorMap& map, const Corner& corner, void* shared, uint64_t* barrier,
+            const Where& where);
+  void load_bytes(const void* global, size_t bytes, void* shared, uint64_t* barrier,
+                  const Where& where);
+  void store(const TensorMap& map, const Corner& corner, const void* shared, const Where& where);
+  void store_bytes(void* global, size_t bytes, const void* shared, const Where& where);
+  // Of the calling thread's stores.
+  void commit();
+  void wait(int pending, const Where& where);
+
+  // One of the copies in flight, the `which`th or a later one.
+  void land(uint64_t which);
+
+ private:
+  struct Copy {
+    TensorMap map;
+    Corner corner;
+    uint32_t shared, barrier;
+    bool to_shared;
+    int thread, group;
+    uint32_t issued;  // when, for what it reads
+    Where where;
+  };
+  void issue(Copy copy);
+  void move(const Copy& copy);
+
+  std::vector<Copy> flying_;
+  std::map<int, int> open_;    // thread to stores not committed
+  std::map<int, int> groups_;  // thread to groups committed
+};
+
+}  // namespace emulation
