@@ -154,7 +154,9 @@ def _step(
             assert isinstance(expected, Tensor)
             error = float((logits.float() - expected.float()).norm() / expected.float().norm())
             if not error < TOLERANCES[format]:
-                raise AssertionError(f"{name}, {format}: logits are off by {error:.1%}")
+                raise AssertionError(
+                    f"logits are off by {error:.1%}, more than {TOLERANCES[format]:.1%}"
+                )
 
         yield Case(
             f"{name}, {format}",

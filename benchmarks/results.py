@@ -75,6 +75,30 @@ class Result:
         return min(self.contestants[1:], key=lambda c: c.seconds.median, default=None)
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A case without figures, or a whole benchmark (``name`` is empty then).
+
+    Attributes:
+        error: one line: what differed and by how much, or what went wrong.
+    """
+
+    benchmark: str
+    name: str
+    error: str
+
+    @classmethod
+    def of(cls, benchmark: str, name: str, error: Exception) -> Failure:
+        """From what a check or a call raised: a check's own words need no name of an exception."""
+        words = " ".join(str(error).split()) or "no reason given"
+        if not isinstance(error, AssertionError):
+            words = f"{type(error).__name__}: {words}"
+        return cls(benchmark, name, words)
+
+    def __str__(self) -> str:
+        return ": ".join(filter(None, (self.benchmark, self.name, self.error)))
+
+
 def result_of(benchmark: str, case: Case, timings: dict[str, Timing], peaks: Peaks) -> Result:
     """Rates and shares of one case; the first timing is ours."""
     peak = peaks.compute.get(case.dtype, 0.0)
@@ -101,8 +125,17 @@ def result_of(benchmark: str, case: Case, timings: dict[str, Timing], peaks: Pea
     )
 
 
-def document(machine: dict[str, Any], peaks: Peaks, results: Iterable[Result]) -> dict[str, Any]:
-    """What ``--json`` writes: ``schema``, ``machine``, ``peaks`` and ``results``, SI units throughout."""
+def document(
+    machine: dict[str, Any],
+    peaks: Peaks,
+    results: Iterable[Result],
+    failures: Iterable[Failure] = (),
+    complete: bool = True,
+) -> dict[str, Any]:
+    """What ``--json`` writes: ``schema``, ``machine``, ``peaks`` and ``results``, SI units throughout.
+
+    ``complete`` is false as long as more results are to come: for good where the run was interrupted.
+    """
     return {
         "schema": SCHEMA,
         "machine": machine,
@@ -111,13 +144,17 @@ def document(machine: dict[str, Any], peaks: Peaks, results: Iterable[Result]) -
             "compute_operations_per_second": peaks.compute,
         },
         "results": [_rounded(asdict(result)) for result in results],
+        "failures": [asdict(failure) for failure in failures],
+        "complete": complete,
     }
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
-    """One JSON document, readable in a diff."""
+    """One JSON document, readable in a diff; an older one stays whole until it is replaced."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    part.replace(path)
 
 
 def table(result: Result) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ast
 import importlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from . import peaks as limits
 from .case import Case
-from .results import Peaks, Result, result_of
+from .results import Failure, Peaks, Result, result_of
 from .timing import alternate
 
 FOLDER = Path(__file__).parent
@@ -26,20 +26,30 @@ def benchmarks() -> dict[str, str]:
     return {name: doc.partition("\n")[0] for name, doc in docs.items()}
 
 
-def measure(benchmark: str, cases: Iterable[Case], quick: bool = False) -> Iterator[Result]:
-    """Time the cases of one benchmark, one after the other."""
+def measure(
+    benchmark: str, cases: Iterable[Case], quick: bool = False
+) -> Iterator[Result | Failure]:
+    """Time the cases of one benchmark, one after the other; one that fails leaves the others alone."""
     for case in cases:
         if quick and case.slow:
             continue
-        with case.context():
-            if case.check is not None:
-                case.check()
-            timings = alternate(
-                {case.label: case.ours, **case.peers},
-                rounds=QUICK_ROUNDS if quick else case.rounds,
-                at_least=2e-4 if quick else 2e-3,
-            )
-        yield result_of(benchmark, case, timings, peaks_for(case))
+        try:
+            outcome: Result | Failure = _timed(benchmark, case, quick)
+        except Exception as error:
+            outcome = Failure.of(benchmark, case.name, error)
+        yield outcome
+
+
+def _timed(benchmark: str, case: Case, quick: bool) -> Result:
+    with case.context():
+        if case.check is not None:
+            case.check()
+        timings = alternate(
+            {case.label: case.ours, **case.peers},
+            rounds=QUICK_ROUNDS if quick else case.rounds,
+            at_least=2e-4 if quick else 2e-3,
+        )
+    return result_of(benchmark, case, timings, peaks_for(case))
 
 
 def peaks_for(case: Case) -> Peaks:
@@ -54,14 +64,13 @@ def peaks_of(results: Iterable[Result]) -> Peaks:
     return Peaks(limits.memory(), {dtype: limits.compute(dtype) for dtype in dtypes})
 
 
-def run(name: str, show: Callable[[Result], None], quick: bool = False) -> list[Result]:
+def run(name: str, quick: bool = False) -> Iterator[Result | Failure]:
     """Run one benchmark of this package; a module with ``run()`` prints its own table and has no results."""
-    module = importlib.import_module(f".{name}", __package__)
-    if not hasattr(module, "cases"):
-        module.run()
-        return []
-    results = []
-    for result in measure(name, module.cases(), quick):
-        show(result)
-        results.append(result)
-    return results
+    try:
+        module = importlib.import_module(f".{name}", __package__)
+        if hasattr(module, "cases"):
+            yield from measure(name, module.cases(), quick)
+        else:
+            module.run()
+    except Exception as error:
+        yield Failure.of(name, "", error)

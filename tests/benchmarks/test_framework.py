@@ -197,14 +197,86 @@ def test_misuse_is_one_line(
 
 
 def test_wrong_results_are_not_timed(known_peaks: None) -> None:
+    """Only their failure is told, and the next case's turn comes."""
+
     def wrong() -> None:
-        raise AssertionError("differs")
+        raise AssertionError("differs by 3,\n  more than 1")
 
     timed: list[int] = []
-    case = Case("x", ours=lambda: timed.append(1), check=wrong)
-    with pytest.raises(AssertionError, match="differs"):
-        list(run.measure("x", [case]))
+    bad = Case("bad", ours=lambda: timed.append(1), check=wrong)
+    failure, result = run.measure("x", [bad, Case("good", ours=int)])
+    assert str(failure) == "x: bad: differs by 3, more than 1"
     assert not timed
+    assert result.name == "good"
+
+
+def test_what_a_contestant_raises_is_its_cases_failure(known_peaks: None) -> None:
+    failure, _ = run.measure("x", [Case("bad", ours=lambda: 1 // 0), Case("good", ours=int)])
+    assert str(failure).startswith("x: bad: ZeroDivisionError: ")
+
+
+FAILING = '''
+"""One case of three is wrong, and then there are no more."""
+from benchmarks.case import Case
+def wrong():
+    raise AssertionError("sums differ by 0.5, more than 1e-3")
+def cases():
+    yield Case("first", ours=int)
+    yield Case("second", ours=int, check=wrong)
+    yield Case("third", ours=int)
+    raise MemoryError("no room for the fourth")
+'''
+
+
+def test_a_failure_is_a_line_and_the_exit_code(
+    newcomer: str, known_peaks: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The other cases, and the other benchmarks, are measured and kept."""
+    (tmp_path / "failing.py").write_text(FAILING.lstrip())
+    file = tmp_path / "r.json"
+    arguments = ["failing", newcomer, "--quick", "--save", "--json", str(file)]
+    assert __main__.main(arguments, prog="bench") == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "bench: failing: second: sums differ by 0.5, more than 1e-3",
+        "bench: failing: MemoryError: no room for the fourth",
+    ]
+    content = json.loads(file.read_text())
+    assert [r["name"] for r in content["results"]] == ["first", "third", "[1000]"]
+    assert [f["name"] for f in content["failures"]] == ["second", ""]
+    assert content["complete"]
+    (saved,) = (tmp_path / "results").glob("*/failing.json")
+    assert [r["name"] for r in json.loads(saved.read_text())["results"]] == ["first", "third"]
+
+
+INTERRUPTED = '''
+"""The second of three cases is interrupted."""
+import pathlib, shutil
+from benchmarks.case import Case
+HERE = pathlib.Path(__file__).parent
+def interrupt():
+    shutil.copy(HERE / "r.json", HERE / "seen.json")
+    shutil.copytree(HERE / "results", HERE / "seen")
+    raise KeyboardInterrupt
+def cases():
+    yield Case("first", ours=int)
+    yield Case("second", ours=int, check=interrupt)
+    yield Case("third", ours=int)
+'''
+
+
+def test_an_interrupted_run_keeps_what_it_measured(
+    newcomer: str, known_peaks: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The files are there while the second case runs, so that they outlive any kind of end."""
+    (tmp_path / "interrupted.py").write_text(INTERRUPTED.lstrip())
+    arguments = ["interrupted", newcomer, "--quick", "--save", "--json", str(tmp_path / "r.json")]
+    assert __main__.main(arguments, prog="bench") == 130
+    assert capsys.readouterr().err == "bench: interrupted; results so far: 1\n"
+    for pattern in ("r.json", "seen.json", "results/*/interrupted.json", "seen/*/interrupted.json"):
+        (file,) = tmp_path.glob(pattern)
+        content = json.loads(file.read_text())
+        assert [r["name"] for r in content["results"]] == ["first"], pattern
+        assert not content["complete"]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
