@@ -11,7 +11,7 @@ from afnext import ops
 from afnext.audio.windows import AudioWindow
 from afnext.model import AudioBatch, AudioLanguageModel
 
-from .packed import PackedModel, can_pack, version
+from .packed import PackedModel, can_pack, require_quantization, version
 from .packed_cache import PackedCache
 from .pages import PagePool, Sequence
 
@@ -67,7 +67,7 @@ class Runner:
         cache: where the packing of these very weights is kept, for as long as they do not change.
 
     Raises:
-        ValueError: weights that cannot be packed are to be quantised.
+        ValueError: no such quantization, or weights that cannot be packed are to be quantised.
     """
 
     def __init__(
@@ -76,6 +76,7 @@ class Runner:
         quantization: str | None = None,
         cache: PackedCache | None = None,
     ) -> None:
+        require_quantization(quantization)
         self.net = net
         weight = net.language_model.model.embed_tokens.weight
         self.dtype, self.device = weight.dtype, weight.device
