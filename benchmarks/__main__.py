@@ -34,7 +34,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m benchmar
     with _tables_on_stderr(options.json == "-"):
         path = None if options.json in (None, "-") else Path(options.json)
         found = _Kept(path, machine.describe())
-        code = _run_all(prog, options, known, found)
+        with _traced(options.trace):
+            code = _run_all(prog, options, known, found)
         if options.picture is not None:
             title = f"{machine.cpu_model()}, {', '.join(options.names)}"
             try:
@@ -114,6 +115,11 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "--picture", metavar="FILE.svg", type=Path, help="draw the cases under this machine's roofs"
     )
     parser.add_argument(
+        "--trace",
+        metavar="FILE.json",
+        help="write what torch's profiler sees, contestants by name (for Perfetto); small calls slow down",
+    )
+    parser.add_argument(
         "--save", action="store_true", help="keep the results under benchmarks/results"
     )
     return parser
@@ -122,6 +128,18 @@ def _parser(prog: str) -> argparse.ArgumentParser:
 def _misuse(prog: str, message: str) -> int:
     print(f"{prog}: {message}", file=sys.stderr)
     return 2
+
+
+@contextlib.contextmanager
+def _traced(file: str | None) -> Iterator[None]:
+    if file is None:
+        yield
+        return
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        yield
+    profiler.export_chrome_trace(file)
 
 
 @contextlib.contextmanager

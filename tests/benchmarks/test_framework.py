@@ -167,6 +167,13 @@ def test_a_case_of_ten_lines_runs_end_to_end(
     assert json.loads(saved.read_text())["results"] == results
 
 
+def test_a_trace_names_contestants(newcomer: str, known_peaks: None, tmp_path: Path) -> None:
+    file = tmp_path / "trace.json"
+    assert __main__.main([newcomer, "--quick", "--trace", str(file)]) == 0
+    names = {event.get("name") for event in json.loads(file.read_text())["traceEvents"]}
+    assert {"ours", "mean", "aten::mean"} <= names
+
+
 def test_json_on_stdout_is_alone_there(
     newcomer: str, known_peaks: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
