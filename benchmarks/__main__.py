@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from . import machine, roofline
-from .results import Failure, Result, document, table, write
+from .results import Failure, Result, Table, document, table, write
 from .run import FOLDER, benchmarks, peaks_of, run
 
 SAVED = FOLDER / "results"
@@ -55,22 +55,30 @@ class _Kept:
     def __init__(self, path: Path | None, here: dict[str, Any]) -> None:
         self.path, self.machine = path, here
         self.results: list[Result] = []
+        self.tables: list[Table] = []
         self.failures: list[Failure] = []
 
-    def add(self, outcome: Result | Failure) -> None:
+    def add(self, outcome: Result | Table | Failure) -> None:
         if isinstance(outcome, Failure):
             self.failures.append(outcome)
+        elif isinstance(outcome, Table):
+            self.tables.append(outcome)
         else:
             self.results.append(outcome)
         self.write(complete=False)
 
+    def __bool__(self) -> bool:
+        return bool(self.results or self.tables)
+
     def write(self, complete: bool) -> None:
-        if self.path is not None and self.results:
+        if self.path is not None and self:
             write(self.path, self.document(complete))
 
     def document(self, complete: bool) -> dict[str, Any]:
         peaks = peaks_of(self.results)
-        return document(self.machine, peaks, self.results, self.failures, complete)
+        return document(
+            self.machine, peaks, self.results, self.failures, self.tables, complete=complete
+        )
 
 
 def _run_all(prog: str, options: argparse.Namespace, known: dict[str, str], found: _Kept) -> int:
@@ -86,14 +94,16 @@ def _run_all(prog: str, options: argparse.Namespace, known: dict[str, str], foun
                 if isinstance(outcome, Failure):
                     print(f"{prog}: {outcome}", file=sys.stderr, flush=True)
                 else:
-                    print(table(outcome), flush=True)
+                    shown = table(outcome) if isinstance(outcome, Result) else outcome
+                    print(shown, flush=True)
                 own.add(outcome)
                 found.add(outcome)
             own.write(complete=True)
-            if path is not None and own.results:
+            if path is not None and own:
                 print(f" saved {path}")
     except KeyboardInterrupt:
-        print(f"{prog}: interrupted; results so far: {len(found.results)}", file=sys.stderr)
+        so_far = len(found.results) + len(found.tables)
+        print(f"{prog}: interrupted; results so far: {so_far}", file=sys.stderr)
         return INTERRUPTED
     if found.path is not None:
         write(found.path, found.document(complete=True))

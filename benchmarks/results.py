@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,14 @@ class Result:
     bound: str
     contestants: list[Contestant]
 
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Result:
+        """What ``asdict`` made plain."""
+        contestants = [
+            Contestant(**{**c, "seconds": Timing(**c["seconds"])}) for c in plain["contestants"]
+        ]
+        return cls(**{**plain, "contestants": contestants})
+
     @property
     def ours(self) -> Contestant:
         """Our own figures."""
@@ -99,6 +107,33 @@ class Failure:
         return ": ".join(filter(None, (self.benchmark, self.name, self.error)))
 
 
+@dataclass(frozen=True)
+class Table:
+    """Figures that are no timings of contestants.
+
+    Attributes:
+        rows: figures by the name of their row and of their column.
+        formats: how a column is printed, by default ``".3g"``.
+    """
+
+    benchmark: str
+    name: str
+    rows: Mapping[str, Mapping[str, float]]
+    formats: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        columns = list(next(iter(self.rows.values()), {}))
+        cells = [["", *columns]]
+        for name, row in self.rows.items():
+            cells.append([name, *(format(row[c], self.formats.get(c, ".3g")) for c in columns)])
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = (
+            "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
+            for line in cells
+        )
+        return "\n".join([f" {self.name}", *(f"  {line}" for line in lines)])
+
+
 def result_of(benchmark: str, case: Case, timings: dict[str, Timing], peaks: Peaks) -> Result:
     """Rates and shares of one case; the first timing is ours."""
     peak = peaks.compute.get(case.dtype, 0.0)
@@ -130,6 +165,7 @@ def document(
     peaks: Peaks,
     results: Iterable[Result],
     failures: Iterable[Failure] = (),
+    tables: Iterable[Table] = (),
     complete: bool = True,
 ) -> dict[str, Any]:
     """What ``--json`` writes: ``schema``, ``machine``, ``peaks`` and ``results``, SI units throughout.
@@ -144,6 +180,9 @@ def document(
             "compute_operations_per_second": peaks.compute,
         },
         "results": [_rounded(asdict(result)) for result in results],
+        "tables": [
+            {"benchmark": t.benchmark, "name": t.name, "rows": _rounded(t.rows)} for t in tables
+        ],
         "failures": [asdict(failure) for failure in failures],
         "complete": complete,
     }
@@ -197,6 +236,6 @@ def _rounded(value: Any) -> Any:
     """Six significant digits: more than a measurement holds."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: _rounded(item) for key, item in value.items()}
     return [_rounded(item) for item in value] if isinstance(value, list) else value

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from . import peaks as limits
 from .case import Case
-from .results import Failure, Peaks, Result, result_of
+from .results import Failure, Peaks, Result, Table, result_of
 from .timing import alternate
 
 FOLDER = Path(__file__).parent
@@ -60,16 +60,25 @@ def peaks_for(case: Case) -> Peaks:
 
 def peaks_of(results: Iterable[Result]) -> Peaks:
     """The limits that any of the results was compared with, and those of memory."""
+    results = list(results)
+    if not results:
+        return Peaks(0.0, {})
     dtypes = sorted({result.dtype for result in results if result.flops})
     return Peaks(limits.memory(), {dtype: limits.compute(dtype) for dtype in dtypes})
 
 
-def run(name: str, quick: bool = False) -> Iterator[Result | Failure]:
-    """Run one benchmark of this package; a module with ``run()`` prints its own table and has no results."""
+def run(name: str, quick: bool = False) -> Iterator[Result | Table | Failure]:
+    """Run one benchmark of this package.
+
+    Its module has ``cases()``; or ``outcomes(quick)``, which measures by itself; or ``run()``, which prints
+    its own table and has no results.
+    """
     try:
         module = importlib.import_module(f".{name}", __package__)
         if hasattr(module, "cases"):
             yield from measure(name, module.cases(), quick)
+        elif hasattr(module, "outcomes"):
+            yield from module.outcomes(quick)
         else:
             module.run()
     except Exception as error:

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import Case, __main__, machine, peaks, roofline, rotated, run
-from benchmarks.results import Peaks, Result, document, duration, result_of, table
+from afnext.ops import runtime
+from benchmarks import Case, __main__, isa, machine, peaks, roofline, rotated, run
+from benchmarks.results import Failure, Peaks, Result, document, duration, result_of, table
 from benchmarks.timing import Timing, alternate
 
 PEAKS = Peaks(memory=50e9, compute={"float32": 200e9})
@@ -172,6 +173,72 @@ def test_a_trace_names_contestants(newcomer: str, known_peaks: None, tmp_path: P
     assert __main__.main([newcomer, "--quick", "--trace", str(file)]) == 0
     names = {event.get("name") for event in json.loads(file.read_text())["traceEvents"]}
     assert {"ours", "mean", "aten::mean"} <= names
+
+
+OUTCOMES = '''
+"""A benchmark that measures by itself."""
+from benchmarks.results import Failure, Table
+def outcomes(quick):
+    yield Table("by_itself", "errors", {"a": {"x": 1 / 3, "y": 0.5}, "bb": {"x": 2e-9, "y": 1}}, {"y": ".1%"})
+    yield Failure("by_itself", "more", "too much")
+'''
+
+
+def test_tables_are_shown_and_kept(
+    newcomer: str, known_peaks: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "by_itself.py").write_text(OUTCOMES.lstrip())
+    assert __main__.main(["by_itself", "--save"]) == 1
+    captured = capsys.readouterr()
+    assert [line.split() for line in captured.out.splitlines()[3:7]] == [
+        ["errors"], ["x", "y"], ["a", "0.333", "50.0%"], ["bb", "2e-09", "100.0%"],
+    ]  # fmt: skip
+    assert "by_itself: more: too much" in captured.err
+    (saved,) = (tmp_path / "results").glob("*/by_itself.json")
+    (kept,) = json.loads(saved.read_text())["tables"]
+    assert kept["rows"] == {"a": {"x": 0.333333, "y": 0.5}, "bb": {"x": 2e-9, "y": 1}}
+
+
+@pytest.mark.skipif(isa.LEVEL not in runtime.available_cpu_isas(), reason="needs AVX2")
+def test_the_other_process_is_limited_and_its_outcomes_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With cases of a test's own, in a program of this name that stands for the module."""
+    program = tmp_path / "stand_in"
+    program.mkdir()
+    (program / "isa.py").write_text(
+        textwrap.dedent("""
+        from benchmarks import isa, peaks
+        from benchmarks.case import Case
+        def wrong():
+            raise AssertionError("off by 2")
+        isa._cases = lambda: [
+            Case("sum", ours=lambda: sum(range(10)), peers={"long sum": lambda: sum(range(9999))}),
+            Case("wrong", ours=int, check=wrong),
+        ]
+        isa.main()
+    """)
+    )
+    monkeypatch.setattr(isa, "__package__", "stand_in")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(isa.__file__).parents[1]}")
+    result, failure = isa.outcomes(quick=True)
+    assert isinstance(result, Result)
+    assert result.ours.name == "ours, avx2 alone"
+    assert result.contestants[1].seconds.median > 0
+    assert failure == Failure("isa", "wrong", "off by 2")
+    assert " sum: faster than long sum (x" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("theirs", "said"),
+    [((2, 3, 4), "faster than"), ((0.5, 1.5, 3), "as fast as"), ((0.1, 0.2, 0.3), "slower than")],
+)
+def test_verdict_weighs_the_spread(theirs: tuple[float, ...], said: str) -> None:
+    low, middle, high = theirs
+    case = Case("x", ours=int, peers={"theirs": int})
+    timings = {"ours": Timing(1, 0.9, 1.1), "theirs": Timing(middle, low, high)}
+    result = result_of("isa", case, timings, PEAKS)
+    assert isa.verdict(result).startswith(f" x: {said} theirs")
 
 
 def test_json_on_stdout_is_alone_there(
