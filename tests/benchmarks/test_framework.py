@@ -199,6 +199,7 @@ def test_tables_are_shown_and_kept(
     assert kept["rows"] == {"a": {"x": 0.333333, "y": 0.5}, "bb": {"x": 2e-9, "y": 1}}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(isa.LEVEL not in runtime.available_cpu_isas(), reason="needs AVX2")
 def test_the_other_process_is_limited_and_its_outcomes_come_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
