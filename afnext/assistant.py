@@ -19,7 +19,7 @@ from .chat.messages import AudioSource, as_messages
 from .chat.thinking import ThinkingSplitter
 from .chat.variants import detect_variant, get_variant
 from .engine import Engine, Generation, GenerationParams, Timings
-from .engine.packed import FORMATS
+from .engine.packed import require_quantization
 from .engine.packed_cache import PackedCache, cache_root
 from .errors import ChatError
 from .hub import find_model
@@ -139,9 +139,11 @@ class Assistant:
         template = ChatTemplate.from_folder(
             folder, default_system=chosen.system_prompt, variables=tokenizer.special_tokens
         )
-        root = cache_root() if quantization is not None else None
-        files = sorted(folder.glob("*.safetensors"))
-        cache = PackedCache(files, f"{quantization}-{dtype}", root) if root is not None else None
+        cache = None
+        if quantization is not None and (root := cache_root()) is not None:
+            files = sorted(folder.glob("*.safetensors"))
+            # The network's own dtype: the argument may be None, which is the folder's.
+            cache = PackedCache(files, quantization, net.language_model.lm_head.weight.dtype, root)
         return cls(net, tokenizer, template, chosen, quantization=quantization, cache=cache)
 
     def ask(
@@ -378,12 +380,9 @@ def load_model(
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"device: {device!s} cannot be used ({reason})") from None
-    if quantization is not None:
-        if quantization not in FORMATS:
-            known = ", ".join(FORMATS)
-            raise ValueError(f"quantization: must be one of {known}, got {quantization!r}")
-        if device.type != "cpu":
-            raise ValueError(f"quantization: {quantization} needs the CPU, got device {device!s}")
+    require_quantization(quantization)
+    if quantization is not None and device.type != "cpu":
+        raise ValueError(f"quantization: {quantization} needs the CPU, got device {device!s}")
     return Assistant.from_folder(
         find_model(model, revision=revision),
         device=device,

@@ -28,7 +28,8 @@ class Case:
             where it all lies in the caches.
         dtype: whose peak bounds the arithmetic: ``"float32"``, ``"bfloat16"`` or ``"int8"``.
         label: our contestant's name.
-        check: raises where ours is wrong; runs once, before the timing.
+        check: raises an ``AssertionError`` that says what differs and by how much where ours is wrong;
+            runs once, before the timing.
         context: what the calls run in, as ``torch.inference_mode``.
         rounds: timings a contestant.
         slow: left out by ``--quick``.

@@ -97,7 +97,9 @@ def _window(
         features, expected = ours().float(), peer(peers["transformers sdpa"]).float()
         error = float((features - expected).norm() / expected.norm())
         if not error < TOLERANCES[format]:
-            raise AssertionError(f"encoder, {format}: features are off by {error:.1%}")
+            raise AssertionError(
+                f"features are off by {error:.1%}, more than {TOLERANCES[format]:.1%}"
+            )
 
     return Case(
         f"{LAYERS} of 32 layers, {seconds} s, {format}",

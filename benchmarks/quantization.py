@@ -1,46 +1,47 @@
-"""What quantisation costs nano: divergence of its next-token distributions, and scores of its answers.
-
-``python -m benchmarks.quantization --clips 60`` scores as many clips of each length as the model card
-does; ``--json FILE`` keeps the table.
-"""
+"""What int8 and int4 cost nano: errors of products, of next-token distributions, and of its answers."""
 
 from __future__ import annotations
 
-import argparse
 import random
-import shutil
-import sys
-import tempfile
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+import afnext
 from afnext import ops
 from afnext.audio.windows import AudioWindow
-from afnext.engine.packed import FORMATS, PackedModel
+from afnext.engine.packed import PackedModel
 from afnext.engine.pages import PagePool
 from afnext.engine.pages import Sequence as CachedSequence
-from afnext.evaluation.sound_events import evaluate
+from afnext.evaluation.events import EventScore, parse_events
+from afnext.evaluation.sound_events import questions_about
 from afnext.hub import find_model
 from afnext.model import AudioBatch, AudioLanguageModel
+from afnext.model.encoder import PackedConv1d, gathered
 from afnext.training.data import Vocabulary
-from afnext.training.synthesis import clip, generate, open_clips
-from afnext.training.tasks import exchanges
+from afnext.training.synthesis import clip
+from afnext.training.tasks import QUESTIONS, exchanges
 
-from .results import write
+from .results import Failure, Table
 
 SEED = 90_210  # of the card's held-out clips
 LENGTHS = (3.1, 4.4, 5.7, 7.2, 8.6)
+CLIPS, QUICK_CLIPS = 20, 1  # of each length
 ASKED = 3  # questions about a clip
 PAGE = 32
-QUESTIONS = ("presence, present", "presence, absent", "count", "first", "when", "caption")
+ROWS = 512  # of a layer's input that its error is taken on
+KINDS = ("presence, present", "presence, absent", "when")
+# Of the product's norm: what rounding x to 16-bit integers may cost. Weights are what the format holds.
+MOST = 0.0025
+PRODUCTS = [(w, x) for w in ("int8", "int4-g32") for x in ("int16", "int8")]
 
 
 @dataclass(frozen=True)
@@ -58,13 +59,19 @@ class Variant:
     dtype: torch.dtype = torch.float32
     activations: str | None = None
 
+    def packing(self) -> AbstractContextManager[object]:
+        """What to load the model in: the engine has no switch for ``activations``."""
+        pack = partial(ops.pack, activations=self.activations) if self.activations else ops.pack
+        return patch.object(ops, "pack", pack)
 
+
+EXACT = Variant("float32")
 VARIANTS = (
     Variant("bfloat16", dtype=torch.bfloat16),
     Variant("int8", "int8"),
-    Variant("int8, int8 activations", "int8", activations="int8"),
+    Variant("int8, x int8", "int8", activations="int8"),
     Variant("int4", "int4"),
-    Variant("int4, int8 activations", "int4", activations="int8"),
+    Variant("int4, x int8", "int4", activations="int8"),
 )
 
 
@@ -75,6 +82,108 @@ class Prompt:
     ids: Tensor
     answer: int
     audio: AudioBatch
+
+
+def outcomes(quick: bool) -> Iterator[Table | Failure]:
+    """Tables from a single product to whole answers."""
+    folder, clips = find_model("nano"), (QUICK_CLIPS if quick else CLIPS) * len(LENGTHS)
+    vocab = Vocabulary(Tokenizer.from_file(str(folder / "tokenizer.json")))
+    asked = list(prompts(vocab, clips))
+    with torch.inference_mode():
+        yield from errors(
+            "products of nano's layers, on its own activations: worst layer of each kind",
+            nano_products(folder, asked[:: ASKED * len(LENGTHS)]),
+        )
+        yield from errors("products [256, 3584] x [3584, 3584], synthetic", synthetic_products())
+        yield divergences(folder, asked)
+    yield scores(folder, clips)
+
+
+# --- one product ---------------------------------------------------------------------------------------
+
+
+def errors(name: str, products: Iterator[tuple[str, Tensor, Tensor]]) -> Iterator[Table | Failure]:
+    """Of ``linear`` against float64 on the very weights that a format holds, as a share of the norm.
+
+    ``products`` gives (row of the table, x, weight); of several in a row the worst is shown.
+    """
+    rows: dict[str, dict[str, float]] = {}
+    for kind, x, weight in products:
+        row = rows.setdefault(kind, {})
+        for format, activations in PRODUCTS:
+            column = f"{format.removesuffix('-g32')}, x {activations}"
+            error = product_error(x, weight, format, activations)
+            row[column] = max(row.get(column, 0.0), error)
+    yield Table("quantization", name, rows, dict.fromkeys(next(iter(rows.values())), ".3%"))
+    for kind, row in rows.items():
+        for column, error in row.items():
+            if column.endswith("int16") and not error < MOST:
+                said = f"{kind}, {column}: off by {error:.3%}, more than {MOST:.2%}"
+                yield Failure("quantization", name, said)
+
+
+def product_error(x: Tensor, weight: Tensor, format: str, activations: str) -> float:
+    """How far the product is from float64 on the dequantised weight, relative to its norm."""
+    quantized = ops.quantize(weight, format)
+    exact = x.double() @ quantized.dequantize(torch.float64).T
+    found = ops.linear(x, ops.pack(quantized, activations=activations))
+    return float((found - exact).norm() / exact.norm())
+
+
+def nano_products(folder: Path, asked: Sequence[Prompt]) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Kind, input and weight of every layer, as the engine multiplies them."""
+    net = AudioLanguageModel.from_pretrained(folder)
+    seen: dict[str, list[Tensor]] = defaultdict(list)
+    layers = {n: m for n, m in net.named_modules() if isinstance(m, nn.Linear | nn.Conv1d)}
+
+    def keep(name: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        rows = gathered(*args) if isinstance(module, PackedConv1d) else args[0]
+        seen[name].append(rows.reshape(-1, layers[name].weight[0].numel()))
+
+    for name, module in layers.items():
+        module.register_forward_pre_hook(partial(keep, name))
+    for prompt in asked:
+        net(prompt.ids[None], prompt.audio)
+    for name, module in layers.items():
+        weight = module.weight
+        if isinstance(module, PackedConv1d):
+            weight = weight.transpose(1, 2)
+        yield kind_of(name), torch.cat(seen[name])[:ROWS], weight.flatten(1).contiguous()
+
+
+def kind_of(name: str) -> str:
+    """ "decoder down_proj" of ``language_model.model.layers.3.mlp.down_proj``."""
+    parts = {
+        "audio_tower": "encoder",
+        "multi_modal_projector": "adaptor",
+        "language_model": "decoder",
+    }
+    layer = name.rpartition(".")[2]
+    if layer in ("q_proj", "k_proj", "v_proj"):
+        layer = "qkv"
+    elif layer in ("gate_proj", "up_proj"):
+        layer = "gate, up"
+    return f"{parts[name.partition('.')[0]]} {layer}"
+
+
+def synthetic_products() -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Activations from tame to wild, Gaussian weights."""
+    generator = torch.Generator().manual_seed(0)
+    weight, x = (torch.randn(n, 3584, generator=generator) for n in (3584, 256))
+    torch.manual_seed(0)
+    yield "Gaussian", x, weight
+    yield (
+        "Student's t, 3 degrees of freedom",
+        torch.distributions.StudentT(3.0).sample(x.shape),
+        weight,
+    )
+    loud = torch.distributions.LogNormal(0.0, 1.5).sample(x.shape[1:])
+    yield "Gaussian, channels log-normal (sigma 1.5)", x * loud, weight
+    few = torch.where(torch.rand(3584) < 0.002, 100.0, 1.0)
+    yield "Gaussian, 0.2 % of the channels x100", x * few, weight
+
+
+# --- the next token ------------------------------------------------------------------------------------
 
 
 def prompts(vocab: Vocabulary, clips: int) -> Iterator[Prompt]:
@@ -101,11 +210,7 @@ class Listener:
     def __init__(self, folder: Path, variant: Variant) -> None:
         self.net = AudioLanguageModel.from_pretrained(folder, dtype=variant.dtype)
         self.dtype = variant.dtype
-        # The engine has no such switch: its own choice is the default of ``ops.pack``.
-        pack = (
-            partial(ops.pack, activations=variant.activations) if variant.activations else ops.pack
-        )
-        with patch.object(ops, "pack", pack):
+        with variant.packing():
             self.packed = PackedModel(self.net, variant.quantization)
 
     def log_probabilities(self, prompt: Prompt) -> Tensor:
@@ -118,18 +223,19 @@ class Listener:
         return self.packed.logits(hidden[-prompt.answer - 1 : -1]).double().log_softmax(-1)
 
 
-def divergences(folder: Path, clips: int) -> dict[str, dict[str, float]]:
+def divergences(folder: Path, asked: Sequence[Prompt]) -> Table:
     """Each variant against float32, over all tokens of the true answers.
 
-    ``kl`` is the mean Kullback-Leibler divergence in nats, ``kl_p99`` its 99th percentile, ``same`` the
-    share of tokens that are the likeliest of both.
+    Kullback-Leibler divergence in nats, its mean and 99th percentile; and the share of tokens that are the
+    likeliest of both.
     """
-    vocab = Vocabulary(Tokenizer.from_file(str(folder / "tokenizer.json")))
-    asked = list(prompts(vocab, clips))
-    with torch.inference_mode():
-        exact = Listener(folder, Variant("float32"))
-        expected = [exact.log_probabilities(p) for p in asked]
-        return {v.name: _divergence(Listener(folder, v), asked, expected) for v in VARIANTS}
+    exact = Listener(folder, EXACT)
+    expected = [exact.log_probabilities(p) for p in asked]
+    rows = {v.name: _divergence(Listener(folder, v), asked, expected) for v in VARIANTS}
+    tokens = sum(p.answer for p in asked)
+    name = f"next tokens against float32, {tokens} tokens of {len(asked)} true answers"
+    formats = {"mean KL": ".2e", "99th percentile": ".2e", "same likeliest": ".2%"}
+    return Table("quantization", name, rows, formats)
 
 
 def _divergence(
@@ -142,85 +248,42 @@ def _divergence(
         same.append(true.argmax(-1) == found.argmax(-1))
     every = torch.cat(kl)
     return {
-        "tokens": len(every),
-        "kl": float(every.mean()),
-        "kl_p99": float(every.quantile(0.99)),
-        "same": float(torch.cat(same).double().mean()),
+        "mean KL": float(every.mean()),
+        "99th percentile": float(every.quantile(0.99)),
+        "same likeliest": float(torch.cat(same).double().mean()),
     }
 
 
-@torch.no_grad()
-def rounded(net: AudioLanguageModel, quantization: str) -> AudioLanguageModel:
-    """``net`` with the values that its quantised weights stand for, as the engine stores them."""
-    layers, head, encoder = FORMATS[quantization]
-    text = replace(net.config.text, tie_word_embeddings=False)
-    net.config = replace(net.config, text=text)
-    net.language_model.lm_head.weight = nn.Parameter(net.language_model.lm_head.weight.clone())
-    for name, module in net.named_modules():
-        if not isinstance(module, nn.Linear | nn.Conv1d):
-            continue
-        format = encoder
-        if name.startswith("language_model"):
-            format = head if name.endswith("lm_head") else layers
-        rows = module.weight.flatten(1)
-        module.weight.copy_(ops.quantize(rows, format).dequantize().view_as(module.weight))
-    return net
+# --- answers -------------------------------------------------------------------------------------------
 
 
-def scores(folder: Path, clips: int) -> dict[str, dict[str, float]]:
-    """Shares of events and of answers that are right, ``clips`` of each length; weights rounded only."""
-    with tempfile.TemporaryDirectory() as temporary:
-        data = Path(temporary) / "clips"
-        for _ in generate(data, dict.fromkeys(LENGTHS, clips), SEED):
-            pass
-        found = {}
-        for quantization in (None, *FORMATS):
-            copy = folder
-            if quantization is not None:
-                copy = Path(temporary) / quantization
-                net = AudioLanguageModel.from_pretrained(folder)
-                rounded(net, quantization).save_pretrained(copy)
-                shutil.copy(folder / "tokenizer.json", copy)
-            found[quantization or "float32"] = _summary(evaluate(copy, open_clips(data)))
-        return found
+def scores(folder: Path, clips: int) -> Table:
+    """What each variant answers about held-out clips, run by the engine as a user's would be."""
+    rows = {variant.name: _answers(folder, variant, clips) for variant in (EXACT, *VARIANTS)}
+    name = f"right answers about {clips} held-out clips of {min(LENGTHS)} to {max(LENGTHS)} s"
+    formats = {column: ".1%" for column in rows[EXACT.name] if column != "onset error"}
+    return Table("quantization", name, rows, formats | {"onset error": ".3f"})
 
 
-def _summary(result: dict[str, Any]) -> dict[str, float]:
-    listing, questions = result["listing"]["2-10 s"], result["questions"]["2-10 s"]
-    shown = {name: float(listing[name]) for name in ("recall", "precision", "recall_250ms")}
-    return {**shown, **{name: questions[name]["right"] for name in QUESTIONS}}
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the tables."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.quantization", description=(__doc__ or "").partition("\n")[0]
-    )
-    parser.add_argument("--clips", type=int, default=20, help="clips of each of the five lengths")
-    parser.add_argument("--json", type=Path, help="write the tables there too")
-    options = parser.parse_args(arguments)
-    folder = find_model("nano")
-    kl = divergences(folder, options.clips * len(LENGTHS))
-    print(f" against float32, {next(iter(kl.values()))['tokens']} tokens of true answers")
-    for name, row in kl.items():
-        print(
-            f"  {name:24} mean KL {row['kl']:.2e}, 99th percentile {row['kl_p99']:.2e} nats; "
-            f"same likeliest token {row['same']:.2%}"
-        )
-    right = scores(folder, options.clips)
-    print(f" right answers, weights rounded, {options.clips} clips of each of {LENGTHS} s")
-    print(f"  {'':24} {'  '.join(right)}")
-    for name in next(iter(right.values())):
-        cells = (f"{right[format][name]:{len(format)}.1%}" for format in right)
-        print(f"  {name:24} {'  '.join(cells)}")
-    if options.json is not None:
-        write(options.json, {"clips": options.clips, "divergence": kl, "scores": right})
-
-
-def run() -> None:
-    """The default size."""
-    main([])
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+def _answers(folder: Path, variant: Variant, clips: int) -> dict[str, float]:
+    """Lists of events (an onset is right within 250 ms; its error is the median in seconds) and questions."""
+    with variant.packing():
+        assistant = afnext.load(folder, dtype=variant.dtype, quantization=variant.quantization)
+    rng, events = random.Random(0), EventScore()
+    right: dict[str, list[bool]] = {kind: [] for kind in KINDS}
+    for index in range(clips):
+        scene = clip(SEED, LENGTHS[index % len(LENGTHS)], index)
+        listed = assistant.ask(scene.samples, rng.choice(QUESTIONS["list"]))
+        events.add(scene.events, parse_events(listed.text))
+        for question in questions_about(scene.events, rng):
+            if question.kind in KINDS:
+                answer = assistant.ask(scene.samples, question.text, max_tokens=60)
+                right[question.kind].append(question.right(answer.text))
+    found = events.summary()
+    return {
+        "recall": found["recall"],
+        "precision": found["precision"],
+        "recall, onset": found["recall_250ms"],
+        "onset error": found["onset_median"],
+        **{kind: sum(answers) / max(len(answers), 1) for kind, answers in right.items()},
+    }

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,14 @@ class Result:
     bound: str
     contestants: list[Contestant]
 
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Result:
+        """What ``asdict`` made plain."""
+        contestants = [
+            Contestant(**{**c, "seconds": Timing(**c["seconds"])}) for c in plain["contestants"]
+        ]
+        return cls(**{**plain, "contestants": contestants})
+
     @property
     def ours(self) -> Contestant:
         """Our own figures."""
@@ -73,6 +81,57 @@ class Result:
     def best_peer(self) -> Contestant | None:
         """The fastest of the others."""
         return min(self.contestants[1:], key=lambda c: c.seconds.median, default=None)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A case without figures, or a whole benchmark (``name`` is empty then).
+
+    Attributes:
+        error: one line: what differed and by how much, or what went wrong.
+    """
+
+    benchmark: str
+    name: str
+    error: str
+
+    @classmethod
+    def of(cls, benchmark: str, name: str, error: Exception) -> Failure:
+        """From what a check or a call raised: a check's own words need no name of an exception."""
+        words = " ".join(str(error).split()) or "no reason given"
+        if not isinstance(error, AssertionError):
+            words = f"{type(error).__name__}: {words}"
+        return cls(benchmark, name, words)
+
+    def __str__(self) -> str:
+        return ": ".join(filter(None, (self.benchmark, self.name, self.error)))
+
+
+@dataclass(frozen=True)
+class Table:
+    """Figures that are no timings of contestants.
+
+    Attributes:
+        rows: figures by the name of their row and of their column.
+        formats: how a column is printed, by default ``".3g"``.
+    """
+
+    benchmark: str
+    name: str
+    rows: Mapping[str, Mapping[str, float]]
+    formats: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        columns = list(next(iter(self.rows.values()), {}))
+        cells = [["", *columns]]
+        for name, row in self.rows.items():
+            cells.append([name, *(format(row[c], self.formats.get(c, ".3g")) for c in columns)])
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = (
+            "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
+            for line in cells
+        )
+        return "\n".join([f" {self.name}", *(f"  {line}" for line in lines)])
 
 
 def result_of(benchmark: str, case: Case, timings: dict[str, Timing], peaks: Peaks) -> Result:
@@ -101,8 +160,18 @@ def result_of(benchmark: str, case: Case, timings: dict[str, Timing], peaks: Pea
     )
 
 
-def document(machine: dict[str, Any], peaks: Peaks, results: Iterable[Result]) -> dict[str, Any]:
-    """What ``--json`` writes: ``schema``, ``machine``, ``peaks`` and ``results``, SI units throughout."""
+def document(
+    machine: dict[str, Any],
+    peaks: Peaks,
+    results: Iterable[Result],
+    failures: Iterable[Failure] = (),
+    tables: Iterable[Table] = (),
+    complete: bool = True,
+) -> dict[str, Any]:
+    """What ``--json`` writes: ``schema``, ``machine``, ``peaks`` and ``results``, SI units throughout.
+
+    ``complete`` is false as long as more results are to come: for good where the run was interrupted.
+    """
     return {
         "schema": SCHEMA,
         "machine": machine,
@@ -111,13 +180,20 @@ def document(machine: dict[str, Any], peaks: Peaks, results: Iterable[Result]) -
             "compute_operations_per_second": peaks.compute,
         },
         "results": [_rounded(asdict(result)) for result in results],
+        "tables": [
+            {"benchmark": t.benchmark, "name": t.name, "rows": _rounded(t.rows)} for t in tables
+        ],
+        "failures": [asdict(failure) for failure in failures],
+        "complete": complete,
     }
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
-    """One JSON document, readable in a diff."""
+    """One JSON document, readable in a diff; an older one stays whole until it is replaced."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    part.replace(path)
 
 
 def table(result: Result) -> str:
@@ -160,6 +236,6 @@ def _rounded(value: Any) -> Any:
     """Six significant digits: more than a measurement holds."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: _rounded(item) for key, item in value.items()}
     return [_rounded(item) for item in value] if isinstance(value, list) else value

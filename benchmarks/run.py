@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ast
 import importlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from . import peaks as limits
 from .case import Case
-from .results import Peaks, Result, result_of
+from .results import Failure, Peaks, Result, Table, result_of
 from .timing import alternate
 
 FOLDER = Path(__file__).parent
@@ -26,20 +26,30 @@ def benchmarks() -> dict[str, str]:
     return {name: doc.partition("\n")[0] for name, doc in docs.items()}
 
 
-def measure(benchmark: str, cases: Iterable[Case], quick: bool = False) -> Iterator[Result]:
-    """Time the cases of one benchmark, one after the other."""
+def measure(
+    benchmark: str, cases: Iterable[Case], quick: bool = False
+) -> Iterator[Result | Failure]:
+    """Time the cases of one benchmark, one after the other; one that fails leaves the others alone."""
     for case in cases:
         if quick and case.slow:
             continue
-        with case.context():
-            if case.check is not None:
-                case.check()
-            timings = alternate(
-                {case.label: case.ours, **case.peers},
-                rounds=QUICK_ROUNDS if quick else case.rounds,
-                at_least=2e-4 if quick else 2e-3,
-            )
-        yield result_of(benchmark, case, timings, peaks_for(case))
+        try:
+            outcome: Result | Failure = _timed(benchmark, case, quick)
+        except Exception as error:
+            outcome = Failure.of(benchmark, case.name, error)
+        yield outcome
+
+
+def _timed(benchmark: str, case: Case, quick: bool) -> Result:
+    with case.context():
+        if case.check is not None:
+            case.check()
+        timings = alternate(
+            {case.label: case.ours, **case.peers},
+            rounds=QUICK_ROUNDS if quick else case.rounds,
+            at_least=2e-4 if quick else 2e-3,
+        )
+    return result_of(benchmark, case, timings, peaks_for(case))
 
 
 def peaks_for(case: Case) -> Peaks:
@@ -50,18 +60,26 @@ def peaks_for(case: Case) -> Peaks:
 
 def peaks_of(results: Iterable[Result]) -> Peaks:
     """The limits that any of the results was compared with, and those of memory."""
+    results = list(results)
+    if not results:
+        return Peaks(0.0, {})
     dtypes = sorted({result.dtype for result in results if result.flops})
     return Peaks(limits.memory(), {dtype: limits.compute(dtype) for dtype in dtypes})
 
 
-def run(name: str, show: Callable[[Result], None], quick: bool = False) -> list[Result]:
-    """Run one benchmark of this package; a module with ``run()`` prints its own table and has no results."""
-    module = importlib.import_module(f".{name}", __package__)
-    if not hasattr(module, "cases"):
-        module.run()
-        return []
-    results = []
-    for result in measure(name, module.cases(), quick):
-        show(result)
-        results.append(result)
-    return results
+def run(name: str, quick: bool = False) -> Iterator[Result | Table | Failure]:
+    """Run one benchmark of this package.
+
+    Its module has ``cases()``; or ``outcomes(quick)``, which measures by itself; or ``run()``, which prints
+    its own table and has no results.
+    """
+    try:
+        module = importlib.import_module(f".{name}", __package__)
+        if hasattr(module, "cases"):
+            yield from measure(name, module.cases(), quick)
+        elif hasattr(module, "outcomes"):
+            yield from module.outcomes(quick)
+        else:
+            module.run()
+    except Exception as error:
+        yield Failure.of(name, "", error)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median, quantiles
 
+from torch.profiler import record_function
+
 # Seconds before a timing: torch's idle OpenMP workers spin for some milliseconds after its ops, and
 # would take a core from whoever comes next.
 SETTLE = 0.03
@@ -58,15 +60,20 @@ def alternate(
     for _ in range(rounds):
         for name, call in contestants.items():
             time.sleep(SETTLE)
-            if repeats[name] == 0:
-                seconds[name].append(_seconds(call))
-                continue
-            call()  # wakes our own threads, and warms what the contestant before cooled
-            start = time.perf_counter()
-            for _ in range(repeats[name]):
-                call()
-            seconds[name].append((time.perf_counter() - start) / repeats[name])
+            with record_function(name):  # in a profile
+                seconds[name].append(_timed(call, repeats[name]))
     return {name: Timing.of(values) for name, values in seconds.items()}
+
+
+def _timed(call: Callable[[], object], repeats: int) -> float:
+    """Seconds a call; a long one (``repeats`` is 0) is called once."""
+    if repeats == 0:
+        return _seconds(call)
+    call()  # wakes our own threads, and warms what the contestant before cooled
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats
 
 
 def _seconds(call: Callable[[], object]) -> float:

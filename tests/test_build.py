@@ -4,6 +4,7 @@ source distribution that install."""
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,10 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from afnext.ops import _compiled
+from afnext.ops import _compiled, runtime
 
 ROOT = Path(__file__).parent.parent
 MODULE = Path(_compiled.compiled.__file__)
+
+
+def symbols(*arguments: str | Path) -> str:
+    return subprocess.run(["nm", *arguments], capture_output=True, text=True, check=True).stdout
 
 
 @pytest.mark.skipif(shutil.which("ldd") is None, reason="needs ldd")
@@ -28,6 +33,16 @@ def test_links_no_torch() -> None:
 
 
 @pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm")
+def test_a_profile_can_name_the_kernels() -> None:
+    """The module keeps the names of its functions, each level's, for perf; other modules see none."""
+    names = symbols("-C", MODULE)
+    for op in ("rms_norm", "log_mel"):
+        for level in runtime.compiled_cpu_isas(op):
+            assert re.search(rf"^[0-9a-f]+ t afnext::cpu::{level}::{op}\(", names, re.MULTILINE)
+    assert "afnext" not in symbols("-D", "-C", "--defined-only", MODULE)
+
+
+@pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm")
 def test_no_kernel_object_shares_code_with_another_level() -> None:
     """A weak symbol outside of its level's namespace could be taken from the AVX-512 object and run on
     a machine without it: the linker keeps any one of equal names."""
@@ -36,8 +51,7 @@ def test_no_kernel_object_shares_code_with_another_level() -> None:
         pytest.skip("no build folder: the module was installed from a wheel")
     for path in objects:
         level = path.relative_to(ROOT).parts[3].removesuffix(".dir")
-        symbols = subprocess.run(["nm", "-C", path], capture_output=True, text=True, check=True)
-        for line in symbols.stdout.splitlines():
+        for line in symbols("-C", path).splitlines():
             kind, _, name = line[17:].partition(" ")
             # DW.ref. is the address of the exception handler, and no code.
             if kind in "WVu" and not name.startswith("DW.ref."):

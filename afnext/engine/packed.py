@@ -30,6 +30,13 @@ from .pages import Sequence
 FORMATS = {"int8": ("int8", "int8", "int8"), "int4": ("int4-g32", "int8", "int8")}
 
 
+def require_quantization(quantization: str | None) -> None:
+    """``quantization`` must be one of ``FORMATS``, or None; raises ``ValueError``."""
+    if quantization is not None and quantization not in FORMATS:
+        known = ", ".join(FORMATS)
+        raise ValueError(f"quantization: must be one of {known}, got {quantization!r}")
+
+
 class PackedModel:
     """Encoder, adaptor and decoder of ``net`` with packed weights.
 

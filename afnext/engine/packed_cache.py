@@ -9,6 +9,8 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
 from afnext import ops
 from afnext.ops import PackedWeight
 
@@ -25,26 +27,33 @@ def cache_root() -> Path | None:
 
 
 class PackedCache:
-    """Where the packed weights of one folder lie, in one quantization.
+    """Where the packed weights of one folder lie, in one quantization of one dtype.
 
     A file is told by its size and time of change, as build systems do.
 
     Args:
         files: the folder's weights.
         quantization: names what is made of them.
+        dtype: what they had when they were quantised.
         root: folder of the cache.
         least_bytes: packings smaller than this are not kept.
     """
 
     def __init__(
-        self, files: list[Path], quantization: str, root: Path, least_bytes: int = LEAST_BYTES
+        self,
+        files: list[Path],
+        quantization: str,
+        dtype: torch.dtype,
+        root: Path,
+        least_bytes: int = LEAST_BYTES,
     ) -> None:
         digest = hashlib.blake2b(digest_size=16)
         for file in sorted(files):
             status = file.resolve().stat()
             digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns};".encode())
         self.source = digest.hexdigest()
-        self.path = root / "packed" / f"{self.source}-{quantization}.safetensors"
+        format = f"{quantization}-{str(dtype).removeprefix('torch.')}"
+        self.path = root / "packed" / f"{self.source}-{format}.safetensors"
         self.least_bytes = least_bytes
 
     def load(self) -> dict[str, PackedWeight]:

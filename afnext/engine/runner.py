@@ -10,8 +10,9 @@ from torch import Tensor
 from afnext import ops
 from afnext.audio.windows import AudioWindow
 from afnext.model import AudioBatch, AudioLanguageModel
+from afnext.ops.runtime import named_range
 
-from .packed import PackedModel, can_pack, version
+from .packed import PackedModel, can_pack, require_quantization, version
 from .packed_cache import PackedCache
 from .pages import PagePool, Sequence
 
@@ -67,7 +68,7 @@ class Runner:
         cache: where the packing of these very weights is kept, for as long as they do not change.
 
     Raises:
-        ValueError: weights that cannot be packed are to be quantised.
+        ValueError: no such quantization, or weights that cannot be packed are to be quantised.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Runner:
         quantization: str | None = None,
         cache: PackedCache | None = None,
     ) -> None:
+        require_quantization(quantization)
         self.net = net
         weight = net.language_model.model.embed_tokens.weight
         self.dtype, self.device = weight.dtype, weight.device
@@ -118,7 +120,8 @@ class Runner:
     def embed(self, ids: Tensor, audio: AudioBatch | None) -> Tensor:
         """Embeddings ``[T, hidden]`` of a prompt, audio encoded and put in its place."""
         encode = None if self._packed is None else self._packed.encode
-        return self.net.embed(ids[None].to(self.device), audio, encode=encode)[0]
+        with named_range("afnext.embed"):
+            return self.net.embed(ids[None].to(self.device), audio, encode=encode)[0]
 
     def prefill(self, embeddings: Tensor, sequence: Sequence) -> Tensor:
         """Append a whole prompt, a chunk at a time; logits ``[vocab]`` of its last token.
@@ -126,14 +129,16 @@ class Runner:
         ``embeddings`` may be written over.
         """
         hidden = embeddings
-        for chunk in embeddings.contiguous().split(PREFILL_CHUNK):
-            hidden = self._layers(chunk, sequence)
-        return self._logits(hidden[-1:])
+        with named_range("afnext.prefill"):
+            for chunk in embeddings.contiguous().split(PREFILL_CHUNK):
+                hidden = self._layers(chunk, sequence)
+            return self._logits(hidden[-1:])
 
     def decode(self, token: int, sequence: Sequence) -> Tensor:
         """Append one token; logits ``[vocab]`` of what follows."""
         table = self.net.language_model.model.embed_tokens.weight
-        return self._logits(self._layers(table[token : token + 1].clone(), sequence))
+        with named_range("afnext.decode"):
+            return self._logits(self._layers(table[token : token + 1].clone(), sequence))
 
     def _layers(self, hidden: Tensor, sequence: Sequence) -> Tensor:
         tokens = hidden.shape[0]

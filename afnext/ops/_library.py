@@ -8,6 +8,7 @@ overload without one.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -105,15 +106,44 @@ def _check_devices(op: str, names: list[str], host: tuple[str, ...], args: tuple
 
 def call(op: Op, needs_grad: bool, *args: Any) -> Any:
     """Call a differentiable op."""
-    return (op.default if needs_grad else op.no_grad)(*args)
+    try:
+        return (op.default if needs_grad else op.no_grad)(*args)
+    except RuntimeError as error:
+        raise refusal(error) from error.__cause__
 
 
 def call_detached(op: Op, *args: Any) -> Any:
     """Call an op without an autograd formula, whatever its arguments require."""
-    if not torch.is_grad_enabled() or is_compiling():
-        return op.default(*args)
-    with torch._C._AutoDispatchBelowAutograd():
-        return op.default(*args)
+    try:
+        if not torch.is_grad_enabled() or is_compiling():
+            return op.default(*args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op.default(*args)
+    except RuntimeError as error:
+        raise refusal(error) from error.__cause__
+
+
+# What torch says, in several lines, of an argument that does not fit an op's schema.
+_MISFIT = re.compile(
+    r"afnext::(\w+)\(\) Expected a value of type '(.+?)' for argument '(\w+)' "
+    r"but instead found type '(.+?)'"
+)
+_KINDS = {"bool": "a bool", "float": "a number", "int": "an integer", "str": "a string"}
+# Public names where those of the schema differ.
+_PUBLIC = {"scale": "softmax_scale", "packed_linear": "linear", "add_rms_norm": "rms_norm"}
+
+
+def refusal(error: RuntimeError) -> Exception:
+    """The error in one line, where torch refused an argument for its type; else ``error`` itself.
+
+    Told only when a call has failed, so that good ones pay nothing for it.
+    """
+    found = _MISFIT.match(str(error))
+    if found is None:
+        return error
+    op, wanted, argument, got = (_PUBLIC.get(word, word) for word in found.groups())
+    kind = _KINDS.get(wanted, "a tensor" if "Tensor" in wanted else wanted)
+    return ValueError(f"{op}: {argument} must be {kind}, got {got}")
 
 
 def outputs(q: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:

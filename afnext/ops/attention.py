@@ -10,7 +10,7 @@ from torch import Tensor
 from . import _check as check
 from . import reference
 from ._compiled import compiled
-from ._library import any_requires_grad, define, outputs, through_torch
+from ._library import any_requires_grad, define, outputs, refusal, through_torch
 from .rotate import Rotation, as_times
 
 HEAD_DIM_MAX = 256
@@ -256,7 +256,10 @@ def attention(
             raise ValueError(f"attention: out_dtype must be float32 or q's, got {out_dtype}")
         partials = out_dtype == torch.float32
     op = OP.default if any_requires_grad(q, k, v) else OP.no_grad
-    return op(
-        q, k, v, cu_seqlens_q, cu_seqlens_k, key_lengths, times_q, times_k, inv_freq, interleaved,
-        causal, left, right, softmax_scale, partials,
-    )  # fmt: skip
+    try:
+        return op(
+            q, k, v, cu_seqlens_q, cu_seqlens_k, key_lengths, times_q, times_k, inv_freq,
+            interleaved, causal, left, right, softmax_scale, partials,
+        )  # fmt: skip
+    except RuntimeError as error:
+        raise refusal(error) from error.__cause__

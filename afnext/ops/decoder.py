@@ -10,6 +10,7 @@ from torch import Tensor
 from . import _check as check
 from ._compiled import compiled
 from .pack import PackedWeight
+from .runtime import named_range
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,5 +101,6 @@ class Decoder:
             ValueError: naming the argument that is wrong; nothing was written then.
         """
         check.require(not hidden.requires_grad, "decoder: hidden must not require gradients")
-        self._compiled.run(hidden, list(k_pages), list(v_pages), page_table, cu_seqlens, start)
+        with named_range("afnext::decoder"):  # torch does not see this call otherwise
+            self._compiled.run(hidden, list(k_pages), list(v_pages), page_table, cu_seqlens, start)
         return hidden

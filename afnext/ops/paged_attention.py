@@ -162,7 +162,7 @@ def paged_attention(
         times, inv_freq = rotation
         times = as_times(times)
     left, right = NO_WINDOW if window is None else window_bounds("paged_attention", window)
-    scale = q.shape[-1] ** -0.5 if softmax_scale is None else float(softmax_scale)
+    scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     return call_detached(
         OP, q, k_pages, v_pages, page_table, cu_seqlens_q, kv_lengths, times, inv_freq,
         interleaved, causal, left, right, scale, k_scales, v_scales,

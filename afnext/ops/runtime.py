@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
+import torch
 from torch import Tensor
 
 from ._compiled import compiled
@@ -43,6 +46,14 @@ def expect_huge_pages(tensor: Tensor) -> None:
     """
     if tensor.device.type == "cpu":
         compiled.expect_huge_pages(tensor)
+
+
+def named_range(name: str) -> AbstractContextManager[None]:
+    """What runs within it bears this name in ``torch.profiler``.
+
+    Costs 0.2 µs where nobody profiles, ``torch.profiler.record_function`` 6.
+    """
+    return torch._C._profiler._RecordFunctionFast(name)
 
 
 def num_threads() -> int:

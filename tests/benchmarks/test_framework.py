@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import Case, __main__, machine, peaks, roofline, rotated, run
-from benchmarks.results import Peaks, Result, document, duration, result_of, table
+from afnext.ops import runtime
+from benchmarks import Case, __main__, isa, machine, peaks, roofline, rotated, run
+from benchmarks.results import Failure, Peaks, Result, document, duration, result_of, table
 from benchmarks.timing import Timing, alternate
 
 PEAKS = Peaks(memory=50e9, compute={"float32": 200e9})
@@ -167,6 +168,80 @@ def test_a_case_of_ten_lines_runs_end_to_end(
     assert json.loads(saved.read_text())["results"] == results
 
 
+def test_a_trace_names_contestants(newcomer: str, known_peaks: None, tmp_path: Path) -> None:
+    file = tmp_path / "trace.json"
+    assert __main__.main([newcomer, "--quick", "--trace", str(file)]) == 0
+    names = {event.get("name") for event in json.loads(file.read_text())["traceEvents"]}
+    assert {"ours", "mean", "aten::mean"} <= names
+
+
+OUTCOMES = '''
+"""A benchmark that measures by itself."""
+from benchmarks.results import Failure, Table
+def outcomes(quick):
+    yield Table("by_itself", "errors", {"a": {"x": 1 / 3, "y": 0.5}, "bb": {"x": 2e-9, "y": 1}}, {"y": ".1%"})
+    yield Failure("by_itself", "more", "too much")
+'''
+
+
+def test_tables_are_shown_and_kept(
+    newcomer: str, known_peaks: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "by_itself.py").write_text(OUTCOMES.lstrip())
+    assert __main__.main(["by_itself", "--save"]) == 1
+    captured = capsys.readouterr()
+    assert [line.split() for line in captured.out.splitlines()[3:7]] == [
+        ["errors"], ["x", "y"], ["a", "0.333", "50.0%"], ["bb", "2e-09", "100.0%"],
+    ]  # fmt: skip
+    assert "by_itself: more: too much" in captured.err
+    (saved,) = (tmp_path / "results").glob("*/by_itself.json")
+    (kept,) = json.loads(saved.read_text())["tables"]
+    assert kept["rows"] == {"a": {"x": 0.333333, "y": 0.5}, "bb": {"x": 2e-9, "y": 1}}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(isa.LEVEL not in runtime.available_cpu_isas(), reason="needs AVX2")
+def test_the_other_process_is_limited_and_its_outcomes_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With cases of a test's own, in a program of this name that stands for the module."""
+    program = tmp_path / "stand_in"
+    program.mkdir()
+    (program / "isa.py").write_text(
+        textwrap.dedent("""
+        from benchmarks import isa, peaks
+        from benchmarks.case import Case
+        def wrong():
+            raise AssertionError("off by 2")
+        isa._cases = lambda: [
+            Case("sum", ours=lambda: sum(range(10)), peers={"long sum": lambda: sum(range(9999))}),
+            Case("wrong", ours=int, check=wrong),
+        ]
+        isa.main()
+    """)
+    )
+    monkeypatch.setattr(isa, "__package__", "stand_in")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(isa.__file__).parents[1]}")
+    result, failure = isa.outcomes(quick=True)
+    assert isinstance(result, Result)
+    assert result.ours.name == "ours, avx2 alone"
+    assert result.contestants[1].seconds.median > 0
+    assert failure == Failure("isa", "wrong", "off by 2")
+    assert " sum: faster than long sum (x" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("theirs", "said"),
+    [((2, 3, 4), "faster than"), ((0.5, 1.5, 3), "as fast as"), ((0.1, 0.2, 0.3), "slower than")],
+)
+def test_verdict_weighs_the_spread(theirs: tuple[float, ...], said: str) -> None:
+    low, middle, high = theirs
+    case = Case("x", ours=int, peers={"theirs": int})
+    timings = {"ours": Timing(1, 0.9, 1.1), "theirs": Timing(middle, low, high)}
+    result = result_of("isa", case, timings, PEAKS)
+    assert isa.verdict(result).startswith(f" x: {said} theirs")
+
+
 def test_json_on_stdout_is_alone_there(
     newcomer: str, known_peaks: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -197,14 +272,86 @@ def test_misuse_is_one_line(
 
 
 def test_wrong_results_are_not_timed(known_peaks: None) -> None:
+    """Only their failure is told, and the next case's turn comes."""
+
     def wrong() -> None:
-        raise AssertionError("differs")
+        raise AssertionError("differs by 3,\n  more than 1")
 
     timed: list[int] = []
-    case = Case("x", ours=lambda: timed.append(1), check=wrong)
-    with pytest.raises(AssertionError, match="differs"):
-        list(run.measure("x", [case]))
+    bad = Case("bad", ours=lambda: timed.append(1), check=wrong)
+    failure, result = run.measure("x", [bad, Case("good", ours=int)])
+    assert str(failure) == "x: bad: differs by 3, more than 1"
     assert not timed
+    assert result.name == "good"
+
+
+def test_what_a_contestant_raises_is_its_cases_failure(known_peaks: None) -> None:
+    failure, _ = run.measure("x", [Case("bad", ours=lambda: 1 // 0), Case("good", ours=int)])
+    assert str(failure).startswith("x: bad: ZeroDivisionError: ")
+
+
+FAILING = '''
+"""One case of three is wrong, and then there are no more."""
+from benchmarks.case import Case
+def wrong():
+    raise AssertionError("sums differ by 0.5, more than 1e-3")
+def cases():
+    yield Case("first", ours=int)
+    yield Case("second", ours=int, check=wrong)
+    yield Case("third", ours=int)
+    raise MemoryError("no room for the fourth")
+'''
+
+
+def test_a_failure_is_a_line_and_the_exit_code(
+    newcomer: str, known_peaks: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The other cases, and the other benchmarks, are measured and kept."""
+    (tmp_path / "failing.py").write_text(FAILING.lstrip())
+    file = tmp_path / "r.json"
+    arguments = ["failing", newcomer, "--quick", "--save", "--json", str(file)]
+    assert __main__.main(arguments, prog="bench") == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "bench: failing: second: sums differ by 0.5, more than 1e-3",
+        "bench: failing: MemoryError: no room for the fourth",
+    ]
+    content = json.loads(file.read_text())
+    assert [r["name"] for r in content["results"]] == ["first", "third", "[1000]"]
+    assert [f["name"] for f in content["failures"]] == ["second", ""]
+    assert content["complete"]
+    (saved,) = (tmp_path / "results").glob("*/failing.json")
+    assert [r["name"] for r in json.loads(saved.read_text())["results"]] == ["first", "third"]
+
+
+INTERRUPTED = '''
+"""The second of three cases is interrupted."""
+import pathlib, shutil
+from benchmarks.case import Case
+HERE = pathlib.Path(__file__).parent
+def interrupt():
+    shutil.copy(HERE / "r.json", HERE / "seen.json")
+    shutil.copytree(HERE / "results", HERE / "seen")
+    raise KeyboardInterrupt
+def cases():
+    yield Case("first", ours=int)
+    yield Case("second", ours=int, check=interrupt)
+    yield Case("third", ours=int)
+'''
+
+
+def test_an_interrupted_run_keeps_what_it_measured(
+    newcomer: str, known_peaks: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The files are there while the second case runs, so that they outlive any kind of end."""
+    (tmp_path / "interrupted.py").write_text(INTERRUPTED.lstrip())
+    arguments = ["interrupted", newcomer, "--quick", "--save", "--json", str(tmp_path / "r.json")]
+    assert __main__.main(arguments, prog="bench") == 130
+    assert capsys.readouterr().err == "bench: interrupted; results so far: 1\n"
+    for pattern in ("r.json", "seen.json", "results/*/interrupted.json", "seen/*/interrupted.json"):
+        (file,) = tmp_path.glob(pattern)
+        content = json.loads(file.read_text())
+        assert [r["name"] for r in content["results"]] == ["first"], pattern
+        assert not content["complete"]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])

@@ -12,7 +12,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import MusicFlamingoForConditionalGeneration
 
-from afnext.engine.packed import PackedEncoder, Packing
+from afnext import ops
+from afnext.engine.packed import FORMATS, PackedEncoder, Packing
 from afnext.hub import find_model
 from afnext.model import AudioLanguageModel
 from benchmarks import decoder, encoder, memory, quantization, timing
@@ -160,6 +161,24 @@ def test_a_peak_that_is_gone_again_is_seen() -> None:
     assert 120 << 20 < peak.bytes - before < 160 << 20
 
 
+@torch.no_grad()
+def rounded(net: AudioLanguageModel, quantization: str) -> AudioLanguageModel:
+    """``net`` with the values that its quantised weights stand for, as the engine stores them."""
+    layers, head, encoder = FORMATS[quantization]
+    text = replace(net.config.text, tie_word_embeddings=False)
+    net.config = replace(net.config, text=text)
+    net.language_model.lm_head.weight = nn.Parameter(net.language_model.lm_head.weight.clone())
+    for name, module in net.named_modules():
+        if not isinstance(module, nn.Linear | nn.Conv1d):
+            continue
+        format = encoder
+        if name.startswith("language_model"):
+            format = head if name.endswith("lm_head") else layers
+        rows = module.weight.flatten(1)
+        module.weight.copy_(ops.quantize(rows, format).dequantize().view_as(module.weight))
+    return net
+
+
 def test_rounded_weights_are_what_the_engine_computes_with() -> None:
     """The engine also rounds activations, to 16 bits: far less."""
     folder = find_model("nano")
@@ -169,12 +188,31 @@ def test_rounded_weights_are_what_the_engine_computes_with() -> None:
     prompt = next(quantization.prompts(vocab, 1))
     for format in ("int8", "int4"):
         listener = quantization.Listener(folder, quantization.Variant(format, format))
-        net = quantization.rounded(AudioLanguageModel.from_pretrained(folder), format)
+        net = rounded(AudioLanguageModel.from_pretrained(folder), format)
         with torch.inference_mode():
             found = listener.log_probabilities(prompt)
             logits = net(prompt.ids[None], prompt.audio)[0, -prompt.answer - 1 : -1]
         expected = logits.double().log_softmax(-1)
         assert (expected.exp() * (expected - found)).sum(-1).max() < 1e-4
+
+
+@torch.inference_mode()
+def test_errors_of_products_are_of_every_layer_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each kind of layer has a row; 16-bit activations are within the bound, and a bound can be broken."""
+    folder = find_model("nano")
+    vocab = quantization.Vocabulary(
+        quantization.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    )
+    asked = list(quantization.prompts(vocab, 1))[:1]
+    (table,) = quantization.errors("nano", quantization.nano_products(folder, asked))
+    kinds = {name.partition(" ")[0] for name in table.rows}
+    assert (len(table.rows), kinds) == (13, {"encoder", "adaptor", "decoder"})
+    for row in table.rows.values():
+        assert 0 < row["int4, x int16"] < quantization.MOST
+        assert 20 * row["int4, x int16"] < row["int4, x int8"] < 0.03
+    monkeypatch.setattr(quantization, "MOST", 0.0)
+    _, *failures = quantization.errors("nano", iter([("one", torch.randn(2, 64), torch.eye(64))]))
+    assert [f.error.split(":")[0] for f in failures] == ["one, int8, x int16", "one, int4, x int16"]
 
 
 @pytest.mark.slow

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
@@ -17,63 +16,12 @@ from torch import Tensor
 
 from afnext import ops
 from afnext.ops import reference
+from tests.cpp import decoder_cases, quantized_cases
+from tests.cpp.calls import DTYPES, TOLERANCE, Call, Output, label, randn
 from tests.ops.attention_oracle import Case, make_case, offsets, oracle, with_gradients
 from tests.ops.paged_cache import empty_cache, fill
 
-DTYPES = (torch.float32, torch.bfloat16)
-# Rounding of the result, and as much again of what went before it: sums in float32 of some hundred
-# products of size 1, and for bfloat16 the rounding of its 8 bits.
-TOLERANCE = {torch.float32: (2e-5, 2e-5), torch.bfloat16: (8e-3, 8e-3)}
 ERROR = 1e-4  # of log_mel: see tests/ops/test_log_mel.py
-
-
-@dataclass
-class Output:
-    """What an op writes: ``dtype``, the float64 values, and what was there before if that matters."""
-
-    expected: Tensor
-    dtype: torch.dtype
-    before: Tensor | None = None
-    tolerance: tuple[float, float] | None = None
-
-
-@dataclass
-class Call:
-    """One call of an op. ``throws`` is a word of the error that it must end in."""
-
-    name: str
-    inputs: dict[str, Tensor]
-    outputs: dict[str, Output]
-    numbers: dict[str, float] = field(default_factory=dict)
-    words: dict[str, str] = field(default_factory=dict)
-    throws: str = ""
-
-    def misused(self, throws: str, **changed: Tensor | float | None) -> Call:
-        """The same call with other arguments (None leaves one out), which must name ``throws``."""
-        inputs, outputs, numbers = dict(self.inputs), dict(self.outputs), dict(self.numbers)
-        for name, value in changed.items():
-            if name in numbers:
-                numbers[name] = value  # type: ignore[assignment]
-            elif name in outputs:
-                assert isinstance(value, Tensor)
-                outputs[name] = Output(value, value.dtype)
-            elif value is None:
-                del inputs[name]
-            else:
-                assert isinstance(value, Tensor)
-                inputs[name] = value
-        return replace(
-            self, name=f"{self.name}, wrong {' '.join(changed)}", throws=throws,
-            inputs=inputs, outputs=outputs, numbers=numbers,
-        )  # fmt: skip
-
-
-def randn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(*shape).to(dtype)
-
-
-def label(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 # --- a function an op ----------------------------------------------------------------------------------
@@ -190,8 +138,9 @@ def packed_linear() -> Iterator[Call]:
         n, k = weight.shape
         if format.startswith("int"):
             with ops.force_reference():
-                plain, zero_points = format.removesuffix("-zp"), format.endswith("-zp")
-                quantized = ops.quantize(weight, plain, zero_points=zero_points)
+                of_weight = format.removesuffix(":int8")
+                plain = of_weight.removesuffix("-zp")
+                quantized = ops.quantize(weight, plain, zero_points=plain != of_weight)
             exact = quantized.dequantize(torch.float64)
             inputs = {"values": quantized.values, "scales": quantized.scales}
             inputs |= {} if quantized.zeros is None else {"zeros": quantized.zeros}
@@ -223,12 +172,27 @@ def packed_linear() -> Iterator[Call]:
                 yield make(name, x, weight, format)
                 yield make(f"{name} gelu", x, weight, format, "gelu", True)
                 yield make(f"{name} silu_mul", x, weight, format, "silu_mul", rows > 1)
+        # x is rounded to 8-bit integers: this one without loss.
+        for format in ("int8:int8", "int8-g128:int8", "int4-g32:int8", "int4-g128-zp:int8"):
+            for rows, n, k in [(1, 40, 65), (33, 34, 260)]:
+                x = quantized_cases.whole_rows(rows, k, block=128).to(dtype)
+                name = f"{rows} x {k} by {n} {format} {label(dtype)}"
+                yield make(name, x, randn(n, k, dtype=dtype) / k**0.5, format)
     call = make("misuse", randn(3, 8), randn(6, 8), "float32", "none", True)
     yield call.misused("x", x=randn(3, 7))
     yield call.misused("bias", bias=randn(5))
     yield call.misused("residual", residual=randn(3, 5))
     yield call.misused("activation", activation=2)
     yield call.misused("out", out=randn(3, 5))
+
+
+def packed_linear_tiles() -> Iterator[Call]:
+    """The kernels for AMX tiles, emulated where there are none; groups of 32 have none."""
+    for call in packed_linear():
+        format = call.words["format"]
+        tiles = format.startswith("int") or format == label(call.inputs["x"].dtype) == "bfloat16"
+        if tiles and "g32" not in format and not call.throws:
+            yield call
 
 
 def log_mel() -> Iterator[Call]:
@@ -465,6 +429,7 @@ def paged_append() -> Iterator[Call]:
         yield make(f"decode {name}", [1, 1, 1], [15, 16, 0], 16, 80, dtype, 20, True)
         yield make(f"odd slots {name}", [9, 20], [2, 0], 7, 33, dtype)
         yield make(f"nothing {name}", [0, 0], [3, 0], 8, 16, dtype, 8)
+    yield from quantized_cases.paged_append()
     call = make("misuse", [3, 4], [0, 2], 8, 16, torch.float32, 8)
     table = call.inputs["page_table"]
     yield call.misused("page_table", page_table=torch.full_like(table, 99))
@@ -519,6 +484,7 @@ def paged_attention() -> Iterator[Call]:
                 f"head dim {dim} {name}", make_case([7], [37], group=3, dim=dim, dtype=dtype), 16
             )
         yield make(f"no queries {name}", make_case([0], [8], dtype=dtype), 4)
+    yield from quantized_cases.paged_attention()
     call = make("misuse", make_case([2, 3], [9, 4]), 8, 16)
     table = call.inputs["page_table"]
     yield call.misused("page_table", page_table=torch.full_like(table, 99))
@@ -534,8 +500,9 @@ def paged_attention() -> Iterator[Call]:
 
 
 OPS: tuple[Callable[[], Iterator[Call]], ...] = (
-    attention, attention_backward, layer_norm, linear, log_mel, merge_attention, packed_linear,
-    paged_append, paged_attention, rms_norm, rotate, silu_mul,
+    attention, attention_backward, decoder_cases.decoder, layer_norm, linear, log_mel, merge_attention,
+    quantized_cases.pack, packed_linear, packed_linear_tiles, paged_append, paged_attention,
+    quantized_cases.quantize, rms_norm, rotate, silu_mul,
 )  # fmt: skip
 
 

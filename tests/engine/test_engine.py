@@ -135,6 +135,18 @@ def test_two_requests_interleaved_do_not_mix(net: AudioLanguageModel) -> None:
     assert [list(column) for column in zip(*mixed, strict=True)] == alone
 
 
+def test_a_profile_names_the_phases(net: AudioLanguageModel) -> None:
+    """Also the decoder's layers, which torch does not see otherwise."""
+    engine, clip = Engine(net, eos=()), window(0.5)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        ids = [1, *[SOUND] * clip.num_tokens, 2]
+        _, tokens = engine.generate(ids, [clip], GenerationParams(max_tokens=3))
+        list(tokens)
+    counts = {event.key: event.count for event in profile.key_averages()}
+    phases = ("afnext.embed", "afnext.prefill", "afnext.decode", "afnext::decoder")
+    assert [counts.get(name) for name in phases] == [1, 1, 2, 3]
+
+
 def test_timings_are_filled_in(net: AudioLanguageModel) -> None:
     windows = [window(0.5)]
     ids = [1, *[SOUND] * windows[0].num_tokens, 2]

@@ -144,6 +144,25 @@ def test_impossible_quantization_is_refused(quantization: str, device: str, name
         afnext.load("nano", quantization=quantization, device=device)
 
 
+@pytest.mark.parametrize("quantization", ["int3", "", "INT8"])
+def test_the_runner_refuses_what_it_does_not_know(quantization: str) -> None:
+    net = AudioLanguageModel.from_pretrained(find_model("nano"))
+    with pytest.raises(ValueError, match=r"^quantization: must be one of int8, int4, got") as error:
+        Runner(net, quantization)
+    assert repr(quantization) in str(error.value)
+
+
+def test_a_dtype_by_name_and_by_default_keep_one_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nano's folder is float32; in bfloat16 the weights round to other integers."""
+    monkeypatch.setenv("AFNEXT_CACHE", str(tmp_path))
+    monkeypatch.setattr(PackedCache.__init__, "__defaults__", (0,))  # least_bytes: nano is small
+    for dtype, files in ((None, 1), ("float32", 1), (torch.float32, 1), ("bfloat16", 2)):
+        afnext.load("nano", quantization="int8", dtype=dtype)
+        assert len(list((tmp_path / "packed").iterdir())) == files, dtype
+
+
 def test_what_a_step_reads_is_counted(tmp_path: Path) -> None:
     net = AudioLanguageModel.from_pretrained(find_model("nano"))
     text = net.config.text
@@ -160,7 +179,9 @@ def test_packed_weights_are_kept_and_told_apart(tmp_path: Path) -> None:
     weights.write_bytes(b"stands for a file")
 
     def runner(quantization: str = "int4") -> Runner:
-        cache = PackedCache([weights], quantization, tmp_path / "cache", least_bytes=0)
+        cache = PackedCache(
+            [weights], quantization, torch.float32, tmp_path / "cache", least_bytes=0
+        )
         return Runner(net, quantization, cache)
 
     def kept() -> list[Path]:
@@ -187,13 +208,15 @@ def test_a_damaged_or_unwritable_cache_is_a_warning(tmp_path: Path) -> None:
     net = AudioLanguageModel.from_pretrained(find_model("nano"))
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(b"stands for a file")
-    cache = PackedCache([weights], "int8", tmp_path / "cache", least_bytes=0)
+    cache = PackedCache([weights], "int8", torch.float32, tmp_path / "cache", least_bytes=0)
     cache.path.parent.mkdir(parents=True)
     cache.path.write_bytes(b"no safetensors")
     with pytest.warns(UserWarning, match="made anew"):
         Runner(net, "int8", cache)
     assert ops.load_packed(cache.path, cache.source)
-    nowhere = PackedCache([weights], "int8", weights, least_bytes=0)  # a file is no folder
+    nowhere = PackedCache(
+        [weights], "int8", torch.float32, weights, least_bytes=0
+    )  # a file is no folder
     with pytest.warns(UserWarning, match="not kept"):
         Runner(net, "int8", nowhere)
 
@@ -202,7 +225,9 @@ def test_changed_weights_never_meet_the_cache(tmp_path: Path) -> None:
     net = AudioLanguageModel.from_pretrained(find_model("nano"))
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(b"stands for a file")
-    runner = Runner(net, "int8", PackedCache([weights], "int8", tmp_path, least_bytes=0))
+    runner = Runner(
+        net, "int8", PackedCache([weights], "int8", torch.float32, tmp_path, least_bytes=0)
+    )
     [file] = (tmp_path / "packed").iterdir()
     before = file.read_bytes()
     with torch.no_grad():

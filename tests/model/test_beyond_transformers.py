@@ -81,7 +81,10 @@ def test_text_only_and_audio_in_one_batch(pair: Any, clip: Clip, prompt: Any, si
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("extra", [0, 1, 160, 161, 320, 321, 480])
+@pytest.mark.parametrize(
+    "extra",
+    [0, 320, 321, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 160, 161, 480))],
+)
 def test_just_past_a_multiple_of_30_s(pair: Any, clip: Clip, prompt: Any, extra: int) -> None:
     """0 to 20 ms past the last full window add no token and change nothing; 21 ms add one."""
     net = pair.ours

@@ -1,12 +1,16 @@
 """Fixtures of the op tests: every instruction set of this machine, and the path without kernels."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 from afnext import ops
 from afnext.ops import runtime
+
+HERE = Path(__file__).parent
+LEVEL_FIXTURES = ("backend", "kernel", "path")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -16,6 +20,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         op = metafunc.module.__name__.rpartition("test_")[2]
         levels = runtime.available_cpu_isas(op) or runtime.available_cpu_isas()
         metafunc.parametrize("backend", [*levels, "reference"], indirect=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Quick runs (make check) test the lowest and the highest instruction set that an op has kernels for,
+    and plain torch; those between are left to the whole suite."""
+    for item in items:
+        if not item.path.is_relative_to(HERE) or not hasattr(item, "callspec"):
+            continue
+        op = item.path.stem.removeprefix("test_")
+        levels = runtime.available_cpu_isas(op) or runtime.available_cpu_isas()
+        if any(item.callspec.params.get(name) in levels[1:-1] for name in LEVEL_FIXTURES):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture
