@@ -31,6 +31,10 @@ AFNEXT_INLINE I32 dot_bytes(I32 a, I32 b, I32 sum) {
 }
 #else
 constexpr bool kHasByteProducts = false;
+AFNEXT_INLINE I32 dot_bytes(I32 a, I32 b, I32 sum) {
+  for (int bit = 0; bit < 32; bit += 8) sum += ((a >> bit) & 255) * (b << (24 - bit) >> 24);
+  return sum;
+}
 #endif
 
 // sum + the products of a lane's two signed 16-bit words.
