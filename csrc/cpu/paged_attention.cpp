@@ -73,10 +73,10 @@ void write(const Rows& rows, const Group& g) {
   }
 }
 
-// Where the keys [first, end) of an item lie, up to a chunk of them.
+// Where an item's keys from `first` on lie, up to a chunk of them; how many these are.
 template <typename In>
-AFNEXT_INLINE void look_up(const PagedAttentionArgs& a, const PagedItem& item, int64_t first,
-                           Chunk& chunk) {
+AFNEXT_INLINE int64_t look_up(const PagedAttentionArgs& a, const PagedItem& item, int64_t first,
+                              Chunk& chunk) {
   using Page = typename In::Page;
   const int32_t* pages = a.requests[item.request].pages;
   const int64_t left = item.end_key - first, count = left < kChunkKeys ? left : kChunkKeys;
@@ -95,11 +95,12 @@ AFNEXT_INLINE void look_up(const PagedAttentionArgs& a, const PagedItem& item, i
       }
     }
   }
-  for (int64_t j = count; j < kChunkKeys; ++j) {
+  for (int64_t j = count; j < chunk.readable; ++j) {
     chunk.keys[j] = chunk.keys[j - 1], chunk.values[j] = chunk.values[j - 1];
     if constexpr (In::kScaled)
       chunk.key_scales[j] = chunk.key_scales[j - 1], chunk.value_scales[j] = 0.0f;
   }
+  return count;
 }
 
 // Rows that no whole number of registers holds are copied to `padding`, [2, kChunkKeys, width] of
@@ -156,22 +157,22 @@ void attend(const PagedAttentionArgs& a, const PagedItem& item, const PagedItem*
   if (key < item.end_key) look_up<In>(a, item, key, chunks[0]);
   for (int turn = 0; key < item.end_key; key += kChunkKeys, turn ^= 1) {
     Chunk &chunk = chunks[turn], &next = chunks[turn ^ 1];
-    Fetch ahead{chunk.values, chunk.keys};
+    int64_t ahead = 0;
     if (key + kChunkKeys < item.end_key) {
-      look_up<In>(a, item, key + kChunkKeys, next);
-      ahead = {next.keys, next.values};
+      ahead = look_up<In>(a, item, key + kChunkKeys, next);
     } else if (coming != nullptr && coming->first_key < coming->end_key) {
-      look_up<In>(a, *coming, coming->first_key / kChunkKeys * kChunkKeys, next);
-      ahead = {next.keys, next.values};
+      ahead = look_up<In>(a, *coming, coming->first_key / kChunkKeys * kChunkKeys, next);
     }
+    const int64_t bytes = a.dim * static_cast<int64_t>(sizeof(Page));
+    Fetch keys{next.keys, next.keys + ahead, bytes}, values{next.values, next.values + ahead, bytes};
     if (padding != nullptr) pad<In>(a.dim, width, padding, chunk);
     if constexpr (In::kInQuads) In::zip_values(chunk, width);
     for (int64_t i = 0; i < count; ++i) {
       Group& g = groups[i];
       if (band.first(g.row / a.group) >= key + chunk.count) continue;
       if (band.end((g.row + g.rows - 1) / a.group) <= key) continue;
-      meet_of<In>(band, a.group, g, chunk, ahead, width);
-      ahead = {chunk.keys, chunk.values};  // the first group fetched for all
+      meet_of<In>(band, a.group, g, chunk, keys, values, width);
+      keys.row = keys.end, values.row = values.end;  // the first group fetched for all
     }
   }
   for (int64_t i = 0; i < count; ++i) write<In>(rows, groups[i]);

@@ -1,9 +1,11 @@
 // Attention over pages of int8 in the instructions that multiply bytes: integers throughout, which
-// are exact, but for queries and weights, which become 16 bits in two planes of 8.
+// are exact, but for queries and weights, which become 16 bits: two planes of 8, whose sums are
+// added in the end. The instructions want one operand unsigned: 128 is added to keys and values, and
+// what that adds to a sum is taken off it.
 #pragma once
 
 #include "cpu/paged_attention_meet.h"
-#include "cpu/simd/zip_bytes.h"
+#include "cpu/simd/zip.h"
 
 namespace afnext::cpu::AFNEXT_ISA {
 namespace {
@@ -18,30 +20,26 @@ struct InBytes {
   static constexpr int64_t kKeysAtOnce = 4 * kLanes;
   static constexpr bool kScaled = true, kInQuads = true;
 
-  // The instruction wants one unsigned operand: 128 is added to keys, 128 times the query is taken
-  // off their sums.
   AFNEXT_INLINE F32 words(const void* row, int64_t d) {
-    return bit_cast<F32>(load_words(static_cast<const int8_t*>(row) + d) ^
-                         static_cast<int32_t>(0x80808080u));
+    return bit_cast<F32>(plus_128(row, d));
   }
   AFNEXT_INLINE Sum add(F32 words, const float* query, Sum sum) {
     const I32 key = bit_cast<I32>(words);
-    return {dot_bytes(key, bit_cast<I32>(broadcast(query[0])), sum.high),
-            dot_bytes(key, bit_cast<I32>(broadcast(query[kGroupRows])), sum.low)};
+    return {dot_bytes_broadcast(key, query, sum.high),
+            dot_bytes_broadcast(key, query + kGroupRows, sum.low)};
   }
   AFNEXT_INLINE F32 score(const Group& g, int h, Sum sum) {
-    return __builtin_convertvector((sum.high << 8) + sum.low - g.offset[h], F32) * g.unit[h];
+    return whole(sum, g.offset[h]) * g.unit[h];
   }
 
   static void set_query(Group& g, int h, const float* x, int64_t width, float unit) {
-    constexpr float most = 32512.0f;  // whose upper byte, rounded, is 127
     float peak = 0.0f;
     for (int64_t d = 0; d < width; ++d) {
       const float size = __builtin_fabsf(x[d]);
       peak = size > peak || size != size ? size : peak;
     }
     const bool finite = peak < __builtin_inff();
-    const float inverse = finite && peak > kNothing ? most / peak : 0.0f;
+    const float inverse = finite && peak > kNothing ? kMost / peak : 0.0f;
     int32_t sum = 0;
     for (int64_t d = 0; d < width; d += 4) {
       int8_t high[4], low[4];
@@ -57,7 +55,7 @@ struct InBytes {
       std::memcpy(word + kGroupRows, low, 4);
     }
     g.offset[h] = 128 * sum;
-    g.unit[h] = finite ? peak / most * unit : __builtin_nanf("");
+    g.unit[h] = finite ? peak / kMost * unit : __builtin_nanf("");
   }
 
   // The values of a chunk, [vectors of channels, quads of keys, kLanes]: keys of a quad are kLanes
@@ -67,8 +65,8 @@ struct InBytes {
       for (int64_t d = 0; d < width; d += kChannels) {
         I32 rows[4], quads[4];
         for (int i = 0; i < 4; ++i)
-          rows[i] = load_words(static_cast<const int8_t*>(chunk.values[j + i * kLanes]) + d);
-        zip_bytes(rows, quads);
+          rows[i] = plus_128(chunk.values[j + i * kLanes], d);
+        zip_rows(rows, quads);
         for (int i = 0; i < 4; ++i)
           store(chunk.quads + ((d / kLanes + i) * kQuads + quad) * kLanes, bit_cast<F32>(quads[i]));
       }
@@ -76,27 +74,26 @@ struct InBytes {
   }
 
   template <int H>
-  AFNEXT_INLINE void add_values(Group& g, const Chunk& chunk, const void* const* soon,
-                                float* weights, const float* shrink, int64_t width) {
-    alignas(64) float step[kLanes];
-    split_weights<H>(weights, chunk.readable, step);
+  AFNEXT_INLINE void add_values(Group& g, const Chunk& chunk, Fetch& fetch, float* weights,
+                                const float* shrink, int64_t width) {
+    Steps steps;
+    split_weights<H>(weights, chunk.readable, steps);
     for (int64_t vector = 0; vector < width / kLanes; ++vector) {
       const float* values = chunk.quads + vector * kQuads * kLanes;
       Sum sums[H] = {};
-      for_quads(chunk, [&](int64_t j, int64_t quad) __attribute__((always_inline)) {
-        fetch_line(static_cast<const int8_t*>(soon[j]) + vector);
+      for_quads(chunk, [&](int64_t, int64_t quad) __attribute__((always_inline)) {
+        fetch.next(1);
         const I32 value = bit_cast<I32>(load(values + quad * kLanes));
         const float* weight = weights + quad;
         for (int h = 0; h < H; ++h, weight += kChunkKeys) {
-          const I32 high = bit_cast<I32>(broadcast(weight[0]));
-          const I32 low = bit_cast<I32>(broadcast(weight[kQuads]));
-          sums[h] = {dot_bytes(high, value, sums[h].high), dot_bytes(low, value, sums[h].low)};
+          sums[h].high = dot_bytes_broadcast(value, weight, sums[h].high);
+          sums[h].low = dot_bytes_broadcast(value, weight + kQuads, sums[h].low);
         }
       });
       for (int h = 0; h < H; ++h) {
         float* out = g.out_at(vector, h);
-        const F32 sum = __builtin_convertvector((sums[h].high << 8) + sums[h].low, F32);
-        store(out, fma(load(out), broadcast(shrink[h]), sum * step[h]));
+        const F32 sum = whole(sums[h], steps.offset[h]) * steps.size[h];
+        store(out, fma(load(out), broadcast(shrink[h]), sum));
       }
     }
   }
@@ -115,6 +112,17 @@ struct InBytes {
   static constexpr int64_t kQuads = kChunkKeys / 4;
   static constexpr float kNothing = 1e-30f;  // what is less counts as zero: its inverse overflows
 
+  static constexpr float kMost = 32512.0f;  // whose upper byte, rounded, is 127
+
+  AFNEXT_INLINE I32 plus_128(const void* row, int64_t d) {
+    return load_words(static_cast<const int8_t*>(row) + d) ^ static_cast<int32_t>(0x80808080u);
+  }
+  // What both planes sum up to. It may overflow on the way.
+  AFNEXT_INLINE F32 whole(Sum sum, int32_t offset) {
+    const U32 both = (bit_cast<U32>(sum.high) << 8) + bit_cast<U32>(sum.low);
+    return __builtin_convertvector(bit_cast<I32>(both - static_cast<uint32_t>(offset)), F32);
+  }
+
   // body(first key, number of the quad)
   template <typename Body>
   AFNEXT_INLINE void for_quads(const Chunk& chunk, Body body) {
@@ -124,11 +132,16 @@ struct InBytes {
     }
   }
 
+  // What a weight of 1 stands for, by row, and 128 times the sum of the weights.
+  struct Steps {
+    alignas(64) float size[kLanes];
+    int32_t offset[kGroupRows];
+  };
+
   // Weights become whole numbers of 16 bits, of steps that suit the largest of their row: quads of
-  // their upper bytes, then of their lower ones.
+  // their upper bytes, then of their lower ones, both signed.
   template <int H>
-  AFNEXT_INLINE void split_weights(float* weights, int64_t readable, float* step) {
-    constexpr float most = 65535.0f;
+  AFNEXT_INLINE void split_weights(float* weights, int64_t readable, Steps& steps) {
     F32 peaks[kGroupRows] = {}, bad[kGroupRows] = {};  // bad: 0, or NaN where a weight is
     for (int h = 0; h < H; ++h) {
       for (int64_t j = 0; j < readable; j += kLanes) {
@@ -139,24 +152,34 @@ struct InBytes {
     }
     alignas(64) float peak[kLanes];
     store(peak, largest_of_each(peaks));
-    store(step, load(peak) / most + sum_each(bad));
-    const F32 shifter = broadcast(12582912.0f);  // 1.5 * 2**23: the lower bits then hold the number
+    store(steps.size, load(peak) / kMost + sum_each(bad));
+    // 1.5 * 2**23, which leaves a whole number in the lower bits, and 128, which rounds its upper
+    // byte: the lower one then is 128 too large.
+    const F32 shifter = broadcast(12582912.0f + 128.0f);
+    F32 sums[kGroupRows] = {};
     for (int h = 0; h < H; ++h) {
       float* row = weights + h * kChunkKeys;
-      const F32 inverse = broadcast(peak[h] > kNothing ? most / peak[h] : 0.0f);
+      const F32 inverse = broadcast(peak[h] > kNothing ? kMost / peak[h] : 0.0f);
       alignas(64) float high[kQuads], low[kQuads];
       for (int64_t j = 0; j < readable; j += 4 * kLanes) {
         U32 word[4];
-        for (int i = 0; i < 4; ++i)
-          word[i] = bit_cast<U32>(fma(load(row + j + i * kLanes), inverse, shifter));
+        for (int i = 0; i < 4; ++i) {
+          const F32 shifted = fma(load(row + j + i * kLanes), inverse, shifter);
+          sums[h] += shifted - shifter;
+          word[i] = bit_cast<U32>(shifted);
+        }
         const U32 even = (word[0] & 0xffffu) | word[2] << 16;
         const U32 odd = (word[1] & 0xffffu) | word[3] << 16;
-        store(low + j / 4, bit_cast<F32>((even & 0xff00ffu) | (odd & 0xff00ffu) << 8));
+        store(low + j / 4,
+              bit_cast<F32>(((even & 0xff00ffu) | (odd & 0xff00ffu) << 8) ^ 0x80808080u));
         store(high + j / 4, bit_cast<F32>((even >> 8 & 0xff00ffu) | (odd & 0xff00ff00u)));
       }
       std::memcpy(row, high, sizeof(high));
       std::memcpy(row + kQuads, low, sizeof(low));
     }
+    alignas(64) float sum[kLanes];
+    store(sum, sum_each(sums));  // exact: at most 2**22
+    for (int h = 0; h < H; ++h) steps.offset[h] = 128 * static_cast<int32_t>(sum[h]);
   }
 };
 

@@ -9,6 +9,7 @@
 #include "cpu/band.h"
 #include "cpu/simd/pairs.h"
 #include "cpu/simd/rows.h"
+#include "cpu/simd/zip.h"
 
 namespace afnext::cpu::AFNEXT_ISA {
 namespace {
@@ -41,13 +42,21 @@ struct Chunk {
   float* quads;  // values side by side, where the arithmetic takes them so
 };
 
-// Into L2: a core waits for too few lines of L1 at a time to hide the latency of memory.
-AFNEXT_INLINE void fetch_line(const void* address) { __builtin_prefetch(address, 0, 2); }
-
-// What is fetched while scores and then sums of values are computed, as many addresses as the
-// chunk at hand has keys.
+// Fetches what comes next while there is work on what is here: rows, a line at a time, in the order
+// of memory, which a core's own prefetching then follows. Into L2: a core waits for too few lines of
+// L1 at a time to hide the latency of memory.
 struct Fetch {
-  const void *const *first, *const *then;
+  const void *const *row, *const *end;
+  int64_t bytes;  // of a row
+  int64_t at = 0;
+
+  AFNEXT_INLINE_METHOD void next(int lines) {
+    for (int i = 0; i < lines && row != end; ++i) {
+      __builtin_prefetch(static_cast<const char*>(*row) + at, 0, 2);
+      at += 64;
+      if (at >= bytes) at = 0, ++row;
+    }
+  }
 };
 
 // The softmax of a dtype: e**(score - peak) with scores counted in units of kUnit.
@@ -95,8 +104,8 @@ struct InFloats {
   }
 
   template <int H>
-  AFNEXT_INLINE void add_values(Group& g, const Chunk& chunk, const void* const* soon,
-                                float* weights, const float* shrink, int64_t width) {
+  AFNEXT_INLINE void add_values(Group& g, const Chunk& chunk, Fetch& fetch, float* weights,
+                                const float* shrink, int64_t width) {
     for (int64_t d = 0; d < width; d += kChannels) {
       const int64_t vector = d / kLanes;
       F32 sums[H][kPerWord];
@@ -104,7 +113,7 @@ struct InFloats {
         for (int p = 0; p < kPerWord; ++p) sums[h][p] = load(g.out_at(vector + p, h)) * shrink[h];
       }
       for (int64_t j = 0; j < chunk.count; ++j) {
-        fetch_line(static_cast<const Page*>(soon[j]) + d);
+        fetch.next(1);
         const F32 value = words(chunk.values[j], d);
         const F32 low = in_register(kPerWord == 2 ? low_of_pairs(value) : value);
         const F32 high = high_of_pairs(value);
@@ -149,7 +158,7 @@ struct InPairs {
     return load_raw(static_cast<const bf16*>(row) + d);
   }
   AFNEXT_INLINE Sum add(F32 words, const float* query, Sum sum) {
-    return dot_pairs(words, broadcast(query[0]), sum);
+    return dot_broadcast(words, query, sum);
   }
   AFNEXT_INLINE F32 score(const Group& g, int h, Sum sum) { return sum * g.unit[h]; }
 
@@ -173,8 +182,8 @@ struct InPairs {
   }
 
   template <int H>
-  AFNEXT_INLINE void add_values(Group& g, const Chunk& chunk, const void* const* soon,
-                                float* weights, const float* shrink, int64_t width) {
+  AFNEXT_INLINE void add_values(Group& g, const Chunk& chunk, Fetch& fetch, float* weights,
+                                const float* shrink, int64_t width) {
     pair_keys<H>(weights, chunk.readable);
     for (int64_t d = 0; d < width; d += kChannels) {
       const int64_t vector = d / kLanes;
@@ -185,16 +194,14 @@ struct InPairs {
       for (int64_t first = 0; first < chunk.count; first += 2 * kLanes) {
         const int64_t left = chunk.count - first, end = first + (left < kLanes ? left : kLanes);
         for (int64_t j = first; j < end; ++j) {
-          fetch_line(static_cast<const bf16*>(soon[j]) + d);
-          fetch_line(static_cast<const bf16*>(soon[j + kLanes]) + d);
+          fetch.next(2);
           const F32 a = words(chunk.values[j], d), b = words(chunk.values[j + kLanes], d);
-          const F32 low = in_register(zip_low_of_pairs(a, b));
-          const F32 high = in_register(zip_high_of_pairs(a, b));
+          F32 low, high;
+          zip_rows(a, b, low, high);
           const float* weight = weights + j - first / 2;
           for (int h = 0; h < H; ++h) {
-            const F32 pair = in_register(broadcast(weight[h * kChunkKeys]));
-            sums[h][0] = dot_pairs(pair, low, sums[h][0]);
-            sums[h][1] = dot_pairs(pair, high, sums[h][1]);
+            sums[h][0] = dot_broadcast(low, weight + h * kChunkKeys, sums[h][0]);
+            sums[h][1] = dot_broadcast(high, weight + h * kChunkKeys, sums[h][1]);
           }
         }
       }
@@ -205,22 +212,25 @@ struct InPairs {
   }
 
   static void get_out(const Group& g, int h, int64_t width, float* x) {
-    InFloats<bf16, bf16>::get_out(g, h, width, x);
+    for (int64_t d = 0; d < width; d += kChannels) {
+      for (int p = 0; p < 2; ++p) {
+        const float* from = g.out_at(d / kLanes + p, h);
+        for (int l = 0; l < kLanes / 4; ++l)
+          std::memcpy(x + d + 8 * l + 4 * p, from + 4 * l, 4 * sizeof(float));
+      }
+    }
   }
 };
 
 // Sums of products of H rows with kLanes keys.
 template <int H, typename In>
-AFNEXT_INLINE void multiply(const Group& g, const void* const* keys, const void* const* soon,
-                            int64_t width, typename In::Sum (&sums)[H]) {
-  using Page = typename In::Page;
+AFNEXT_INLINE void multiply(const Group& g, const void* const* keys, Fetch& fetch, int64_t width,
+                            typename In::Sum (&sums)[H]) {
   const float* query = g.queries;
   for (int64_t d = 0; d < width; d += In::kChannels) {
+    fetch.next(kLanes);
     F32 block[kLanes];
-    for (int i = 0; i < kLanes; ++i) {
-      fetch_line(static_cast<const Page*>(soon[i]) + d);
-      block[i] = In::words(keys[i], d);
-    }
+    for (int i = 0; i < kLanes; ++i) block[i] = In::words(keys[i], d);
     transpose(block);
     for (int i = 0; i < kLanes; ++i, query += In::kQueryWords * kGroupRows) {
       for (int h = 0; h < H; ++h) sums[h] = In::add(block[i], query + h, sums[h]);
@@ -273,13 +283,15 @@ AFNEXT_INLINE void softmax(Group& g, const Chunk& chunk, float* scores, float* s
   store(g.total, fma(load(g.total), factor, sum_each(rows)));
 }
 
+// The rows that `keys` and `values` name are fetched while scores and then sums of values are
+// computed.
 template <int H, typename In>
-void meet(const Band& band, int64_t group, Group& g, const Chunk& chunk, const Fetch& fetch,
+void meet(const Band& band, int64_t group, Group& g, const Chunk& chunk, Fetch keys, Fetch values,
           int64_t width) {
   alignas(64) float scores[H * kChunkKeys], shrink[kLanes];
   for (int64_t j = 0; j < chunk.readable; j += kLanes) {
     typename In::Sum sums[H] = {};
-    if (j < chunk.count) multiply<H, In>(g, chunk.keys + j, fetch.first + j, width, sums);
+    if (j < chunk.count) multiply<H, In>(g, chunk.keys + j, keys, width, sums);
     for (int h = 0; h < H; ++h) {
       const F32 score = In::score(g, h, sums[h]);
       store(scores + h * kChunkKeys + j,
@@ -290,17 +302,17 @@ void meet(const Band& band, int64_t group, Group& g, const Chunk& chunk, const F
   if (band.first(bottom) > chunk.first || band.end(top) < chunk.first + chunk.readable)
     hide<H>(g, band, group, chunk, scores);
   softmax<H, In>(g, chunk, scores, shrink);
-  In::template add_values<H>(g, chunk, fetch.then, scores, shrink, width);
+  In::template add_values<H>(g, chunk, values, scores, shrink, width);
 }
 
 // meet<rows>, for rows known at run time.
 template <typename In, int H = kGroupRows>
 AFNEXT_INLINE void meet_of(const Band& band, int64_t group, Group& g, const Chunk& chunk,
-                           const Fetch& fetch, int64_t width) {
+                           const Fetch& keys, const Fetch& values, int64_t width) {
   if constexpr (H > 1) {
-    if (g.rows != H) return meet_of<In, H - 1>(band, group, g, chunk, fetch, width);
+    if (g.rows != H) return meet_of<In, H - 1>(band, group, g, chunk, keys, values, width);
   }
-  meet<H, In>(band, group, g, chunk, fetch, width);
+  meet<H, In>(band, group, g, chunk, keys, values, width);
 }
 
 }  // namespace

@@ -79,8 +79,9 @@ class Plan {
     const int64_t begin = first / cpu::kPartKeys * cpu::kPartKeys;
     if (end > begin) request.parts = divide_up(end - begin, cpu::kPartKeys);
     if (request.parts > 1) partials += kv_heads_ * request.parts * rows;
-    for (int64_t head = 0; head < kv_heads_; ++head) {
-      for (int64_t part = 0; part < request.parts; ++part) {
+    // Heads lie side by side in a page: so do the items that read it.
+    for (int64_t part = 0; part < request.parts; ++part) {
+      for (int64_t head = 0; head < kv_heads_; ++head) {
         const int64_t part_begin = begin + part * cpu::kPartKeys;
         items.push_back({n, head, 0, rows, std::max(first, part_begin),
                          std::min(end, part_begin + cpu::kPartKeys), part});

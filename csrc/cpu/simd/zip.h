@@ -1,4 +1,6 @@
-// Bytes of four rows side by side in a lane, for the instructions that add their four products.
+// Elements of two or four rows side by side in a lane, for the instructions that add the products of
+// a lane. Each block of 16 bytes is zipped for itself, which is cheapest: channels change their
+// order.
 #pragma once
 
 #include "cpu/simd/dot_integers.h"
@@ -21,8 +23,17 @@ AFNEXT_INLINE I32 unpack_bytes(I32 a, I32 b, std::integer_sequence<int, I...>) {
 
 }  // namespace detail
 
-// The quads of channel 16 * l + 4 * v + i lie in lane 4 * l + i of quads[v].
-AFNEXT_INLINE void zip_bytes(const I32 (&rows)[4], I32 (&quads)[4]) {
+// Pairs of 16-bit elements: those of channel 8 * l + i lie in lane 4 * l + i of `low`, those of
+// channel 8 * l + 4 + i in the same lane of `high`.
+AFNEXT_INLINE void zip_rows(F32 a, F32 b, F32& low, F32& high) {
+  using Indices = std::make_integer_sequence<int, 4 * kLanes>;
+  const I32 first = bit_cast<I32>(a), second = bit_cast<I32>(b);
+  low = bit_cast<F32>(detail::unpack_bytes<2, 0>(first, second, Indices()));
+  high = bit_cast<F32>(detail::unpack_bytes<2, 1>(first, second, Indices()));
+}
+
+// Quads of bytes: those of channel 16 * l + 4 * v + i lie in lane 4 * l + i of quads[v].
+AFNEXT_INLINE void zip_rows(const I32 (&rows)[4], I32 (&quads)[4]) {
   using Indices = std::make_integer_sequence<int, 4 * kLanes>;
   const I32 a = detail::unpack_bytes<1, 0>(rows[0], rows[1], Indices());
   const I32 b = detail::unpack_bytes<1, 1>(rows[0], rows[1], Indices());
