@@ -80,7 +80,7 @@ AFNEXT_INLINE int64_t look_up(const PagedAttentionArgs& a, const PagedItem& item
   using Page = typename In::Page;
   const int32_t* pages = a.requests[item.request].pages;
   const int64_t left = item.end_key - first, count = left < kChunkKeys ? left : kChunkKeys;
-  chunk.first = first, chunk.count = count;
+  chunk.first = first, chunk.count = count, chunk.zipped = false;
   chunk.readable = (count + In::kKeysAtOnce - 1) / In::kKeysAtOnce * In::kKeysAtOnce;
   int64_t page = first / a.slots, slot = first % a.slots;
   for (int64_t j = 0; j < count; slot = 0, ++page) {
@@ -164,9 +164,9 @@ void attend(const PagedAttentionArgs& a, const PagedItem& item, const PagedItem*
       ahead = look_up<In>(a, *coming, coming->first_key / kChunkKeys * kChunkKeys, next);
     }
     const int64_t bytes = a.dim * static_cast<int64_t>(sizeof(Page));
-    Fetch keys{next.keys, next.keys + ahead, bytes}, values{next.values, next.values + ahead, bytes};
+    Fetch keys{next.keys, next.keys + ahead, bytes},
+        values{next.values, next.values + ahead, bytes};
     if (padding != nullptr) pad<In>(a.dim, width, padding, chunk);
-    if constexpr (In::kInQuads) In::zip_values(chunk, width);
     for (int64_t i = 0; i < count; ++i) {
       Group& g = groups[i];
       if (band.first(g.row / a.group) >= key + chunk.count) continue;
@@ -214,7 +214,10 @@ void run(const PagedAttentionArgs& a) {
       attend<In>(a, a.items[i], i + 1 < a.item_count ? a.items + i + 1 : nullptr);
   });
   const int64_t heads = a.kv_heads * a.group;
-  parallel_for(a.request_count * heads, 64, [&](int64_t begin, int64_t end) {
+  int64_t parts = 0;
+  for (int64_t n = 0; n < a.request_count; ++n) parts += a.requests[n].parts;
+  const int64_t grain = 256 * a.request_count / (parts + 1) + 1;
+  parallel_for(a.request_count * heads, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const PagedRequest& request = a.requests[i / heads];
       const int64_t head = i % heads;

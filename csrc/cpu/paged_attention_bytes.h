@@ -1,7 +1,7 @@
 // Attention over pages of int8 in the instructions that multiply bytes: integers throughout, which
 // are exact, but for queries and weights, which become 16 bits: two planes of 8, whose sums are
-// added in the end. The instructions want one operand unsigned: 128 is added to keys and values, and
-// what that adds to a sum is taken off it.
+// added in the end. The instructions want one operand unsigned: 128 is added to keys and values,
+// and what that adds to a sum is taken off it.
 #pragma once
 
 #include "cpu/paged_attention_meet.h"
@@ -20,9 +20,7 @@ struct InBytes {
   static constexpr int64_t kKeysAtOnce = 4 * kLanes;
   static constexpr bool kScaled = true, kInQuads = true;
 
-  AFNEXT_INLINE F32 words(const void* row, int64_t d) {
-    return bit_cast<F32>(plus_128(row, d));
-  }
+  AFNEXT_INLINE F32 words(const void* row, int64_t d) { return bit_cast<F32>(plus_128(row, d)); }
   AFNEXT_INLINE Sum add(F32 words, const float* query, Sum sum) {
     const I32 key = bit_cast<I32>(words);
     return {dot_bytes_broadcast(key, query, sum.high),
@@ -33,29 +31,31 @@ struct InBytes {
   }
 
   static void set_query(Group& g, int h, const float* x, int64_t width, float unit) {
-    float peak = 0.0f;
+    F32 peaks{}, bad{};  // bad: 0, or NaN where a channel is not finite
+    for (int64_t d = 0; d < width; d += kLanes) {
+      const F32 channels = load(x + d);
+      peaks = max(peaks, max(channels, -channels));
+      bad += channels * 0.0f;
+    }
+    const float peak = largest(peaks), inverse = peak > kNothing ? kMost / peak : 0.0f;
+    int32_t whole[kMaxDim + 4 * kLanes], total = 0;
+    int8_t high[kMaxDim + 4 * kLanes], low[kMaxDim + 4 * kLanes];
     for (int64_t d = 0; d < width; ++d) {
-      const float size = __builtin_fabsf(x[d]);
-      peak = size > peak || size != size ? size : peak;
+      const float rounded = __builtin_rintf(x[d] * inverse);
+      whole[d] = rounded >= -kMost && rounded <= kMost ? static_cast<int32_t>(rounded) : 0;
+      total += whole[d];
     }
-    const bool finite = peak < __builtin_inff();
-    const float inverse = finite && peak > kNothing ? kMost / peak : 0.0f;
-    int32_t sum = 0;
+    for (int64_t d = 0; d < width; ++d) {
+      high[d] = static_cast<int8_t>((whole[d] + 128) >> 8);
+      low[d] = static_cast<int8_t>(whole[d] - high[d] * 256);
+    }
     for (int64_t d = 0; d < width; d += 4) {
-      int8_t high[4], low[4];
-      for (int i = 0; i < 4; ++i) {
-        const float whole = __builtin_rintf(x[d + i] * inverse);
-        const int32_t value = finite ? static_cast<int32_t>(whole) : 0;
-        high[i] = static_cast<int8_t>((value + 128) >> 8);
-        low[i] = static_cast<int8_t>(value - high[i] * 256);
-        sum += value;
-      }
-      float* word = g.queries + d / 4 * 2 * kGroupRows + h;
-      std::memcpy(word, high, 4);
-      std::memcpy(word + kGroupRows, low, 4);
+      float* word = g.queries + d / 4 * kQueryWords * kGroupRows + h;
+      std::memcpy(word, high + d, 4);
+      std::memcpy(word + kGroupRows, low + d, 4);
     }
-    g.offset[h] = 128 * sum;
-    g.unit[h] = finite ? peak / kMost * unit : __builtin_nanf("");
+    g.offset[h] = 128 * total;
+    g.unit[h] = (peak + sum(bad)) / kMost * unit;
   }
 
   // The values of a chunk, [vectors of channels, quads of keys, kLanes]: keys of a quad are kLanes
@@ -64,8 +64,7 @@ struct InBytes {
     for_quads(chunk, [&](int64_t j, int64_t quad) __attribute__((always_inline)) {
       for (int64_t d = 0; d < width; d += kChannels) {
         I32 rows[4], quads[4];
-        for (int i = 0; i < 4; ++i)
-          rows[i] = plus_128(chunk.values[j + i * kLanes], d);
+        for (int i = 0; i < 4; ++i) rows[i] = plus_128(chunk.values[j + i * kLanes], d);
         zip_rows(rows, quads);
         for (int i = 0; i < 4; ++i)
           store(chunk.quads + ((d / kLanes + i) * kQuads + quad) * kLanes, bit_cast<F32>(quads[i]));
@@ -74,8 +73,10 @@ struct InBytes {
   }
 
   template <int H>
-  AFNEXT_INLINE void add_values(Group& g, const Chunk& chunk, Fetch& fetch, float* weights,
+  AFNEXT_INLINE void add_values(Group& g, Chunk& chunk, Fetch& fetch, float* weights,
                                 const float* shrink, int64_t width) {
+    if (!chunk.zipped) zip_values(chunk, width);
+    chunk.zipped = true;
     Steps steps;
     split_weights<H>(weights, chunk.readable, steps);
     for (int64_t vector = 0; vector < width / kLanes; ++vector) {

@@ -39,12 +39,13 @@ struct Chunk {
   int64_t first, count = 0, readable = 0;
   const void *keys[kChunkKeys], *values[kChunkKeys];
   alignas(64) float key_scales[kChunkKeys], value_scales[kChunkKeys];  // of int8
-  float* quads;  // values side by side, where the arithmetic takes them so
+  float* quads;  // values side by side, where the arithmetic takes them so ..
+  bool zipped;   // .. once they are there
 };
 
 // Fetches what comes next while there is work on what is here: rows, a line at a time, in the order
-// of memory, which a core's own prefetching then follows. Into L2: a core waits for too few lines of
-// L1 at a time to hide the latency of memory.
+// of memory, which a core's own prefetching then follows. Into L2: a core waits for too few lines
+// of L1 at a time to hide the latency of memory.
 struct Fetch {
   const void *const *row, *const *end;
   int64_t bytes;  // of a row
@@ -78,7 +79,7 @@ struct InFloats {
   using Page = Element;
   using Sum = F32;
   static constexpr int kPerWord = sizeof(Page) == 2 ? 2 : 1;
-  static constexpr int kQueryWords = kPerWord;  // float32 of a query for each word of a key
+  static constexpr int kQueryWords = kPerWord;         // float32 of a query for each word of a key
   static constexpr int kChannels = kPerWord * kLanes;  // of a vector of words
   static constexpr int64_t kKeysAtOnce = kLanes;
   static constexpr bool kScaled = sizeof(Page) == 1, kInQuads = false;
@@ -104,7 +105,7 @@ struct InFloats {
   }
 
   template <int H>
-  AFNEXT_INLINE void add_values(Group& g, const Chunk& chunk, Fetch& fetch, float* weights,
+  AFNEXT_INLINE void add_values(Group& g, Chunk& chunk, Fetch& fetch, float* weights,
                                 const float* shrink, int64_t width) {
     for (int64_t d = 0; d < width; d += kChannels) {
       const int64_t vector = d / kLanes;
@@ -163,11 +164,10 @@ struct InPairs {
   AFNEXT_INLINE F32 score(const Group& g, int h, Sum sum) { return sum * g.unit[h]; }
 
   static void set_query(Group& g, int h, const float* x, int64_t width, float unit) {
-    for (int64_t d = 0; d < width; d += 2) {
-      bf16 pair[2];
-      from_float(pair, x[d]), from_float(pair + 1, x[d + 1]);
-      std::memcpy(g.queries + d / 2 * kGroupRows + h, pair, sizeof(pair));
-    }
+    bf16 pairs[kMaxDim + 2 * kLanes];
+    store_row(pairs, x, width);
+    for (int64_t d = 0; d < width; d += 2)
+      std::memcpy(g.queries + d / 2 * kGroupRows + h, pairs + d, 2 * sizeof(bf16));
     g.unit[h] = unit;
   }
 
@@ -182,7 +182,7 @@ struct InPairs {
   }
 
   template <int H>
-  AFNEXT_INLINE void add_values(Group& g, const Chunk& chunk, Fetch& fetch, float* weights,
+  AFNEXT_INLINE void add_values(Group& g, Chunk& chunk, Fetch& fetch, float* weights,
                                 const float* shrink, int64_t width) {
     pair_keys<H>(weights, chunk.readable);
     for (int64_t d = 0; d < width; d += kChannels) {
@@ -286,7 +286,7 @@ AFNEXT_INLINE void softmax(Group& g, const Chunk& chunk, float* scores, float* s
 // The rows that `keys` and `values` name are fetched while scores and then sums of values are
 // computed.
 template <int H, typename In>
-void meet(const Band& band, int64_t group, Group& g, const Chunk& chunk, Fetch keys, Fetch values,
+void meet(const Band& band, int64_t group, Group& g, Chunk& chunk, Fetch keys, Fetch values,
           int64_t width) {
   alignas(64) float scores[H * kChunkKeys], shrink[kLanes];
   for (int64_t j = 0; j < chunk.readable; j += kLanes) {
@@ -294,8 +294,7 @@ void meet(const Band& band, int64_t group, Group& g, const Chunk& chunk, Fetch k
     if (j < chunk.count) multiply<H, In>(g, chunk.keys + j, keys, width, sums);
     for (int h = 0; h < H; ++h) {
       const F32 score = In::score(g, h, sums[h]);
-      store(scores + h * kChunkKeys + j,
-            In::kScaled ? score * load(chunk.key_scales + j) : score);
+      store(scores + h * kChunkKeys + j, In::kScaled ? score * load(chunk.key_scales + j) : score);
     }
   }
   const int64_t top = g.row / group, bottom = (g.row + H - 1) / group;
@@ -307,7 +306,7 @@ void meet(const Band& band, int64_t group, Group& g, const Chunk& chunk, Fetch k
 
 // meet<rows>, for rows known at run time.
 template <typename In, int H = kGroupRows>
-AFNEXT_INLINE void meet_of(const Band& band, int64_t group, Group& g, const Chunk& chunk,
+AFNEXT_INLINE void meet_of(const Band& band, int64_t group, Group& g, Chunk& chunk,
                            const Fetch& keys, const Fetch& values, int64_t width) {
   if constexpr (H > 1) {
     if (g.rows != H) return meet_of<In, H - 1>(band, group, g, chunk, keys, values, width);

@@ -48,8 +48,8 @@ AFNEXT_INLINE F32 zip_low(F32 a, F32 b) { return detail::zip<0>(a, b, LaneIndice
 // .. and of the upper halves
 AFNEXT_INLINE F32 zip_high(F32 a, F32 b) { return detail::zip<kLanes / 2>(a, b, LaneIndices()); }
 
-// Rows become columns: squares of 4 x 4 within blocks of 4 lanes, which every instruction set shuffles
-// at its full rate, then the blocks change places.
+// Rows become columns: squares of 4 x 4 within blocks of 4 lanes, which every instruction set
+// shuffles at its full rate, then the blocks change places.
 AFNEXT_INLINE void transpose(F32 (&rows)[kLanes]) {
   constexpr int blocks = kLanes / 4;
   for (int i = 0; i < kLanes; i += 4) {

@@ -1,5 +1,5 @@
-// Elements of two or four rows side by side in a lane, for the instructions that add the products of
-// a lane. Each block of 16 bytes is zipped for itself, which is cheapest: channels change their
+// Elements of two or four rows side by side in a lane, for the instructions that add the products
+// of a lane. Each block of 16 bytes is zipped for itself, which is cheapest: channels change their
 // order.
 #pragma once
 
@@ -10,15 +10,15 @@ namespace afnext::cpu::AFNEXT_ISA {
 
 namespace detail {
 
-// Within blocks of 16 bytes: units of `size` bytes of a and b in turn, out of the lower or the upper
-// (second = 1) half of the block.
+// Within blocks of 16 bytes: units of `size` bytes of a and b in turn, out of the lower or the
+// upper (second = 1) half of the block.
 template <int size, int second, int... I>
 AFNEXT_INLINE I32 unpack_bytes(I32 a, I32 b, std::integer_sequence<int, I...>) {
   typedef int8_t Bytes __attribute__((vector_size(kLanes * 4)));
-  return bit_cast<I32>(__builtin_shufflevector(
-      bit_cast<Bytes>(a), bit_cast<Bytes>(b),
-      (I / 16 * 16 + second * 8 + I % 16 / (2 * size) * size + I % size +
-       I / size % 2 * 4 * kLanes)...));
+  return bit_cast<I32>(
+      __builtin_shufflevector(bit_cast<Bytes>(a), bit_cast<Bytes>(b),
+                              (I / 16 * 16 + second * 8 + I % 16 / (2 * size) * size + I % size +
+                               I / size % 2 * 4 * kLanes)...));
 }
 
 }  // namespace detail
