@@ -116,9 +116,21 @@ void pad(int64_t dim, int64_t width, typename In::Page* padding, Chunk& chunk) {
   }
 }
 
-// `coming`: the item after this one, or null.
+// Items that no thread has begun: they are taken one by one, so that a thread that loses its core
+// for a while holds nobody up.
+struct Queue {
+  const PagedAttentionArgs& a;
+  int64_t taken = 0;
+
+  const PagedItem* take() {
+    const int64_t i = __atomic_fetch_add(&taken, 1, __ATOMIC_RELAXED);
+    return i < a.item_count ? a.items + i : nullptr;
+  }
+};
+
+// Takes the next item, or null, in time to fetch its first keys, and gives it back.
 template <typename In>
-void attend(const PagedAttentionArgs& a, const PagedItem& item, const PagedItem* coming) {
+const PagedItem* attend(const PagedAttentionArgs& a, const PagedItem& item, Queue& queue) {
   using Page = typename In::Page;
   constexpr int64_t kMaxGroups = kPagedItemRows / kGroupRows;
   const Rows rows{a, item, a.requests[item.request]};
@@ -153,15 +165,19 @@ void attend(const PagedAttentionArgs& a, const PagedItem& item, const PagedItem*
     chunks[0].quads = chunks[1].quads = scratch<float>(2, kChunkKeys / 4 * width);
   // Chunks begin at multiples of kChunkKeys, so that a row's result does not depend on its
   // neighbours.
+  const PagedItem* coming = nullptr;
   int64_t key = item.first_key / kChunkKeys * kChunkKeys;
-  if (key < item.end_key) look_up<In>(a, item, key, chunks[0]);
+  const bool empty = key >= item.end_key;
+  if (!empty) look_up<In>(a, item, key, chunks[0]);
   for (int turn = 0; key < item.end_key; key += kChunkKeys, turn ^= 1) {
     Chunk &chunk = chunks[turn], &next = chunks[turn ^ 1];
     int64_t ahead = 0;
     if (key + kChunkKeys < item.end_key) {
       ahead = look_up<In>(a, item, key + kChunkKeys, next);
-    } else if (coming != nullptr && coming->first_key < coming->end_key) {
-      ahead = look_up<In>(a, *coming, coming->first_key / kChunkKeys * kChunkKeys, next);
+    } else {
+      coming = queue.take();
+      if (coming != nullptr && coming->first_key < coming->end_key)
+        ahead = look_up<In>(a, *coming, coming->first_key / kChunkKeys * kChunkKeys, next);
     }
     const int64_t bytes = a.dim * static_cast<int64_t>(sizeof(Page));
     Fetch keys{next.keys, next.keys + ahead, bytes},
@@ -176,6 +192,7 @@ void attend(const PagedAttentionArgs& a, const PagedItem& item, const PagedItem*
     }
   }
   for (int64_t i = 0; i < count; ++i) write<In>(rows, groups[i]);
+  return empty ? queue.take() : coming;
 }
 
 // One row of a request whose keys came in parts.
@@ -209,9 +226,12 @@ void merge_row(const PagedAttentionArgs& a, const PagedRequest& request, int64_t
 
 template <typename In>
 void run(const PagedAttentionArgs& a) {
-  parallel_for(a.item_count, a.items_per_thread, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i)
-      attend<In>(a, a.items[i], i + 1 < a.item_count ? a.items + i + 1 : nullptr);
+  Queue queue{a};
+  parallel_for(a.threads, 1, [&](int64_t begin, int64_t end) {
+    for (; begin < end; ++begin) {
+      for (const PagedItem* item = queue.take(); item != nullptr;)
+        item = attend<In>(a, *item, queue);
+    }
   });
   const int64_t heads = a.kv_heads * a.group;
   int64_t parts = 0;

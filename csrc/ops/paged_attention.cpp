@@ -7,6 +7,7 @@
 
 #include "cpu/attention.h"
 #include "cpu/paged_attention.h"
+#include "cpu/parallel.h"
 #include "ops/pages.h"
 
 namespace afnext {
@@ -55,8 +56,9 @@ class Plan {
     for (const cpu::PagedItem& item : items) products_ += work(item) * q.shape[2];
   }
 
-  int64_t items_per_thread() const {
-    return kProductsPerThread * static_cast<int64_t>(items.size()) / (products_ + 1) + 1;
+  int64_t threads() const {
+    const int64_t most = std::min<int64_t>(cpu::num_threads(), static_cast<int64_t>(items.size()));
+    return std::min(most, products_ / kProductsPerThread + 1);
   }
 
   std::vector<cpu::PagedRequest> requests;
@@ -188,7 +190,7 @@ void paged_attention(const TensorView& q, const TensorView& k_pages, const Tenso
                                 static_cast<int64_t>(plan.requests.size()),
                                 plan.items.data(),
                                 static_cast<int64_t>(plan.items.size()),
-                                plan.items_per_thread(),
+                                plan.threads(),
                                 partials.get(),
                                 partials.get() + plan.partials * q.shape[2],
                                 out.data,

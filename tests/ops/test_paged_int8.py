@@ -134,14 +134,14 @@ def test_nan_spoils_the_queries_that_see_it(backend: str, dtype: torch.dtype, va
         torch.manual_seed(0)
         case = make_case([4], [300], group=2, dim=64, dtype=dtype, causal=True)
         if spoil:
-            case.k[298, 0, 5] = case.v[299, 1, 6] = case.q[1, 3, 7] = value
+            case.k[298, 0, 5] = case.v[200, 1, 6] = case.q[0, 1, 7] = value
         cache, scales = quantized_cache([300], 2, 8, 64)
         append(case, cache, scales)
         pages = (cache.k_pages, cache.v_pages, cache.table)
         out, _ = ops.paged_attention(case.q, *pages, offsets([4]), cache.lengths, **scales)
         outs.append(out)
     spoiled = torch.zeros(4, 4, dtype=torch.bool)
-    spoiled[2:, :2] = spoiled[3, 2:] = spoiled[1, 3] = True
+    spoiled[2:, :2] = spoiled[:, 2:] = spoiled[0, 1] = True
     assert torch.equal(outs[1].isnan().all(-1), spoiled)
     assert torch.equal(outs[1][~spoiled], outs[0][~spoiled])
 
