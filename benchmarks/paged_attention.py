@@ -121,7 +121,7 @@ def shape_cases(
         peers |= {
             "torch, heads folded into rows": folded,
             "torch, by hand": by_hand,
-            "torch's best: by hand, transposed": by_hand_transposed,
+            "torch's best: K, V transposed": by_hand_transposed,
         }
     else:
         peers |= {"torch, heads expanded": expanded}

@@ -116,6 +116,20 @@ void pad(int64_t dim, int64_t width, typename In::Page* padding, Chunk& chunk) {
   }
 }
 
+// A group from `row` on: queries turned, nothing seen yet. `memory` holds 2 * kGroupRows * width
+// floats; `turned` is the token that cos and sin are of.
+template <typename In>
+void begin(const Rows& rows, int64_t row, int64_t width, float* memory, int64_t& turned, float* cos,
+           float* sin, Group& g) {
+  const int64_t left = rows.item.end_row - row;
+  g.row = row, g.rows = static_cast<int>(left < kGroupRows ? left : kGroupRows);
+  g.queries = memory, g.out = memory + kGroupRows * width;
+  for (int h = 0; h < g.rows; ++h) load_query<In>(rows, h, turned, cos, sin, g);
+  std::memset(g.out, 0, kGroupRows * width * sizeof(float));
+  store(g.peak, broadcast(-__builtin_inff()));
+  store(g.total, F32{});
+}
+
 // Items that no thread has begun: they are taken one by one, so that a thread that loses its core
 // for a while holds nobody up.
 struct Queue {
@@ -135,25 +149,16 @@ const PagedItem* attend(const PagedAttentionArgs& a, const PagedItem& item, Queu
   constexpr int64_t kMaxGroups = kPagedItemRows / kGroupRows;
   const Rows rows{a, item, a.requests[item.request]};
   const Band& band = rows.request.band;
-  const int64_t width = padded<In>(a.dim), state = kGroupRows * width;
+  const int64_t width = padded<In>(a.dim), size = 2 * kGroupRows * width;
   const int64_t count = (item.end_row - item.first_row + kGroupRows - 1) / kGroupRows;
 
-  float* memory = scratch<float>(0, 2 * count * state);
+  float* memory = scratch<float>(0, count * size);
   alignas(64) float cos[kMaxDim / 2 + kLanes], sin[kMaxDim / 2 + kLanes];
   Group groups[kMaxGroups];
   int64_t turned = -1;
-  for (int64_t i = 0; i < count; ++i) {
-    Group& g = groups[i];
-    g.row = item.first_row + i * kGroupRows;
-    g.rows =
-        static_cast<int>(item.end_row - g.row < kGroupRows ? item.end_row - g.row : kGroupRows);
-    g.queries = memory + 2 * i * state;
-    g.out = g.queries + state;
-    for (int h = 0; h < g.rows; ++h) load_query<In>(rows, h, turned, cos, sin, g);
-    std::memset(g.out, 0, state * sizeof(float));
-    store(g.peak, broadcast(-__builtin_inff()));
-    store(g.total, F32{});
-  }
+  for (int64_t i = 0; i < count; ++i)
+    begin<In>(rows, item.first_row + i * kGroupRows, width, memory + i * size, turned, cos, sin,
+              groups[i]);
 
   Page* padding = nullptr;
   if (width != a.dim) {
@@ -163,9 +168,9 @@ const PagedItem* attend(const PagedAttentionArgs& a, const PagedItem& item, Queu
   Chunk chunks[2];
   if constexpr (In::kInQuads)
     chunks[0].quads = chunks[1].quads = scratch<float>(2, kChunkKeys / 4 * width);
+  const PagedItem* coming = nullptr;
   // Chunks begin at multiples of kChunkKeys, so that a row's result does not depend on its
   // neighbours.
-  const PagedItem* coming = nullptr;
   int64_t key = item.first_key / kChunkKeys * kChunkKeys;
   const bool empty = key >= item.end_key;
   if (!empty) look_up<In>(a, item, key, chunks[0]);
