@@ -35,7 +35,7 @@ struct PagedAttentionArgs {
   int64_t request_count;
   const PagedItem* items;
   int64_t item_count;
-  int64_t items_per_thread;  // fewer are not worth waking a thread
+  int64_t threads;  // that are worth waking, at most
   // Partial results, float32: [partials, dim] and [partials]; row r of part p of KV head h of a
   // request is first_partial + (h * parts + p) * rows + r.
   float *partial_out, *partial_lse;

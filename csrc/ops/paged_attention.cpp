@@ -7,6 +7,7 @@
 
 #include "cpu/attention.h"
 #include "cpu/paged_attention.h"
+#include "cpu/parallel.h"
 #include "ops/pages.h"
 
 namespace afnext {
@@ -55,8 +56,9 @@ class Plan {
     for (const cpu::PagedItem& item : items) products_ += work(item) * q.shape[2];
   }
 
-  int64_t items_per_thread() const {
-    return kProductsPerThread * static_cast<int64_t>(items.size()) / (products_ + 1) + 1;
+  int64_t threads() const {
+    const int64_t most = std::min<int64_t>(cpu::num_threads(), static_cast<int64_t>(items.size()));
+    return std::min(most, products_ / kProductsPerThread + 1);
   }
 
   std::vector<cpu::PagedRequest> requests;
@@ -79,8 +81,9 @@ class Plan {
     const int64_t begin = first / cpu::kPartKeys * cpu::kPartKeys;
     if (end > begin) request.parts = divide_up(end - begin, cpu::kPartKeys);
     if (request.parts > 1) partials += kv_heads_ * request.parts * rows;
-    for (int64_t head = 0; head < kv_heads_; ++head) {
-      for (int64_t part = 0; part < request.parts; ++part) {
+    // Heads lie side by side in a page: so do the items that read it.
+    for (int64_t part = 0; part < request.parts; ++part) {
+      for (int64_t head = 0; head < kv_heads_; ++head) {
         const int64_t part_begin = begin + part * cpu::kPartKeys;
         items.push_back({n, head, 0, rows, std::max(first, part_begin),
                          std::min(end, part_begin + cpu::kPartKeys), part});
@@ -187,7 +190,7 @@ void paged_attention(const TensorView& q, const TensorView& k_pages, const Tenso
                                 static_cast<int64_t>(plan.requests.size()),
                                 plan.items.data(),
                                 static_cast<int64_t>(plan.items.size()),
-                                plan.items_per_thread(),
+                                plan.threads(),
                                 partials.get(),
                                 partials.get() + plan.partials * q.shape[2],
                                 out.data,

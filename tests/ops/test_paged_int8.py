@@ -1,5 +1,6 @@
 """Pages of int8: what paged_append writes, and attention over it held to float64 on what was written."""
 
+import math
 from typing import Any
 
 import pytest
@@ -59,6 +60,30 @@ def test_rows_come_back_within_half_a_step(
     assert int((~scales["k_scales"].isnan()).sum()) == 101 * 3
 
 
+def check(case: Case, slots: int) -> None:
+    """Attention over what the pages hold, within the gold standard."""
+    cache, scales = quantized_cache(case.lengths_k, case.k.shape[1], slots, case.k.shape[2])
+    append(case, cache, scales)
+    rotation = None if case.inv_freq is None else (case.times_q, case.inv_freq)
+    out, lse = ops.paged_attention(
+        case.q, cache.k_pages, cache.v_pages, cache.table, offsets(case.lengths_q), cache.lengths,
+        causal=case.causal, window=case.window, rotation=rotation, **scales,
+    )  # fmt: skip
+    q, dtype = case.q, case.q.dtype
+    if case.inv_freq is not None:
+        assert case.times_q is not None
+        q = ops.rotate(q.double().float(), case.times_q, case.inv_freq).to(dtype)
+    held = Case(
+        q, *written(cache, scales), case.lengths_q, case.lengths_k,
+        causal=case.causal, window=case.window,
+    )  # fmt: skip
+    results = [
+        dict(zip(("out", "lse"), oracle(held, d), strict=True)) for d in (dtype, torch.float64)
+    ]
+    torchs, truth = ({name: x.double() for name, x in r.items()} for r in results)
+    assert_gold({"out": out.double(), "lse": lse.double()}, torchs, truth, dtype)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("slots", [1, 16, 64])
 @pytest.mark.parametrize("lengths_q", [[1, 1, 0, 1], [40, 3, 0, 77]])
@@ -66,27 +91,59 @@ def test_attention_matches_float64_on_what_the_pages_hold(
     backend: str, dtype: torch.dtype, slots: int, lengths_q: list[int]
 ) -> None:
     """Decode and chunks of a prefill, the longest one through attention's own kernel."""
-    lengths_k = [200, 1100, 5, 80]
     case = make_case(
-        lengths_q, lengths_k, kv_heads=2, group=7, dim=64, dtype=dtype, causal=True, turned=True
-    )
-    cache, scales = quantized_cache(lengths_k, 2, slots, 64)
+        lengths_q, [200, 1100, 5, 80], kv_heads=2, group=7, dim=64, dtype=dtype, causal=True,
+        turned=True,
+    )  # fmt: skip
+    check(case, slots)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("group", "dim"), [(1, 1), (3, 3), (4, 33), (9, 100), (8, 128), (7, 200), (2, 256)]
+)
+def test_any_group_and_head_dim(backend: str, dtype: torch.dtype, group: int, dim: int) -> None:
+    """Whole registers and parts of them; windows that begin and end within a chunk of keys."""
+    case = make_case([1, 2, 5], [130, 300, 5], group=group, dim=dim, dtype=dtype, causal=True)
+    case.window = (170, -1)
+    check(case, 16)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_many_small_weights_beside_a_large_one(backend: str, dtype: torch.dtype) -> None:
+    """Weights of 1e-5 that fixed steps of the largest would round away add up to 4 % of the output."""
+    q, k, v = torch.zeros(1, 2, 64), torch.zeros(4000, 2, 64), torch.ones(4000, 2, 64)
+    q[..., 0], k[0, :, 0], v[0] = 8.0, math.log(1e5), 0.0  # scale = 1 / 8
+    case = Case(q.to(dtype), k.to(dtype), v.to(dtype), [1], [4000], causal=True)
+    cache, scales = quantized_cache([4000], 2, 32, 64)
     append(case, cache, scales)
-    out, lse = ops.paged_attention(
-        case.q, cache.k_pages, cache.v_pages, cache.table, offsets(lengths_q), cache.lengths,
-        rotation=(case.times_q, case.inv_freq), **scales,
-    )  # fmt: skip
-    assert case.times_q is not None
-    assert case.inv_freq is not None
-    held = Case(
-        ops.rotate(case.q.double().float(), case.times_q, case.inv_freq).to(dtype),
-        *written(cache, scales), lengths_q, lengths_k, causal=True,
-    )  # fmt: skip
-    results = [
-        dict(zip(("out", "lse"), oracle(held, d), strict=True)) for d in (dtype, torch.float64)
-    ]
-    torchs, truth = ({name: x.double() for name, x in r.items()} for r in results)
-    assert_gold({"out": out.double(), "lse": lse.double()}, torchs, truth, dtype)
+    pages = (cache.k_pages, cache.v_pages, cache.table)
+    out, _ = ops.paged_attention(case.q, *pages, offsets([1]), cache.lengths, **scales)
+    truth, _ = oracle(Case(case.q, *written(cache, scales), [1], [4000]), torch.float64)
+    assert truth.min() > 0.03
+    # Half a unit in the last place of the values in bf16.
+    torch.testing.assert_close(out.double(), truth, rtol=0, atol=2**-8)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_nan_spoils_the_queries_that_see_it(backend: str, dtype: torch.dtype, value: float) -> None:
+    """In a key, in a value, in a query; all others stay as they were."""
+    outs = []
+    for spoil in (False, True):
+        torch.manual_seed(0)
+        case = make_case([4], [300], group=2, dim=64, dtype=dtype, causal=True)
+        if spoil:
+            case.k[298, 0, 5] = case.v[200, 1, 6] = case.q[0, 1, 7] = value
+        cache, scales = quantized_cache([300], 2, 8, 64)
+        append(case, cache, scales)
+        pages = (cache.k_pages, cache.v_pages, cache.table)
+        out, _ = ops.paged_attention(case.q, *pages, offsets([4]), cache.lengths, **scales)
+        outs.append(out)
+    spoiled = torch.zeros(4, 4, dtype=torch.bool)
+    spoiled[2:, :2] = spoiled[:, 2:] = spoiled[0, 1] = True
+    assert torch.equal(outs[1].isnan().all(-1), spoiled)
+    assert torch.equal(outs[1][~spoiled], outs[0][~spoiled])
 
 
 def test_nan_shows(backend: str) -> None:

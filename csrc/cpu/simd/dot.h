@@ -41,19 +41,27 @@ AFNEXT_INLINE F32 dot(F32 a, F32 b, F32 sum) {
   }
 }
 
-// Lane i becomes the sum of the lanes of v[i]; n <= kLanes is a power of two, and lanes past n
-// repeat. Pairs of vectors are folded together: cheaper than one by one.
-template <int n>
-AFNEXT_INLINE F32 sum_each(F32 (&v)[n]) {
+// Lane i becomes what `fold` makes of the lanes of v[i]; n <= kLanes is a power of two, and lanes
+// past n repeat. Pairs of vectors are folded together: cheaper than one by one.
+template <int n, typename Fold>
+AFNEXT_INLINE F32 fold_each(F32 (&v)[n], Fold fold) {
   static_assert(n <= kLanes && (n & (n - 1)) == 0);
   for (int count = n; count > 1; count /= 2) {
     for (int i = 0; i < count / 2; ++i) {
       const F32 a = v[2 * i], b = v[2 * i + 1];
-      v[i] = evens(a, b) + odds(a, b);
+      v[i] = fold(evens(a, b), odds(a, b));
     }
   }
-  for (int count = n; count < kLanes; count *= 2) v[0] = evens(v[0], v[0]) + odds(v[0], v[0]);
+  for (int count = n; count < kLanes; count *= 2) v[0] = fold(evens(v[0], v[0]), odds(v[0], v[0]));
   return v[0];
+}
+template <int n>
+AFNEXT_INLINE F32 sum_each(F32 (&v)[n]) {
+  return fold_each(v, [](F32 a, F32 b) __attribute__((always_inline)) { return a + b; });
+}
+template <int n>
+AFNEXT_INLINE F32 largest_of_each(F32 (&v)[n]) {
+  return fold_each(v, [](F32 a, F32 b) __attribute__((always_inline)) { return max(a, b); });
 }
 
 // The sum of each of any number of vectors.

@@ -31,7 +31,22 @@ AFNEXT_INLINE I32 dot_bytes(I32 a, I32 b, I32 sum) {
 }
 #else
 constexpr bool kHasByteProducts = false;
+AFNEXT_INLINE I32 dot_bytes(I32 a, I32 b, I32 sum) {
+  for (int bit = 0; bit < 32; bit += 8) sum += ((a >> bit) & 255) * (b << (24 - bit) >> 24);
+  return sum;
+}
 #endif
+
+// dot_bytes for one quad in all lanes of b, read where it is multiplied (as dot_broadcast of
+// dot_bf16.h).
+AFNEXT_INLINE I32 dot_bytes_broadcast(I32 a, const float* quad, I32 sum) {
+#if defined(__AVX512VNNI__)
+  __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(a), "m"(*quad));
+  return sum;
+#else
+  return dot_bytes(a, broadcast_word(bit_cast<int32_t>(*quad)), sum);
+#endif
+}
 
 // sum + the products of a lane's two signed 16-bit words.
 AFNEXT_INLINE I32 dot_pairs(I32 a, I32 b, I32 sum) {

@@ -73,14 +73,6 @@ AFNEXT_INLINE void zip_rows(const bf16* low, const bf16* high, int64_t count, fl
   }
 }
 
-// Of two registers of pairs: pairs of their low elements, and of their high ones.
-AFNEXT_INLINE F32 zip_low_of_pairs(F32 a, F32 b) {
-  return bit_cast<F32>((bit_cast<U32>(a) & 0xffffu) | bit_cast<U32>(b) << 16);
-}
-AFNEXT_INLINE F32 zip_high_of_pairs(F32 a, F32 b) {
-  return bit_cast<F32>(bit_cast<U32>(a) >> 16 | (bit_cast<U32>(b) & 0xffff0000u));
-}
-
 // A matrix of pairs for product(), whose depth then counts pairs: pair k of row m lies at
 // data[m * stride + 2 * k] ..
 struct PairsByRow {
