@@ -4,10 +4,9 @@
 #include <fstream>
 #include <sstream>
 #include <string>
-#include <thread>
 
 #if defined(__linux__)
-#include <sched.h>
+#include <pthread.h>
 #endif
 
 namespace afnext::cpu {
@@ -73,6 +72,29 @@ int available_cores() {
   if (quota > 0) cores = std::min(cores, quota);
 #endif
   return cores;
+}
+
+int current_core() {
+#if defined(__linux__)
+  return sched_getcpu();
+#else
+  return -1;
+#endif
+}
+
+void KeptOff::move([[maybe_unused]] std::thread& thread, [[maybe_unused]] int core) {
+#if defined(__linux__)
+  const pthread_t handle = thread.native_handle();
+  cpu_set_t set;
+  if (core < 0 || core >= CPU_SETSIZE || core == core_) return;
+  if (pthread_getaffinity_np(handle, sizeof(set), &set) != 0) return;
+  // Unless somebody else has chosen its cores since.
+  if (core_ >= 0 && CPU_EQUAL(&set, &made_)) CPU_SET(core_, &set);
+  CPU_CLR(core, &set);
+  if (CPU_COUNT(&set) == 0 || pthread_setaffinity_np(handle, sizeof(set), &set) != 0) return;
+  core_ = core;
+  made_ = set;
+#endif
 }
 
 }  // namespace afnext::cpu

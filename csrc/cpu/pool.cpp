@@ -12,6 +12,9 @@ namespace afnext::cpu {
 namespace {
 
 constexpr int kPiecesPerThread = 4;
+// With more threads than these, one that shares a core matters little, and moving all of them costs
+// too much.
+constexpr int kFewThreads = 8;
 // As long as waking a sleeper takes the system at worst (25 to 50 us on virtual machines): whatever
 // comes, no more than twice the best is lost.
 constexpr std::chrono::microseconds kSpin{50};
@@ -92,7 +95,7 @@ void Pool::run(int64_t count, int64_t grain, Split split, detail::Body body, con
   for (int word = 0; word * 64 < slot->pieces; ++word)
     slot->shares[word].store(0, std::memory_order_relaxed);
 
-  jobs_.fetch_add(1);
+  if (jobs_.fetch_add(1) == 0) leave_core_to_caller();
   const int busy = busy_.fetch_add(1) + 1;
   slot->state.store(kTaken | kOpen, std::memory_order_release);
   announce(std::min(slot->pieces - 1, threads_ - busy));
@@ -124,6 +127,16 @@ Pool::Slot* Pool::take_slot() {
       return &slot;
   }
   return nullptr;
+}
+
+void Pool::leave_core_to_caller() {
+  if (!spin_ || threads_ > kFewThreads) return;
+  const int core = current_core();
+  if (core == callers_core_.load(std::memory_order_relaxed)) return;
+  if (moving_.test_and_set(std::memory_order_acquire)) return;
+  for (size_t i = 0; i < workers_.size(); ++i) kept_off_[i].move(workers_[i], core);
+  callers_core_.store(core, std::memory_order_relaxed);
+  moving_.clear(std::memory_order_release);
 }
 
 void Pool::announce(int helpers) {
@@ -219,7 +232,7 @@ bool Pool::spin_until(const Done& done) const {
 
 // --- life
 
-Pool::Pool(int threads, bool spin) : threads_(threads), spin_(spin) {
+Pool::Pool(int threads, bool spin) : threads_(threads), spin_(spin), kept_off_(threads - 1) {
   workers_.reserve(threads - 1);
   try {
     for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { worker(i); });

@@ -11,6 +11,7 @@
 #include <thread>
 #include <vector>
 
+#include "cpu/cores.h"
 #include "cpu/parallel.h"
 
 namespace afnext::cpu {
@@ -56,6 +57,7 @@ class Pool {
   static constexpr int kSlots = 8;  // a ninth caller works alone
 
   Slot* take_slot();
+  void leave_core_to_caller();
   void announce(int helpers);
   void work_on(Slot& slot, int thread);
   Slot* join();
@@ -73,6 +75,9 @@ class Pool {
   std::atomic<int> jobs_{0};              // slots in use
   const int threads_;
   const bool spin_;
+  std::atomic<int> callers_core_{-1};  // that workers are kept off
+  std::atomic_flag moving_;
+  std::vector<KeptOff> kept_off_;  // for each of the workers
   std::vector<std::thread> workers_;
 };
 
