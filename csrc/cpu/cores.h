@@ -21,6 +21,11 @@ int cgroup_cores(const std::string& root, const std::string& membership);
 // The core that the calling thread is on, or -1 where the system does not tell.
 int current_core();
 
+// Asks for short turns of the core for the calling thread, where the system grants them (Linux from
+// 6.12 on): it gets no more time than others, but when it wakes beside a thread that spins, as
+// OpenMP's idle ones do, it gets its time at once instead of milliseconds later.
+void ask_for_short_turns();
+
 // Keeps a thread off one core, that of the thread that it works for: a guest's scheduler may take
 // halted cores for busy ones, and then wakes a helper on the very core of its caller.
 class KeptOff {

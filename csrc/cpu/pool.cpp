@@ -197,6 +197,7 @@ void Pool::leave(Slot& slot) {
 }
 
 void Pool::worker(int thread) {
+  ask_for_short_turns();
   for (;;) {
     const uint32_t seen = events_.load();
     if (stop_.load()) return;
@@ -214,8 +215,8 @@ void Pool::worker(int thread) {
   }
 }
 
-// Looks for `done` for a while, and lets others have the core meanwhile, torch's threads among
-// them.
+// Looks for `done` for a while. Yielding the core meanwhile would give it to one of torch's threads
+// that spin until the system's next tick, 4 ms later perhaps: a sleeper is waked at once.
 template <typename Done>
 bool Pool::spin_until(const Done& done) const {
   if (!spin_) return done();
@@ -225,7 +226,6 @@ bool Pool::spin_until(const Done& done) const {
       if (done()) return true;
       relax();
     }
-    std::this_thread::yield();
   } while (std::chrono::steady_clock::now() - start < kSpin);
   return done();
 }
