@@ -16,8 +16,7 @@ void unpack_panel(const PackedView& view, int64_t index, Format* plain, int64_t 
     for (int64_t step = 0; step * kElements < view.k; step += kLanes) {
       F32 square[kLanes];
       for (int64_t s = 0; s < kLanes; ++s) {
-        square[s] =
-            step + s < steps ? load(words + (step + s) * kPanelColumns + column) : F32{};
+        square[s] = step + s < steps ? load(words + (step + s) * kPanelColumns + column) : F32{};
       }
       transpose(square);
       const int64_t first = step * kElements, left = view.k - first;

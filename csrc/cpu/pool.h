@@ -28,7 +28,7 @@ class Pool {
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
 
-  void run(int64_t count, int64_t grain, Split split, detail::Body body, const void* context);
+  void run(int64_t count, int64_t grain, detail::Body body, const void* context);
 
   // Whether the calling thread is at work for some pool.
   static bool inside();
@@ -44,14 +44,12 @@ class Pool {
     const void* context;
     int64_t count;
     int pieces;
-    Split split;
     std::exception_ptr error;
     std::atomic<bool> failed;
-    alignas(64) std::atomic<int> next;               // dynamic: the first piece not taken
-    std::atomic<uint64_t> shares[kMaxThreads / 64];  // even: a bit for each share taken
+    alignas(64) std::atomic<int> next;  // the first piece not taken
 
     bool finished() const;
-    int take(int thread);  // a piece, or -1
+    int take();  // a piece, or -1
     void call(int piece);
   };
   static constexpr int kSlots = 8;  // a ninth caller works alone
@@ -59,10 +57,10 @@ class Pool {
   Slot* take_slot();
   void leave_core_to_caller();
   void announce(int helpers);
-  void work_on(Slot& slot, int thread);
+  void work_on(Slot& slot, bool as_helper);
   Slot* join();
   void leave(Slot& slot);
-  void worker(int thread);
+  void worker();
   template <typename Done>
   bool spin_until(const Done& done) const;
 
