@@ -14,19 +14,20 @@ namespace {
 constexpr int64_t kFewRows = 16, kFewColumns = kLanes / 2;
 
 // A chunk of a panel, packed, and where the next one lies in the plain weight: step by step, while
-// this one is multiplied, two lines after the other of its 32 rows come in. Asking for what is
+// this one is multiplied, its 32 rows come in, two cache lines after the other. Asking for what is
 // beyond the weight does no harm.
-template <typename T, int64_t chunk_steps>
+template <int64_t chunk_steps>
 struct PlainChunk {
-  static constexpr int64_t kLine = 64 / sizeof(T), kRowSteps = chunk_steps / kPanelColumns;
+  static constexpr int64_t kRowSteps = chunk_steps / kPanelColumns, kLineBytes = 64;
   const float* words;
-  const T* next;
-  int64_t stride;
+  uintptr_t next;
+  int64_t stride;  // bytes
 
   AFNEXT_INLINE_METHOD void fetch(const float*, int64_t step) const {
-    const T* line = next + step / kRowSteps * stride + step % kRowSteps * 2 * kLine;
-    __builtin_prefetch(line, 0, 2);
-    __builtin_prefetch(line + kLine, 0, 2);
+    const uintptr_t line = next + static_cast<uintptr_t>(step / kRowSteps * stride +
+                                                         step % kRowSteps * 2 * kLineBytes);
+    __builtin_prefetch(reinterpret_cast<const void*>(line), 0, 2);
+    __builtin_prefetch(reinterpret_cast<const void*>(line + kLineBytes), 0, 2);
   }
 };
 
@@ -36,12 +37,14 @@ struct PlainPanels {
   const T* weight;
   int64_t stride;
 
-  PlainChunk<T, chunk_steps> chunk(int64_t panel, int64_t step, int64_t steps, int64_t next_panel,
-                                   int64_t next_step) const {
+  PlainChunk<chunk_steps> chunk(int64_t panel, int64_t step, int64_t steps, int64_t next_panel,
+                                int64_t next_step) const {
     float* words = scratch<float>(2, chunk_steps * kPanelColumns);
     pack_steps<T>(view, weight, stride, panel, step, steps, words);
-    return {words, weight + next_panel * kPanelColumns * stride + next_step * kWordElements<T>,
-            stride};
+    constexpr int64_t kBytes = sizeof(T);
+    const int64_t next = next_panel * kPanelColumns * stride + next_step * kWordElements<T>;
+    return {words, reinterpret_cast<uintptr_t>(weight) + static_cast<uintptr_t>(next * kBytes),
+            stride * kBytes};
   }
 };
 

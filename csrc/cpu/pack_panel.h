@@ -44,18 +44,18 @@ void pack_steps(const PackedView& view, const Plain* plain, int64_t stride, int6
                 int64_t first, int64_t count, float* words) {
   constexpr int64_t kElements = kWordElements<Format>;
   for (int64_t column = 0; column < kPanelColumns; column += kLanes) {
-    const Plain* rows = plain + view.row(index, column) * stride;
+    const int64_t row = view.row(index, column);  // and the next ones, as far as there are any
     const bool all_rows = view.row(index, column + kLanes - 1) >= 0;
     for (int64_t step = 0; step < count; step += kLanes) {
       const int64_t element = (first + step) * kElements, left = view.k - element;
       F32 square[kLanes];
       if (all_rows && left >= kElements * kLanes) {
         for (int c = 0; c < kLanes; ++c)
-          square[c] = load_panel_words<Format>(rows + c * stride + element);
+          square[c] = load_panel_words<Format>(plain + (row + c) * stride + element);
       } else {
         for (int c = 0; c < kLanes; ++c) {
           square[c] = left > 0 && view.row(index, column + c) >= 0
-                          ? load_panel_words_n<Format>(rows + c * stride + element, left)
+                          ? load_panel_words_n<Format>(plain + (row + c) * stride + element, left)
                           : F32{};
         }
       }
