@@ -11,8 +11,9 @@ from afnext import ops
 
 from .case import Case, rotated
 
-# (rows of x, N, K): 7B's attention output for one token, a small batch and a prefill; nano's MLP.
-SHAPES = [(1, 3584, 3584), (8, 3584, 3584), (512, 3584, 3584), (1, 1024, 384), (256, 1024, 384)]
+# (N, K): 7B's gate or up and down projections, the encoder's attention output, nano's MLP.
+WEIGHTS = [(18944, 3584), (3584, 18944), (1280, 1280), (1024, 384)]
+ROWS = [1, 8, 64, 512]
 IN_CACHE = 4 << 20  # bytes of a weight that stays there from step to step
 
 
@@ -31,11 +32,15 @@ def layer(m: int, n: int, k: int, dtype: torch.dtype) -> Case:
         flops=2 * m * n * k,
         bytes=size + m * (n + k) * dtype.itemsize if large else 0,
         dtype=name,
+        context=torch.inference_mode,
+        rounds=5 if m > 64 else 9,
+        slow=m > 64 and n * k > 1 << 24,
     )
 
 
 def cases() -> Iterator[Case]:
     """Every shape in both dtypes."""
-    for shape in SHAPES:
-        for dtype in (torch.bfloat16, torch.float32):
-            yield layer(*shape, dtype)
+    for dtype in (torch.bfloat16, torch.float32):
+        for n, k in WEIGHTS:
+            for m in ROWS:
+                yield layer(m, n, k, dtype)

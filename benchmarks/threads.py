@@ -47,11 +47,18 @@ def cases() -> Iterator[Case]:
         flops=CALLS * operations,
     )
     x, weight = torch.randn(1, 1024).bfloat16(), torch.randn(4096, 1024).bfloat16()
-    a, b = torch.randn(192, 192), torch.randn(192, 192)
     linear: Call = lambda: ops.linear(x, weight)  # noqa: E731
+    # Small products are torch's alone; large ones leave its threads spinning.
+    for size in (192, 512):
+        yield in_turn(linear, size)
+
+
+def in_turn(linear: Call, size: int) -> Case:
+    """A decode layer of 8 MB in turn with a square product of torch's, beside each in a row."""
+    a, b = torch.randn(size, size), torch.randn(size, size)
     product: Call = lambda: torch.mm(a, b)  # noqa: E731
-    yield Case(
-        f"{CALLS} decode layers [1, 1024] x [4096, 1024] bfloat16 and torch products of 192, in turn",
+    return Case(
+        f"{CALLS} decode layers [1, 1024] x [4096, 1024] bfloat16 and torch products of {size}, in turn",
         ours=times(CALLS, linear, product),
         peers={
             "all layers, then all products": lambda: (

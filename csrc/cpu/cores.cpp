@@ -1,13 +1,15 @@
 #include "cpu/cores.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <fstream>
 #include <sstream>
 #include <string>
-#include <thread>
 
 #if defined(__linux__)
-#include <sched.h>
+#include <pthread.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace afnext::cpu {
@@ -73,6 +75,46 @@ int available_cores() {
   if (quota > 0) cores = std::min(cores, quota);
 #endif
   return cores;
+}
+
+int current_core() {
+#if defined(__linux__)
+  return sched_getcpu();
+#else
+  return -1;
+#endif
+}
+
+void ask_for_short_turns() {
+#if defined(__linux__) && defined(SYS_sched_setattr)
+  struct {  // sched_setattr(2); C libraries begin to declare it
+    uint32_t size, policy;
+    uint64_t flags;
+    int32_t nice;
+    uint32_t priority;
+    uint64_t runtime, deadline, period;
+  } attributes{};
+  constexpr uint64_t kTurn = 100'000;  // ns, the least that there is
+  if (syscall(SYS_sched_getattr, 0, &attributes, sizeof(attributes), 0) != 0) return;
+  if (attributes.policy != SCHED_OTHER) return;
+  attributes.runtime = kTurn;
+  syscall(SYS_sched_setattr, 0, &attributes, 0);
+#endif
+}
+
+void KeptOff::move([[maybe_unused]] std::thread& thread, [[maybe_unused]] int core) {
+#if defined(__linux__)
+  const pthread_t handle = thread.native_handle();
+  cpu_set_t set;
+  if (core < 0 || core >= CPU_SETSIZE || core == core_) return;
+  if (pthread_getaffinity_np(handle, sizeof(set), &set) != 0) return;
+  // Unless somebody else has chosen its cores since.
+  if (core_ >= 0 && CPU_EQUAL(&set, &made_)) CPU_SET(core_, &set);
+  CPU_CLR(core, &set);
+  if (CPU_COUNT(&set) == 0 || pthread_setaffinity_np(handle, sizeof(set), &set) != 0) return;
+  core_ = core;
+  made_ = set;
+#endif
 }
 
 }  // namespace afnext::cpu

@@ -1,7 +1,11 @@
+// Plain weights. Few rows of x read them as they lie; many rows meet the kernels of packed weights,
+// and a thread packs the chunk of a panel that it comes to.
 #include "cpu/linear.h"
 
-#include "cpu/linear_blocks.h"
 #include "cpu/linear_rows.h"
+#include "cpu/pack.h"
+#include "cpu/pack_panel.h"
+#include "cpu/packed_vectors.h"
 
 namespace afnext::cpu::AFNEXT_ISA {
 namespace {
@@ -9,15 +13,64 @@ namespace {
 // Up to here reading the weight in place is faster than packing it (measured from 384 to 18,944).
 constexpr int64_t kFewRows = 16, kFewColumns = kLanes / 2;
 
-template <typename T>
-void linear_of(const LinearArgs& a) {
-  a.m <= kFewRows || a.n <= kFewColumns ? linear_rows<T>(a) : linear_blocks<T>(a);
+// A chunk of a panel, packed, and where the next one lies in the plain weight: step by step, while
+// this one is multiplied, its 32 rows come in, two cache lines after the other. Asking for what is
+// beyond the weight does no harm.
+template <int64_t chunk_steps>
+struct PlainChunk {
+  static constexpr int64_t kRowSteps = chunk_steps / kPanelColumns, kLineBytes = 64;
+  const float* words;
+  uintptr_t next;
+  int64_t stride;  // bytes
+
+  AFNEXT_INLINE_METHOD void fetch(const float*, int64_t step) const {
+    const uintptr_t line = next + static_cast<uintptr_t>(step / kRowSteps * stride +
+                                                         step % kRowSteps * 2 * kLineBytes);
+    __builtin_prefetch(reinterpret_cast<const void*>(line), 0, 2);
+    __builtin_prefetch(reinterpret_cast<const void*>(line + kLineBytes), 0, 2);
+  }
+};
+
+template <typename T, int64_t chunk_steps>
+struct PlainPanels {
+  const PackedView& view;
+  const T* weight;
+  int64_t stride;
+
+  PlainChunk<chunk_steps> chunk(int64_t panel, int64_t step, int64_t steps, int64_t next_panel,
+                                int64_t next_step) const {
+    float* words = scratch<float>(2, chunk_steps * kPanelColumns);
+    pack_steps<T>(view, weight, stride, panel, step, steps, words);
+    constexpr int64_t kBytes = sizeof(T);
+    const int64_t next = next_panel * kPanelColumns * stride + next_step * kWordElements<T>;
+    return {words, reinterpret_cast<uintptr_t>(weight) + static_cast<uintptr_t>(next * kBytes),
+            stride * kBytes};
+  }
+};
+
+template <typename T, typename Kernel>
+void linear_panels(const LinearArgs& a, WeightFormat format) {
+  using Panels = PlainPanels<T, Kernel::kChunk>;
+  PackedLinearArgs args{};
+  args.dtype = a.dtype, args.m = a.m;
+  args.weight.format = format, args.weight.n = a.n, args.weight.k = a.k;
+  args.x = a.x, args.x_stride = a.x_stride;
+  args.bias = a.bias, args.out = a.out;
+  const Panels panels{args.weight, static_cast<const T*>(a.weight), a.weight_stride};
+  PackedProduct<Kernel, Panels>(args, dense_steps(args.weight), panels).run();
 }
 
 }  // namespace
 
 void linear(const LinearArgs& args) {
-  args.dtype == DType::f32 ? linear_of<float>(args) : linear_of<bf16>(args);
+  const bool few = args.m <= kFewRows || args.n <= kFewColumns;
+  if (args.dtype == DType::f32) {
+    few ? linear_rows<float>(args)
+        : linear_panels<float, VectorKernel<FloatProduct>>(args, WeightFormat::f32);
+  } else {
+    few ? linear_rows<bf16>(args)
+        : linear_panels<bf16, VectorKernel<Bf16Product>>(args, WeightFormat::bf16);
+  }
 }
 
 AFNEXT_REGISTER(linear, LinearArgs)

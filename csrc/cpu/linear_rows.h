@@ -3,7 +3,7 @@
 
 #include "cpu/linear.h"
 #include "cpu/parallel.h"
-#include "cpu/simd/dot.h"
+#include "cpu/simd/dot_bf16.h"
 
 namespace afnext::cpu::AFNEXT_ISA {
 namespace {

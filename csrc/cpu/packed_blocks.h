@@ -1,5 +1,8 @@
-// How a product with packed weights is cut into tiles (Goto and van de Geijn, 2008), whatever
+// How a product with dense weights is cut into tiles (Goto and van de Geijn, 2008), whatever
 // computes a tile.
+//
+// Panels gives the chunks of the panels: chunk(panel, step, steps, next_panel, next_step) is what
+// tile() takes, good until the thread's next call, which will be for the place that is named last.
 //
 // A Kernel has
 //   kRows, kRowUnit           rows of x in a tile, and what they are padded to a multiple of
@@ -89,11 +92,40 @@ void pack_tile(const PackedLinearArgs& a, int64_t row, int64_t rows, int64_t ste
   pack_tile_from<Kernel, bf16>(a, row, rows, step, steps, words);
 }
 
-template <typename Kernel>
+// A chunk of a packed weight: the next one follows it in memory.
+struct PackedChunk {
+  const float* words;
+  operator const float*() const { return words; }
+
+  // Asks for what is wanted some steps after `at` from memory.
+  AFNEXT_INLINE_METHOD void fetch(const float* at, int64_t) const {
+    constexpr int64_t kAhead = 4096 / sizeof(float);  // 1 to 8 KB measured alike from memory
+    __builtin_prefetch(at + kAhead);
+    __builtin_prefetch(at + kAhead + kPanelColumns / 2);
+  }
+};
+
+struct PackedPanels {
+  const float* words;
+  int64_t steps;
+  PackedPanels(const PackedLinearArgs& a, int64_t panel_steps)
+      : words(static_cast<const float*>(a.weight.data)), steps(panel_steps) {}
+  PackedChunk chunk(int64_t panel, int64_t step, int64_t, int64_t, int64_t) const {
+    return {words + (panel * steps + step) * kPanelColumns};
+  }
+};
+
+template <typename Kernel, typename Panels = PackedPanels>
 class PackedProduct {
  public:
+  // `steps`: of a panel.
   PackedProduct(const PackedLinearArgs& args, int64_t steps)
-      : a_(args), steps_(steps), chunks_(steps > 0 ? ceil_div(steps, Kernel::kChunk) : 1) {}
+      : PackedProduct(args, steps, Panels(args, steps)) {}
+  PackedProduct(const PackedLinearArgs& args, int64_t steps, const Panels& panels)
+      : a_(args),
+        panels_(panels),
+        steps_(steps),
+        chunks_(steps > 0 ? ceil_div(steps, Kernel::kChunk) : 1) {}
 
   void run() {
     // As many rows at a time as fit the outer cache when packed.
@@ -107,6 +139,9 @@ class PackedProduct {
   }
 
  private:
+  struct Place {
+    int64_t panel, chunk;
+  };
   static constexpr int64_t kTileWords = Kernel::kRows * Kernel::kChunk * Kernel::kWords;
   static constexpr int64_t kTileSums = Kernel::kRows * kPanelColumns;
   static constexpr int64_t kFewTiles = 64 / Kernel::kRows;
@@ -132,14 +167,16 @@ class PackedProduct {
         });
   }
 
-  // sums [rows, 32] of a tile of rows, plus its product with a chunk of a panel.
-  void add(int64_t tile, int64_t panel, int64_t chunk, float* sums) const {
-    const int64_t step = panel * steps_ + chunk * Kernel::kChunk;
-    Kernel::tile(tiles_.height(tile), words_at(chunk, tile),
-                 static_cast<const float*>(a_.weight.data) + step * kPanelColumns,
-                 chunk_steps(chunk), chunk == 0, sums);
-    if (chunk + 1 == chunks_)
-      finish(a_, row_ + tiles_.begin(tile), tiles_.height(tile), panel, sums);
+  // sums [tiles][kRows, 32], plus the product of those tiles of rows with a chunk of a panel.
+  void add(int64_t tile, int64_t tile_end, Place at, Place next, float* sums) const {
+    const int64_t steps = chunk_steps(at.chunk);
+    const auto panel = panels_.chunk(at.panel, at.chunk * Kernel::kChunk, steps, next.panel,
+                                     next.chunk * Kernel::kChunk);
+    for (int64_t t = tile; t < tile_end; ++t, sums += kTileSums) {
+      Kernel::tile(tiles_.height(t), words_at(at.chunk, t), panel, steps, at.chunk == 0, sums);
+      if (at.chunk + 1 == chunks_)
+        finish(a_, row_ + tiles_.begin(t), tiles_.height(t), at.panel, sums);
+    }
   }
 
   // Every panel is read once, from end to end.
@@ -151,8 +188,9 @@ class PackedProduct {
                    float* sums = scratch<float>(1, static_cast<size_t>(tiles_.count * kTileSums));
                    for (int64_t panel = begin; panel < end; ++panel) {
                      for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
-                       for (int64_t t = 0; t < tiles_.count; ++t)
-                         add(t, panel, chunk, sums + t * kTileSums);
+                       const bool last = chunk + 1 == chunks_;
+                       add(0, tiles_.count, {panel, chunk},
+                           last ? Place{panel + 1, 0} : Place{panel, chunk + 1}, sums);
                      }
                    }
                  });
@@ -179,14 +217,16 @@ class PackedProduct {
     const int64_t tiles = tile_end - tile;
     float* sums = scratch<float>(1, static_cast<size_t>((panel_end - panel) * tiles * kTileSums));
     for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
-      float* next = sums;
       for (int64_t p = panel; p < panel_end; ++p) {
-        for (int64_t t = tile; t < tile_end; ++t, next += kTileSums) add(t, p, chunk, next);
+        const bool last = p + 1 == panel_end;
+        add(tile, tile_end, {p, chunk}, last ? Place{panel, chunk + 1} : Place{p + 1, chunk},
+            sums + (p - panel) * tiles * kTileSums);
       }
     }
   }
 
   const PackedLinearArgs& a_;
+  const Panels panels_;
   int64_t steps_, chunks_, row_ = 0;
   RowTiles<Kernel> tiles_{0};
   float* words_ = nullptr;

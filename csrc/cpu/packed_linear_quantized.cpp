@@ -6,11 +6,15 @@
 namespace afnext::cpu::AFNEXT_ISA {
 namespace {
 
-constexpr int64_t kPrefetchBytes = 1536;  // 1 to 2 KB ahead measured best
+constexpr int64_t kPrefetchBytes = 4096;  // 1 to 8 KB measured alike from memory
 
-// Rows of x in a tile: with two registers of columns, as many as leave some for the weight.
+// Rows of x in a tile of one or two registers of columns: as many as leave some for the weight.
+template <typename Engine, int bits, int columns>
+constexpr int kTileRows = (kLanes == 16 ? (bits == 8 ? 28 : 24) : 8) / (columns * Engine::kPlanes);
+// Two save loads of x; with one a panel is read once for twice the rows, which counts where x has
+// two planes and tiles are low.
 template <typename Engine, int bits>
-constexpr int kTileRows = (kLanes == 16 ? (bits == 8 ? 28 : 24) : 8) / (2 * Engine::kPlanes);
+constexpr int kMostRows = kTileRows<Engine, bits, 3 - Engine::kPlanes>;
 
 // Where the integers of a group meet their scales.
 struct Fold {
@@ -19,10 +23,10 @@ struct Fold {
   int64_t column;
   float* sums;
 
-  template <bool scaled, bool shifted, int R, int P>
-  AFNEXT_INLINE_METHOD void add(const I32 (&acc)[R][P][2]) const {
-    F32 scale[2], zero[2];
-    for (int c = 0; c < 2; ++c) {
+  template <bool scaled, bool shifted, int R, int P, int C>
+  AFNEXT_INLINE_METHOD void add(const I32 (&acc)[R][P][C]) const {
+    F32 scale[C], zero[C];
+    for (int c = 0; c < C; ++c) {
       const bf16* halves = reinterpret_cast<const bf16*>(scales) + column + c * kLanes;
       if constexpr (scaled) scale[c] = load(halves);
       if constexpr (shifted) zero[c] = load(halves + kPanelColumns);
@@ -31,7 +35,7 @@ struct Fold {
     for (int r = 0; r < R; ++r) {
       const F32 x_scale = broadcast(x_scales[r]);
 #pragma GCC unroll 2
-      for (int c = 0; c < 2; ++c) {
+      for (int c = 0; c < C; ++c) {
         I32 total = acc[r][P - 1][c];
         if constexpr (P == 2) total += acc[r][0][c] << 8;
         F32 value = __builtin_convertvector(total, F32);
@@ -44,29 +48,33 @@ struct Fold {
   }
 };
 
-// R rows of x against 2 * kLanes columns of a group; scales is null where the panel has but one for
+// R rows of x against C * kLanes columns of a group; scales is null where the panel has but one for
 // each column.
-template <typename Engine, int bits, int R>
+template <typename Engine, int bits, int R, int C>
 AFNEXT_INLINE void group_tile(const QuantizedPanel& q, const char* scales, const char* group,
                               int64_t column, const int32_t* words, const float* x_scales,
                               const int32_t* starts, const float* x_sums, float* sums) {
-  I32 acc[R][Engine::kPlanes][2] = {};
+  I32 acc[R][Engine::kPlanes][C] = {};
   for (int r = 0; r < R; ++r) {
-    acc[r][Engine::kPlanes - 1][0] = acc[r][Engine::kPlanes - 1][1] = broadcast_word(starts[r]);
+    for (int c = 0; c < C; ++c) acc[r][Engine::kPlanes - 1][c] = broadcast_word(starts[r]);
   }
   const char* step = group + q.prefix + 4 * column;
   for (int64_t s = 0; s < q.steps; ++s, step += kStepBytes) {
     __builtin_prefetch(step + kPrefetchBytes);
-    if constexpr (kLanes == 16) __builtin_prefetch(step + kPrefetchBytes + 64);
-    I32 weight[2] = {load_words(step), load_words(step + 4 * kLanes)};
+    if constexpr (C * kLanes == kPanelColumns) __builtin_prefetch(step + kPrefetchBytes + 64);
+    I32 weight[C];
+    for (int c = 0; c < C; ++c) weight[c] = load_words(step + 4 * c * kLanes);
     if constexpr (bits == 8) {
-      Engine::template step<R>(words, weight, acc);
+      Engine::step(words, weight, acc);
       words += R * Engine::kWords;
     } else {
-      const I32 low[2] = {weight[0] & 0x0f0f0f0f, weight[1] & 0x0f0f0f0f};
-      Engine::template step<R>(words, low, acc);
-      const I32 high[2] = {(weight[0] >> 4) & 0x0f0f0f0f, (weight[1] >> 4) & 0x0f0f0f0f};
-      Engine::template step<R>(words + R * Engine::kWords, high, acc);
+      I32 low[C], high[C];
+      for (int c = 0; c < C; ++c) {
+        low[c] = weight[c] & 0x0f0f0f0f;
+        high[c] = (weight[c] >> 4) & 0x0f0f0f0f;
+      }
+      Engine::step(words, low, acc);
+      Engine::step(words + R * Engine::kWords, high, acc);
       words += 2 * R * Engine::kWords;
     }
   }
@@ -82,6 +90,7 @@ AFNEXT_INLINE void group_tile(const QuantizedPanel& q, const char* scales, const
 template <typename Engine, int bits, int R>
 __attribute__((noinline)) void tile(const QuantizedPanel& q, const char* panel, const int32_t* x,
                                     float* sums) {
+  constexpr int kColumns = R <= kTileRows<Engine, bits, 2> ? 2 : 1;
   std::memset(sums, 0, R * kPanelColumns * sizeof(float));
   const char* group = panel + q.header;
   for (int64_t b = 0; b < q.blocks; ++b, x += block_words<Engine>(q, R)) {
@@ -89,10 +98,10 @@ __attribute__((noinline)) void tile(const QuantizedPanel& q, const char* panel, 
     const int32_t* starts = reinterpret_cast<const int32_t*>(x_scales + R);
     const float* x_sums = reinterpret_cast<const float*>(starts + q.groups * R);
     for (int64_t g = 0; g < q.groups; ++g, group += q.group_bytes) {
-      for (int64_t column = 0; column < kPanelColumns; column += 2 * kLanes) {
-        group_tile<Engine, bits, R>(q, q.header > 0 ? nullptr : group, group, column,
-                                    x + g * q.group / 4 * R * Engine::kWords, x_scales,
-                                    starts + g * R, x_sums + g * R, sums);
+      for (int64_t column = 0; column < kPanelColumns; column += kColumns * kLanes) {
+        group_tile<Engine, bits, R, kColumns>(q, q.header > 0 ? nullptr : group, group, column,
+                                              x + g * q.group / 4 * R * Engine::kWords, x_scales,
+                                              starts + g * R, x_sums + g * R, sums);
       }
     }
   }
@@ -105,7 +114,7 @@ __attribute__((noinline)) void tile(const QuantizedPanel& q, const char* panel, 
 }
 
 // tile<rows>, for rows known at run time.
-template <typename Engine, int bits, int R = kTileRows<Engine, bits>>
+template <typename Engine, int bits, int R = kMostRows<Engine, bits>>
 void tile_of(int64_t rows, const QuantizedPanel& q, const char* panel, const int32_t* x,
              float* sums) {
   if constexpr (R > 1) {
@@ -117,7 +126,7 @@ void tile_of(int64_t rows, const QuantizedPanel& q, const char* panel, const int
 template <typename E, int bits>
 struct VectorKernel {
   using Engine = E;
-  static constexpr int64_t kRows = kTileRows<Engine, bits>;
+  static constexpr int64_t kRows = kMostRows<Engine, bits>;
   static constexpr bool kFullTiles = false;
   using Session = NoSession;
 

@@ -59,6 +59,13 @@ struct PairProduct {
 };
 #endif
 
+// Products of bf16 x and bf16 weights.
+#if defined(__AVX512BF16__)
+using Bf16Product = PairProduct;
+#else
+using Bf16Product = WideProduct;
+#endif
+
 template <typename Product>
 struct VectorKernel {
   static constexpr int kRows = Product::kRows, kRowUnit = 1, kWords = Product::kWords;
@@ -68,15 +75,16 @@ struct VectorKernel {
                            kBlockPanels = 16;
   struct Session {};
 
-  static void tile(int64_t rows, const float* words, const float* panel, int64_t steps, bool first,
+  template <typename Chunk>
+  static void tile(int64_t rows, const float* words, const Chunk& panel, int64_t steps, bool first,
                    float* sums) {
     tile_of<kRows>(rows, words, panel, steps, first, sums);
   }
 
  private:
   // tile_rows<rows>, for rows known at run time.
-  template <int R>
-  static void tile_of(int64_t rows, const float* words, const float* panel, int64_t steps,
+  template <int R, typename Chunk>
+  static void tile_of(int64_t rows, const float* words, const Chunk& panel, int64_t steps,
                       bool first, float* sums) {
     if constexpr (R > 1) {
       if (rows != R) return tile_of<R - 1>(rows, words, panel, steps, first, sums);
@@ -84,19 +92,17 @@ struct VectorKernel {
     tile_rows<R>(words, panel, steps, first, sums);
   }
 
-  template <int R>
-  static void tile_rows(const float* words, const float* panel, int64_t steps, bool first,
+  template <int R, typename Chunk>
+  static void tile_rows(const float* words, const Chunk& panel, int64_t steps, bool first,
                         float* sums) {
-    constexpr int64_t kAhead = 1536 / sizeof(float);  // 1 to 2 KB measured best
     constexpr int64_t kHalf = kPanelColumns / 2, kLineSteps = kLineWords / kWords;
     for (int64_t column = 0; column < kHalf; column += kLanes) {
       F32 tile[R][2] = {};
-      const float *p = panel + column, *x = words;
+      const float *p = panel.words + column, *x = words;
       for (int64_t left = steps; left > 0; left -= kLineSteps, x += R * kLineWords) {
         const int64_t count = smaller(left, kLineSteps);
         for (int64_t s = 0; s < count; ++s, p += kPanelColumns) {
-          __builtin_prefetch(p + kAhead);
-          __builtin_prefetch(p + kAhead + kHalf);
+          panel.fetch(p, steps - left + s);
           Product::template step<R>(x + s * kWords, load(p), load(p + kHalf), tile);
         }
       }

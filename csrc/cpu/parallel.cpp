@@ -86,11 +86,11 @@ void set_num_threads(int threads) {
 
 namespace detail {
 
-void run(int64_t count, int64_t grain, Split split, Body body, const void* context) {
+void run(int64_t count, int64_t grain, Body body, const void* context) {
   if (count <= 0) return;
   grain = std::max<int64_t>(1, grain);
   if (Pool::inside() || count <= grain || num_threads() == 1) return body(context, 0, count);
-  current_pool(state())->run(count, grain, split, body, context);
+  current_pool(state())->run(count, grain, body, context);
 }
 
 void run_in_order(int64_t count, Body body, const void* context) {

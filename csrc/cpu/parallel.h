@@ -11,29 +11,21 @@ int num_threads();
 // Calls that are running finish on the threads that they have.
 void set_num_threads(int threads);
 
-enum class Split : uint8_t {
-  // About four pieces a thread, taken as threads become free: uneven work evens out.
-  dynamic,
-  // One contiguous share a thread, nearly equal, and the same share for the same thread at every
-  // call of that count: for loops that memory bounds, whose data then stay in that core's cache. A
-  // thread that never got a core loses its share to the others.
-  even,
-};
-
 namespace detail {
 using Body = void (*)(const void* context, int64_t begin, int64_t end);
-void run(int64_t count, int64_t grain, Split split, Body body, const void* context);
+void run(int64_t count, int64_t grain, Body body, const void* context);
 void run_in_order(int64_t count, Body body, const void* context);
 }  // namespace detail
 
 // Calls body(begin, end) over disjoint pieces of [0, count), of at least `grain` items each where
-// count allows, on the pool; returns when all are done. Safe from several threads at once: they
-// share the pool. Inside another parallel_for the caller does all the work itself. When a body
-// throws, pieces that nobody has begun are dropped, and the first exception reaches the caller.
+// count allows, on the pool: about four pieces a thread, taken as threads become free. Returns when
+// all are done. Safe from several threads at once: they share the pool. Inside another parallel_for
+// the caller does all the work itself. When a body throws, pieces that nobody has begun are
+// dropped, and the first exception reaches the caller.
 template <typename F>
-void parallel_for(int64_t count, int64_t grain, const F& body, Split split = Split::dynamic) {
+void parallel_for(int64_t count, int64_t grain, const F& body) {
   detail::run(
-      count, grain, split,
+      count, grain,
       [](const void* context, int64_t begin, int64_t end) {
         (*static_cast<const F*>(context))(begin, end);
       },

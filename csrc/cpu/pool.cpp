@@ -12,6 +12,9 @@ namespace afnext::cpu {
 namespace {
 
 constexpr int kPiecesPerThread = 4;
+// With more threads than these, one that shares a core matters little, and moving all of them costs
+// too much.
+constexpr int kFewThreads = 8;
 // As long as waking a sleeper takes the system at worst (25 to 50 us on virtual machines): whatever
 // comes, no more than twice the best is lost.
 constexpr std::chrono::microseconds kSpin{50};
@@ -38,31 +41,14 @@ bool Pool::inside() { return t_inside; }
 // --- a job's pieces
 
 bool Pool::Slot::finished() const {
-  if (failed.load(std::memory_order_relaxed)) return true;
-  if (split == Split::dynamic) return next.load(std::memory_order_relaxed) >= pieces;
-  for (int word = 0; word * 64 < pieces; ++word) {
-    const int left = pieces - word * 64;
-    const uint64_t all = left >= 64 ? ~uint64_t{0} : (uint64_t{1} << left) - 1;
-    if (shares[word].load(std::memory_order_relaxed) != all) return false;
-  }
-  return true;
+  return failed.load(std::memory_order_relaxed) || next.load(std::memory_order_relaxed) >= pieces;
 }
 
-int Pool::Slot::take(int thread) {
-  if (split == Split::dynamic) {
-    // Looking first keeps the counter from running away under many workers.
-    if (next.load(std::memory_order_relaxed) >= pieces) return -1;
-    const int piece = next.fetch_add(1, std::memory_order_relaxed);
-    return piece < pieces ? piece : -1;
-  }
-  for (int i = 0; i < pieces; ++i) {
-    const int piece = (thread + i) % pieces;
-    const uint64_t bit = uint64_t{1} << (piece % 64);
-    std::atomic<uint64_t>& word = shares[piece / 64];
-    if ((word.load(std::memory_order_relaxed) & bit) != 0) continue;
-    if ((word.fetch_or(bit, std::memory_order_relaxed) & bit) == 0) return piece;
-  }
-  return -1;
+int Pool::Slot::take() {
+  // Looking first keeps the counter from running away under many workers.
+  if (next.load(std::memory_order_relaxed) >= pieces) return -1;
+  const int piece = next.fetch_add(1, std::memory_order_relaxed);
+  return piece < pieces ? piece : -1;
 }
 
 void Pool::Slot::call(int piece) {
@@ -78,25 +64,22 @@ void Pool::Slot::call(int piece) {
 
 // --- callers
 
-void Pool::run(int64_t count, int64_t grain, Split split, detail::Body body, const void* context) {
+void Pool::run(int64_t count, int64_t grain, detail::Body body, const void* context) {
   Slot* slot = take_slot();
   if (slot == nullptr) return body(context, 0, count);
-  const int64_t wanted = split == Split::even ? threads_ : kPiecesPerThread * threads_;
+  const int64_t wanted = kPiecesPerThread * threads_;
   slot->body = body;
   slot->context = context;
   slot->count = count;
   slot->pieces = static_cast<int>(std::min(wanted, std::max<int64_t>(1, count / grain)));
-  slot->split = split;
   slot->failed.store(false, std::memory_order_relaxed);
   slot->next.store(0, std::memory_order_relaxed);
-  for (int word = 0; word * 64 < slot->pieces; ++word)
-    slot->shares[word].store(0, std::memory_order_relaxed);
 
-  jobs_.fetch_add(1);
+  if (jobs_.fetch_add(1) == 0) leave_core_to_caller();
   const int busy = busy_.fetch_add(1) + 1;
   slot->state.store(kTaken | kOpen, std::memory_order_release);
   announce(std::min(slot->pieces - 1, threads_ - busy));
-  work_on(*slot, 0);
+  work_on(*slot, false);
   busy_.fetch_sub(1);
 
   // Nothing is left to take: wait for those at work, not for those that never got a core.
@@ -126,6 +109,16 @@ Pool::Slot* Pool::take_slot() {
   return nullptr;
 }
 
+void Pool::leave_core_to_caller() {
+  if (!spin_ || threads_ > kFewThreads) return;
+  const int core = current_core();
+  if (core == callers_core_.load(std::memory_order_relaxed)) return;
+  if (moving_.test_and_set(std::memory_order_acquire)) return;
+  for (size_t i = 0; i < workers_.size(); ++i) kept_off_[i].move(workers_[i], core);
+  callers_core_.store(core, std::memory_order_relaxed);
+  moving_.clear(std::memory_order_release);
+}
+
 void Pool::announce(int helpers) {
   // In this order, and the reverse in worker(): either this thread sees the sleeper, or the sleeper
   // sees the event.
@@ -138,15 +131,15 @@ void Pool::announce(int helpers) {
   }
 }
 
-void Pool::work_on(Slot& slot, int thread) {
+void Pool::work_on(Slot& slot, bool as_helper) {
   const Inside inside;
   const uint32_t seen = events_.load(std::memory_order_relaxed);
   while (!slot.failed.load(std::memory_order_relaxed)) {
-    const int piece = slot.take(thread);
+    const int piece = slot.take();
     if (piece < 0) return;
     slot.call(piece);
     // Jobs came or went: a worker may be needed more elsewhere.
-    if (thread != 0 && events_.load(std::memory_order_relaxed) != seen) return;
+    if (as_helper && events_.load(std::memory_order_relaxed) != seen) return;
   }
 }
 
@@ -183,12 +176,13 @@ void Pool::leave(Slot& slot) {
   if ((state & (kOpen | kHelpers)) == 1) slot.state.notify_one();  // the last of a closed job
 }
 
-void Pool::worker(int thread) {
+void Pool::worker() {
+  ask_for_short_turns();
   for (;;) {
     const uint32_t seen = events_.load();
     if (stop_.load()) return;
     if (Slot* slot = join()) {
-      work_on(*slot, thread);
+      work_on(*slot, true);
       busy_.fetch_sub(1);
       leave(*slot);
       continue;
@@ -201,8 +195,8 @@ void Pool::worker(int thread) {
   }
 }
 
-// Looks for `done` for a while, and lets others have the core meanwhile, torch's threads among
-// them.
+// Looks for `done` for a while. Yielding the core meanwhile would give it to one of torch's threads
+// that spin until the system's next tick, 4 ms later perhaps: a sleeper is waked at once.
 template <typename Done>
 bool Pool::spin_until(const Done& done) const {
   if (!spin_) return done();
@@ -212,17 +206,16 @@ bool Pool::spin_until(const Done& done) const {
       if (done()) return true;
       relax();
     }
-    std::this_thread::yield();
   } while (std::chrono::steady_clock::now() - start < kSpin);
   return done();
 }
 
 // --- life
 
-Pool::Pool(int threads, bool spin) : threads_(threads), spin_(spin) {
+Pool::Pool(int threads, bool spin) : threads_(threads), spin_(spin), kept_off_(threads - 1) {
   workers_.reserve(threads - 1);
   try {
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { worker(i); });
+    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { worker(); });
   } catch (
       const std::system_error&) {  // the system's limit of threads: those that there are will do
   }

@@ -11,6 +11,7 @@
 #include <thread>
 #include <vector>
 
+#include "cpu/cores.h"
 #include "cpu/parallel.h"
 
 namespace afnext::cpu {
@@ -27,7 +28,7 @@ class Pool {
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
 
-  void run(int64_t count, int64_t grain, Split split, detail::Body body, const void* context);
+  void run(int64_t count, int64_t grain, detail::Body body, const void* context);
 
   // Whether the calling thread is at work for some pool.
   static bool inside();
@@ -43,24 +44,23 @@ class Pool {
     const void* context;
     int64_t count;
     int pieces;
-    Split split;
     std::exception_ptr error;
     std::atomic<bool> failed;
-    alignas(64) std::atomic<int> next;               // dynamic: the first piece not taken
-    std::atomic<uint64_t> shares[kMaxThreads / 64];  // even: a bit for each share taken
+    alignas(64) std::atomic<int> next;  // the first piece not taken
 
     bool finished() const;
-    int take(int thread);  // a piece, or -1
+    int take();  // a piece, or -1
     void call(int piece);
   };
   static constexpr int kSlots = 8;  // a ninth caller works alone
 
   Slot* take_slot();
+  void leave_core_to_caller();
   void announce(int helpers);
-  void work_on(Slot& slot, int thread);
+  void work_on(Slot& slot, bool as_helper);
   Slot* join();
   void leave(Slot& slot);
-  void worker(int thread);
+  void worker();
   template <typename Done>
   bool spin_until(const Done& done) const;
 
@@ -73,6 +73,9 @@ class Pool {
   std::atomic<int> jobs_{0};              // slots in use
   const int threads_;
   const bool spin_;
+  std::atomic<int> callers_core_{-1};  // that workers are kept off
+  std::atomic_flag moving_;
+  std::vector<KeptOff> kept_off_;  // for each of the workers
   std::vector<std::thread> workers_;
 };
 

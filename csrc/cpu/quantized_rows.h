@@ -53,18 +53,17 @@ struct Bytes {
       for (int p = 0; p < planes; ++p) std::memcpy(words + p, bytes[p] + 4 * quad, 4);
     }
   }
-  // sums[r][p][c] += the products of a quad of 2 * kLanes columns with that of row r.
-  template <int R>
-  static AFNEXT_INLINE_METHOD void step(const int32_t* words, const I32 (&weight)[2],
-                                        I32 (&sums)[R][planes][2]) {
+  // sums[r][p][c] += the products of a quad of C * kLanes columns with that of row r.
+  template <int R, int C>
+  static AFNEXT_INLINE_METHOD void step(const int32_t* words, const I32 (&weight)[C],
+                                        I32 (&sums)[R][planes][C]) {
 #pragma GCC unroll 14
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 2
       for (int p = 0; p < planes; ++p) {
-        const I32 x =
-            bit_cast<I32>(in_register(bit_cast<F32>(broadcast_word(words[r * planes + p]))));
-        sums[r][p][0] = dot_bytes(weight[0], x, sums[r][p][0]);
-        sums[r][p][1] = dot_bytes(weight[1], x, sums[r][p][1]);
+        I32 x = broadcast_word(words[r * planes + p]);
+        if constexpr (C > 1) x = bit_cast<I32>(in_register(bit_cast<F32>(x)));
+        for (int c = 0; c < C; ++c) sums[r][p][c] = dot_bytes(weight[c], x, sums[r][p][c]);
       }
     }
   }
@@ -89,18 +88,18 @@ struct Pairs {
       std::memcpy(words, pairs, sizeof(pairs));
     }
   }
-  template <int R>
-  static AFNEXT_INLINE_METHOD void step(const int32_t* words, const I32 (&weight)[2],
-                                        I32 (&sums)[R][1][2]) {
-    I32 even[2], odd[2];
-    for (int c = 0; c < 2; ++c) {
+  template <int R, int C>
+  static AFNEXT_INLINE_METHOD void step(const int32_t* words, const I32 (&weight)[C],
+                                        I32 (&sums)[R][1][C]) {
+    I32 even[C], odd[C];
+    for (int c = 0; c < C; ++c) {
       even[c] = weight[c] & 0x00ff00ff;
       odd[c] = (weight[c] >> 8) & 0x00ff00ff;
     }
 #pragma GCC unroll 14
     for (int r = 0; r < R; ++r) {
       const I32 first = broadcast_word(words[2 * r]), second = broadcast_word(words[2 * r + 1]);
-      for (int c = 0; c < 2; ++c) {
+      for (int c = 0; c < C; ++c) {
         sums[r][0][c] = dot_pairs(odd[c], second, dot_pairs(even[c], first, sums[r][0][c]));
       }
     }

@@ -1,6 +1,7 @@
 // Drives the thread pool from several threads at once. Each mode prints nothing and exits with 0,
 // or says what went wrong and exits with 1. test_parallel.py compiles it, once with the thread
 // sanitizer.
+#include <sched.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -36,18 +37,14 @@ void expect(bool ok, const char* what) {
   std::exit(1);
 }
 
-// Each index once, whatever count, grain, split and threads are: plain ints, so that the sanitizer
+// Each index once, whatever count, grain and threads are: plain ints, so that the sanitizer
 // sees a piece that two threads run, or a result that the caller reads too early.
 void cover(std::mt19937& random, int64_t largest) {
   const int64_t count = random() % largest, grain = 1 + random() % 40;
-  const Split split = random() % 2 == 0 ? Split::dynamic : Split::even;
   std::vector<int> seen(count, 0);
-  parallel_for(
-      count, grain,
-      [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) ++seen[i];
-      },
-      split);
+  parallel_for(count, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) ++seen[i];
+  });
   for (const int times : seen) expect(times == 1, "an index was not done exactly once");
 }
 
@@ -113,23 +110,52 @@ void exceptions() {
   }
 }
 
-void even_shares() {
-  set_num_threads(4);
-  for (int round = 0; round < 50; ++round) {
-    std::mutex mutex;
-    std::vector<std::pair<int64_t, int64_t>> shares;
-    parallel_for(
-        1003, 1,
-        [&](int64_t begin, int64_t end) {
-          std::this_thread::sleep_for(2ms);  // everyone gets to its own
-          const std::lock_guard lock(mutex);
-          shares.emplace_back(begin, end);
-        },
-        Split::even);
-    expect(shares.size() == 4, "even: not one share a thread");
-    for (const auto& [begin, end] : shares) expect((end - begin) / 2 == 125, "even: unequal");
+#if defined(__linux__)
+// The cores that the pool's one worker may use, as it finds them while it helps; `then` runs there.
+template <typename F>
+cpu_set_t cores_of_worker(const F& then) {
+  const std::thread::id caller = std::this_thread::get_id();
+  cpu_set_t found;
+  for (std::atomic<bool> helped{false}; !helped;) {
+    parallel_for(8, 1, [&](int64_t, int64_t) {
+      std::this_thread::sleep_for(1ms);  // the worker gets its share
+      if (std::this_thread::get_id() == caller || helped.exchange(true)) return;
+      sched_getaffinity(0, sizeof(found), &found);
+      then();
+    });
   }
+  return found;
 }
+
+// Wherever the caller goes, its worker keeps off that core and may use all others, unless somebody
+// else has chosen its cores.
+void cores() {
+  cpu_set_t all, one;
+  sched_getaffinity(0, sizeof(all), &all);
+  if (CPU_COUNT(&all) < 2) return;
+  set_num_threads(2);
+  cores_of_worker([] {});
+  const auto move_to = [&](int core) {
+    CPU_ZERO(&one);
+    CPU_SET(core, &one);
+    expect(sched_setaffinity(0, sizeof(one), &one) == 0, "the caller cannot be moved");
+  };
+  for (int core = 0; core < CPU_SETSIZE; ++core) {
+    if (!CPU_ISSET(core, &all)) continue;
+    move_to(core);
+    cpu_set_t expected = all;
+    CPU_CLR(core, &expected);
+    const cpu_set_t found = cores_of_worker([] {});
+    expect(CPU_EQUAL(&found, &expected),
+           "the worker may use other cores than all but its caller's");
+  }
+  cores_of_worker([&] { sched_setaffinity(0, sizeof(one), &one); });  // the caller's core alone
+  const cpu_set_t left = cores_of_worker([] {});
+  expect(CPU_EQUAL(&left, &one), "a worker with one core to use was moved");
+}
+#else
+void cores() {}
+#endif
 
 // Sleeping bodies need no cores: who takes part is the pool's decision alone.
 void fairness() {
@@ -189,7 +215,7 @@ int main(int argc, char** argv) {
   if (mode == "sleepers") sleepers(5000);
   if (mode == "nested") nested();
   if (mode == "exceptions") exceptions();
-  if (mode == "even") even_shares();
+  if (mode == "cores") cores();
   if (mode == "fairness") fairness();
   if (mode == "fork") after_fork();
   if (mode == "cgroup") {  // ROOT MEMBERSHIP: prints the quota in cores

@@ -48,9 +48,14 @@ def output(program: Path, *args: object) -> str:
     return run.stdout
 
 
-@pytest.mark.parametrize("mode", ["callers", "sleepers", "nested", "exceptions", "even"])
+@pytest.mark.parametrize("mode", ["callers", "sleepers", "nested", "exceptions"])
 def test_stress(program: Path, mode: str) -> None:
     assert output(program, mode) == ""
+
+
+def test_workers_keep_off_their_callers_core(program: Path) -> None:
+    """Wherever the caller is moved to; and a worker whose cores somebody else has chosen stays there."""
+    assert output(program, "cores") == ""
 
 
 def test_two_callers_share_the_pool(program: Path) -> None:

@@ -32,7 +32,7 @@ def assert_as_good_as_torch(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor
 
 
 # Rows that are read in place and rows that are packed, with whole and broken tiles on every level:
-# 6 or 14 rows, 8, 16 or 32 columns, chunks of 512.
+# 5, 6 or 14 rows, panels of 32 columns, chunks of 128, 256 or 512.
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("m", [0, 1, 2, 3, 4, 7, 9, 14, 15, 29, 43])
 def test_matches_float64(backend: str, dtype: torch.dtype, m: int) -> None:

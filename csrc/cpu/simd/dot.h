@@ -29,18 +29,6 @@ AFNEXT_INLINE F32 load_raw_n(const T* p, int n) {
 AFNEXT_INLINE F32 low_of_pairs(F32 v) { return bit_cast<F32>(bit_cast<U32>(v) << 16); }
 AFNEXT_INLINE F32 high_of_pairs(F32 v) { return bit_cast<F32>(bit_cast<U32>(v) & 0xffff0000u); }
 
-// sum + a * b, lane by lane; a lane of bf16 adds its two products. (The instruction that multiplies
-// pairs of bf16 runs at half the rate of fma on the Intel cores that have it: this is faster.)
-template <typename T>
-AFNEXT_INLINE F32 dot(F32 a, F32 b, F32 sum) {
-  if constexpr (sizeof(T) == 4) {
-    return fma(a, b, sum);
-  } else {
-    const F32 low = fma(low_of_pairs(a), low_of_pairs(b), sum);
-    return fma(high_of_pairs(a), high_of_pairs(b), low);
-  }
-}
-
 // Lane i becomes what `fold` makes of the lanes of v[i]; n <= kLanes is a power of two, and lanes
 // past n repeat. Pairs of vectors are folded together: cheaper than one by one.
 template <int n, typename Fold>

@@ -21,7 +21,8 @@ AFNEXT_INLINE F32 dot_pairs(F32 a, F32 b, F32 sum) {
 #if defined(__AVX512BF16__)
   return _mm512_dpbf16_ps(sum, bit_cast<__m512bh>(a), bit_cast<__m512bh>(b));
 #else
-  return dot<bf16>(a, b, sum);
+  const F32 low = fma(low_of_pairs(a), low_of_pairs(b), sum);
+  return fma(high_of_pairs(a), high_of_pairs(b), low);
 #endif
 }
 
@@ -34,6 +35,16 @@ AFNEXT_INLINE F32 dot_broadcast(F32 a, const float* pair, F32 sum) {
 #else
   return dot_pairs(a, broadcast(*pair), sum);
 #endif
+}
+
+// sum + a * b, lane by lane, of registers of T as they lie in memory.
+template <typename T>
+AFNEXT_INLINE F32 dot(F32 a, F32 b, F32 sum) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    return fma(a, b, sum);
+  } else {
+    return dot_pairs(a, b, sum);
+  }
 }
 
 }  // namespace afnext::cpu::AFNEXT_ISA

@@ -122,7 +122,7 @@ void* scratch(int slot, size_t bytes) {
   return blocks[slot].data;
 }
 // In two pieces, so that tiles are configured and released more than once a call.
-void detail::run(int64_t count, int64_t, Split, Body body, const void* context) {
+void detail::run(int64_t count, int64_t, Body body, const void* context) {
   if (count > 1) body(context, 0, count / 2);
   body(context, count / 2, count);
 }
