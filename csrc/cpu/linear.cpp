@@ -1,69 +1,17 @@
-// Plain weights. Few rows of x read them as they lie; many rows meet the kernels of packed weights,
-// and a thread packs the chunk of a panel that it comes to.
-#include "cpu/linear.h"
-
+// Plain weights. Few rows of x read them as they lie; many rows meet the kernels of packed weights.
+#include "cpu/linear_panels.h"
 #include "cpu/linear_rows.h"
-#include "cpu/pack.h"
-#include "cpu/pack_panel.h"
 #include "cpu/packed_vectors.h"
 
 namespace afnext::cpu::AFNEXT_ISA {
 namespace {
 
-// Up to here reading the weight in place is faster than packing it (measured from 384 to 18,944).
-constexpr int64_t kFewRows = 16, kFewColumns = kLanes / 2;
-
-// A chunk of a panel, packed, and where the next one lies in the plain weight: step by step, while
-// this one is multiplied, its 32 rows come in, two cache lines after the other. Asking for what is
-// beyond the weight does no harm.
-template <int64_t chunk_steps>
-struct PlainChunk {
-  static constexpr int64_t kRowSteps = chunk_steps / kPanelColumns, kLineBytes = 64;
-  const float* words;
-  uintptr_t next;
-  int64_t stride;  // bytes
-
-  AFNEXT_INLINE_METHOD void fetch(const float*, int64_t step) const {
-    const uintptr_t line = next + static_cast<uintptr_t>(step / kRowSteps * stride +
-                                                         step % kRowSteps * 2 * kLineBytes);
-    __builtin_prefetch(reinterpret_cast<const void*>(line), 0, 2);
-    __builtin_prefetch(reinterpret_cast<const void*>(line + kLineBytes), 0, 2);
-  }
-};
-
-template <typename T, int64_t chunk_steps>
-struct PlainPanels {
-  const PackedView& view;
-  const T* weight;
-  int64_t stride;
-
-  PlainChunk<chunk_steps> chunk(int64_t panel, int64_t step, int64_t steps, int64_t next_panel,
-                                int64_t next_step) const {
-    float* words = scratch<float>(2, chunk_steps * kPanelColumns);
-    pack_steps<T>(view, weight, stride, panel, step, steps, words);
-    constexpr int64_t kBytes = sizeof(T);
-    const int64_t next = next_panel * kPanelColumns * stride + next_step * kWordElements<T>;
-    return {words, reinterpret_cast<uintptr_t>(weight) + static_cast<uintptr_t>(next * kBytes),
-            stride * kBytes};
-  }
-};
-
-template <typename T, typename Kernel>
-void linear_panels(const LinearArgs& a, WeightFormat format) {
-  using Panels = PlainPanels<T, Kernel::kChunk>;
-  PackedLinearArgs args{};
-  args.dtype = a.dtype, args.m = a.m;
-  args.weight.format = format, args.weight.n = a.n, args.weight.k = a.k;
-  args.x = a.x, args.x_stride = a.x_stride;
-  args.bias = a.bias, args.out = a.out;
-  const Panels panels{args.weight, static_cast<const T*>(a.weight), a.weight_stride};
-  PackedProduct<Kernel, Panels>(args, dense_steps(args.weight), panels).run();
-}
+constexpr int64_t kFewColumns = kLanes / 2;
 
 }  // namespace
 
 void linear(const LinearArgs& args) {
-  const bool few = args.m <= kFewRows || args.n <= kFewColumns;
+  const bool few = args.m <= kLinearFewRows || args.n <= kFewColumns;
   if (args.dtype == DType::f32) {
     few ? linear_rows<float>(args)
         : linear_panels<float, VectorKernel<FloatProduct>>(args, WeightFormat::f32);

@@ -88,18 +88,24 @@ def test_a_long_prompt_goes_in_chunks(net: AudioLanguageModel) -> None:
 
 @torch.inference_mode()
 def test_bfloat16_is_as_good_as_the_modules() -> None:
-    """Against float32 on the same weights; fused ops round less often, never more."""
+    """Against float32 on the same weights; fused ops round less often, never more. Of one prompt the
+    errors' ratio is chance (0.2 to 1.5); that of sixteen prompts' squares lies at 0.9 to 1.05."""
     folder = find_model("nano")
     half = AudioLanguageModel.from_pretrained(folder, dtype=torch.bfloat16)
     exact = AudioLanguageModel.from_pretrained(folder, dtype=torch.bfloat16).float()
-    ids = torch.randint(5, 1000, (60,))
     runner = Runner(half)
-    sequence = Sequence(runner.new_pool(64, 16), 64)
-    ours = runner.prefill(half.language_model.model.embed_tokens(ids), sequence)
-    expected = exact(ids[None])[0, -1]
-    error = (ours.float() - expected).norm()
-    assert error <= 1.25 * (half(ids[None])[0, -1].float() - expected).norm()
-    assert error < 0.05 * expected.norm()
+    errors, theirs, sizes = [], [], []
+    for _ in range(16):
+        ids = torch.randint(5, 1000, (60,))
+        sequence = Sequence(runner.new_pool(64, 16), 64)
+        ours = runner.prefill(half.language_model.model.embed_tokens(ids), sequence)
+        expected = exact(ids[None])[0, -1]
+        errors.append((ours.float() - expected).norm())
+        theirs.append((half(ids[None])[0, -1].float() - expected).norm())
+        sizes.append(expected.norm())
+    error, other, size = (torch.stack(n).norm() for n in (errors, theirs, sizes))
+    assert error <= 1.25 * other
+    assert error < 0.01 * size
 
 
 def test_changed_weights_are_packed_again() -> None:

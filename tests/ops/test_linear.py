@@ -9,6 +9,7 @@ from torch import Tensor
 
 from afnext import ops
 from afnext.ops import runtime
+from afnext.ops._compiled import compiled
 
 FLOATS = [torch.float32, torch.bfloat16]
 EPS = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8}
@@ -29,6 +30,27 @@ def assert_as_good_as_torch(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor
     assert ours.shape == expected.shape
     if ours.numel():
         assert (ours <= 2 * theirs.max() + floor).all(), (ours.max(), theirs.max())
+
+
+@pytest.fixture
+def tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel for AMX tiles takes bfloat16, emulated where there are none."""
+    usual = compiled.linear
+
+    def either(x: Tensor, *rest: Tensor | None) -> None:
+        (compiled.linear_tiles if x.dtype == torch.bfloat16 else usual)(x, *rest)
+
+    monkeypatch.setattr(compiled, "linear", either)
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "k"), [(0, 3, 5), (1, 33, 47), (17, 1, 513), (33, 70, 1100), (300, 95, 600)]
+)
+def test_tiles(tiles: None, m: int, n: int, k: int) -> None:
+    """Whole and broken tiles, panels and chunks; rows of x and of the weight apart."""
+    x, bias = torch.randn(m, k + 3).bfloat16()[:, 3:], torch.randn(n).bfloat16()
+    weight = torch.randn(n, k + 5).bfloat16()[:, :k]
+    assert_as_good_as_torch(ops.linear(x, weight, bias), x, weight, bias)
 
 
 # Rows that are read in place and rows that are packed, with whole and broken tiles on every level:

@@ -10,5 +10,9 @@ namespace afnext {
 //   distance; bias: [N] or null; out: contiguous [..., N]. K = 0 leaves the bias alone.
 void linear(const TensorView& x, const TensorView& weight, const TensorView* bias,
             const TensorView& out);
+// The same by the kernel for AMX tiles (bfloat16), with the tiles emulated in plain C++ where the
+// machine has none: for tests.
+void linear_tiles(const TensorView& x, const TensorView& weight, const TensorView* bias,
+                  const TensorView& out);
 
 }  // namespace afnext

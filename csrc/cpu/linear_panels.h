@@ -1,0 +1,62 @@
+// Plain weights for the kernels of packed ones: a thread packs the chunk of a panel that it comes
+// to.
+#pragma once
+
+#include "cpu/linear.h"
+#include "cpu/pack.h"
+#include "cpu/pack_panel.h"
+#include "cpu/packed_blocks.h"
+
+namespace afnext::cpu::AFNEXT_ISA {
+namespace {
+
+// A chunk of a panel, packed, and where the next one lies in the plain weight: step by step, while
+// this one is multiplied, its 32 rows come in, two cache lines after the other. Asking for what is
+// beyond the weight does no harm.
+template <int64_t chunk_steps>
+struct PlainChunk {
+  static constexpr int64_t kRowSteps = chunk_steps / kPanelColumns, kLineBytes = 64;
+  const float* words;
+  uintptr_t next;
+  int64_t stride;  // bytes
+
+  operator const float*() const { return words; }
+  AFNEXT_INLINE_METHOD void fetch(const float*, int64_t step) const {
+    const uintptr_t line = next + static_cast<uintptr_t>(step / kRowSteps * stride +
+                                                         step % kRowSteps * 2 * kLineBytes);
+    __builtin_prefetch(reinterpret_cast<const void*>(line), 0, 2);
+    __builtin_prefetch(reinterpret_cast<const void*>(line + kLineBytes), 0, 2);
+  }
+};
+
+template <typename T, int64_t chunk_steps>
+struct PlainPanels {
+  const PackedView& view;
+  const T* weight;
+  int64_t stride;
+
+  PlainChunk<chunk_steps> chunk(int64_t panel, int64_t step, int64_t steps, int64_t next_panel,
+                                int64_t next_step) const {
+    float* words = scratch<float>(2, chunk_steps * kPanelColumns);
+    pack_steps<T>(view, weight, stride, panel, step, steps, words);
+    constexpr int64_t kBytes = sizeof(T);
+    const int64_t next = next_panel * kPanelColumns * stride + next_step * kWordElements<T>;
+    return {words, reinterpret_cast<uintptr_t>(weight) + static_cast<uintptr_t>(next * kBytes),
+            stride * kBytes};
+  }
+};
+
+template <typename T, typename Kernel>
+void linear_panels(const LinearArgs& a, WeightFormat format) {
+  using Panels = PlainPanels<T, Kernel::kChunk>;
+  PackedLinearArgs args{};
+  args.dtype = a.dtype, args.m = a.m;
+  args.weight.format = format, args.weight.n = a.n, args.weight.k = a.k;
+  args.x = a.x, args.x_stride = a.x_stride;
+  args.bias = a.bias, args.out = a.out;
+  const Panels panels{args.weight, static_cast<const T*>(a.weight), a.weight_stride};
+  PackedProduct<Kernel, Panels>(args, dense_steps(args.weight), panels).run();
+}
+
+}  // namespace
+}  // namespace afnext::cpu::AFNEXT_ISA
