@@ -28,6 +28,8 @@ from .pages import Sequence
 # How weights are stored: the decoder's layers, its head, the encoder with the adaptor. The head and the
 # encoder feel four bits most and are a small part of the bytes.
 FORMATS = {"int8": ("int8", "int8", "int8"), "int4": ("int4-g32", "int8", "int8")}
+# What rounding x to 8 bits adds is small beside the error of int4 weights, and checked beside int8's.
+ACTIVATIONS = {"int8": "auto", "int4-g32": "int8"}
 
 
 def require_quantization(quantization: str | None) -> None:
@@ -85,11 +87,14 @@ class Packing:
     ) -> ops.PackedWeight:
         """``rows`` ``[n, K]``, one above the other, as one weight."""
         shape = (sum(len(r) for r in rows), rows[0].shape[1])
+        activations = ACTIVATIONS.get(format)
         found = self._known.get(name)
-        if found is None or (found.n, found.k, found.format) != (*shape, format):
+        if found is None or (*shape, format, activations) != (
+            *(found.n, found.k, found.format, found.activations),
+        ):
             self.made += 1
             weight = rows[0].detach() if len(rows) == 1 else torch.cat([r.detach() for r in rows])
-            found = ops.pack(weight, format, gate_up=gate_up)
+            found = ops.pack(weight, format, gate_up=gate_up, activations=activations)
         self.weights[name] = found
         return found
 

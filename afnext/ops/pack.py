@@ -28,8 +28,9 @@ class PackedWeight:
         n, k: shape of the plain weight.
         gate_up: whether it is ``[2 * F, K]``, gate rows and then up rows, packed side by side.
         activations: how a product with int8 or int4 weights rounds x, a scale for each 128 elements of a
-            row: "int16" (error 3e-5, far below bfloat16's own) or "int8" (0.7 %, twice as fast with many
-            rows). None for dense weights.
+            row: "int16" (error 3e-5, far below bfloat16's own), "int8" (0.7 % of Gaussian numbers, twice
+            as fast with many rows) or "auto" ("int8" in calls of 16 rows and more whose x it is expected
+            to change by 1 % at most, else "int16"). None for dense weights.
         layout: names the order of the bytes; a saved packing of another layout is of no use.
     """
 
@@ -69,7 +70,11 @@ class PackedWeight:
     @property
     def kernel(self) -> str:
         """The format by the name that kernels know, ``activations`` included."""
-        return self.format + ":int8" if self.activations == "int8" else self.format
+        return (
+            self.format
+            if self.activations in (None, "int16")
+            else f"{self.format}:{self.activations}"
+        )
 
     @property
     def columns(self) -> int:
@@ -99,8 +104,8 @@ def pack(
         format: "float32" or "bfloat16" (the default; float32 values are rounded to it); or one of
             ``ops.quantize``, which then comes first, without zero points.
         gate_up: the weight is ``[2 * F, K]``, F gate rows and F up rows: for ``activation="silu_mul"``.
-        activations: "int16" or "int8", see ``PackedWeight``. By default "int16" for int8 weights, whose
-            own error is as small as that of "int8", and "int8" for int4 weights, whose error hides it.
+        activations: "int16", "int8" or "auto", see ``PackedWeight``. By default "int16" for int8 weights,
+            whose own error is as small as that of "int8", and "int8" for int4 weights, whose error hides it.
 
     Raises:
         ValueError: naming the argument that is wrong.
@@ -137,8 +142,8 @@ def _pack_quantized(
     bits, _ = FORMATS[weight.format]
     activations = activations or ("int16" if bits == 8 else "int8")
     check.require(
-        activations in ("int16", "int8"),
-        f"pack: activations must be int16 or int8, got {activations!r}",
+        activations in ("int16", "int8", "auto"),
+        f"pack: activations must be int16, int8 or auto, got {activations!r}",
     )
     format = weight.format if weight.zeros is None else weight.format + "-zp"
     n, k = weight.shape

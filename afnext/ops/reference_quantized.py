@@ -70,7 +70,7 @@ def quantize(
 def unpack_quantized(data: Tensor, format: str, n: int, k: int, gate_up: bool) -> Tensor:
     """The float32 weight ``[n, k]`` of a packing (``csrc/include/afnext/pack_quantized.h``)."""
     zero_points = "-zp" in format
-    bits, group = FORMATS[format.removesuffix(":int8").removesuffix("-zp")]
+    bits, group = FORMATS[format.partition(":")[0].removesuffix("-zp")]
     columns, width = (n // 2, 16) if gate_up else (n, 32)
     panels, blocks = -(-columns // width), -(-k // BLOCK)
     if n == 0 or k == 0:

@@ -20,7 +20,7 @@ QuantizedFormat format_of(const PackedView& view) {
 }  // namespace
 
 bool parse_quantized(std::string_view name, PackedView& view) {
-  view.activation_bits = strip(name, ":int8") ? 8 : 16;
+  view.activation_bits = strip(name, ":int8") ? 8 : strip(name, ":auto") ? 0 : 16;
   view.zero_points = strip(name, "-zp");
   if (name != "int8" && name != "int8-g128" && name != "int4-g128" && name != "int4-g32") {
     return false;

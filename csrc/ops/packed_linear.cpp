@@ -1,6 +1,7 @@
 #include "afnext/packed_linear.h"
 
 #include "afnext/error.h"
+#include "cpu/activation_bits.h"
 #include "cpu/packed_linear.h"
 
 namespace afnext {
@@ -77,13 +78,16 @@ Args checked(const TensorView& x, const PackedView& weight, const TensorView* bi
 
 void packed_linear(const TensorView& x, const PackedView& weight, const TensorView* bias,
                    const TensorView* residual, Activation activation, const TensorView& out) {
-  const Args args = checked(x, weight, bias, residual, activation, out);
-  if (out.numel() > 0) kernels(args)(args);
+  Args args = checked(x, weight, bias, residual, activation, out);
+  if (out.numel() == 0) return;
+  if (weight.activation_bits == 0) args.weight.activation_bits = cpu::activation_bits(args);
+  kernels(args)(args);
 }
 
 void packed_linear_tiles(const TensorView& x, const PackedView& weight, const TensorView* bias,
                          const TensorView* residual, Activation activation, const TensorView& out) {
-  const Args args = checked(x, weight, bias, residual, activation, out);
+  Args args = checked(x, weight, bias, residual, activation, out);
+  if (weight.activation_bits == 0) args.weight.activation_bits = cpu::activation_bits(args);
   Check("linear").require(fits_tiles(args), "x and weight must be bfloat16 for tiles");
   if (out.numel() > 0) tile_kernels(args)(args);
 }

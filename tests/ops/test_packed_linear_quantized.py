@@ -234,7 +234,7 @@ def test_bad_input_names_the_argument(path: str) -> None:
     for call, said in (
         (lambda: ops.pack(q, "int8"), "pack: format must be int4-g32"),
         (lambda: ops.pack(torch.zeros(2, 2), "int3"), "pack: format must be float32"),
-        (lambda: ops.pack(q, activations="int4"), "pack: activations must be int16 or int8"),
+        (lambda: ops.pack(q, activations="int4"), "pack: activations must be int16, int8 or auto"),
         (lambda: ops.pack(torch.zeros(2, 2), activations="int8"), "pack: activations are for"),
         (lambda: ops.pack(weights(3, 8, "int8"), gate_up=True), "pack: weight must have an even"),
         (lambda: ops.linear(torch.zeros(2, 9), ops.pack(q)), r"linear: x must be \[..., 8\]"),
@@ -315,3 +315,32 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="a has layout 'other'"):
         ops.save_packed(path, {"a": foreign})
     assert path.read_bytes() == b"not safetensors"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bits_of_activations_are_chosen(path: str, dtype: torch.dtype) -> None:
+    """Many rows of Gaussian numbers are multiplied in 8 bits, with outliers or few rows in 16; to the bit."""
+    if path == "reference":
+        pytest.skip("plain torch keeps x as it is")
+    weight = ops.quantize(torch.randn(70, 300), "int8")
+    fixed = {bits: ops.pack(weight, activations=f"int{bits}") for bits in (8, 16)}
+    auto = ops.pack(weight, activations="auto")
+
+    def chosen(x: Tensor) -> int:
+        out = ops.linear(x, auto)
+        (bits,) = [b for b, packed in fixed.items() if torch.equal(ops.linear(x, packed), out)]
+        return bits
+
+    x = torch.randn(40, 300).to(dtype)
+    assert chosen(x) == 8
+    assert chosen(x[:15]) == 16
+    assert chosen(x * 1e15) == 8
+    outliers = x.clone()
+    outliers[:, 7] *= 100  # the other 127 of its group are left with a step of 2
+    outliers[:, 150:] *= 10
+    assert chosen(outliers) == 16
+    broken = x.clone()
+    broken[3, 5] = torch.nan
+    assert ops.linear(broken, auto)[3].isnan().all()
+    good = [i for i in range(40) if i != 3]
+    assert torch.equal(ops.linear(broken, auto)[good], ops.linear(broken, fixed[16])[good])

@@ -34,7 +34,8 @@ struct PackedView {
   int64_t n = 0, k = 0;      // the plain weight is [n, k]
   int64_t group = 0;         // elements of K that share a scale; 0: a whole row (quantised formats)
   bool zero_points = false;  // a group has a zero point beside its scale (quantised formats)
-  int activation_bits = 16;  // of the integers that x becomes (quantised formats)
+  // Of the integers that x becomes (quantised formats): 8, 16, or 0 to choose at every call.
+  int activation_bits = 16;
   bool gate_up = false;
   void* data = nullptr;  // aligned to 64 bytes
 
