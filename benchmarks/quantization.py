@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import afnext
 from afnext import ops
 from afnext.audio.windows import AudioWindow
-from afnext.engine.packed import PackedModel
+from afnext.engine.packed import ACTIVATIONS, PackedModel
 from afnext.engine.pages import PagePool
 from afnext.engine.pages import Sequence as CachedSequence
 from afnext.evaluation.events import EventScore, parse_events
@@ -61,8 +61,8 @@ class Variant:
 
     def packing(self) -> AbstractContextManager[object]:
         """What to load the model in: the engine has no switch for ``activations``."""
-        pack = partial(ops.pack, activations=self.activations) if self.activations else ops.pack
-        return patch.object(ops, "pack", pack)
+        chosen = dict.fromkeys(ACTIVATIONS, self.activations) if self.activations else {}
+        return patch.dict(ACTIVATIONS, chosen)
 
 
 EXACT = Variant("float32")
@@ -70,8 +70,9 @@ VARIANTS = (
     Variant("bfloat16", dtype=torch.bfloat16),
     Variant("int8", "int8"),
     Variant("int8, x int8", "int8", activations="int8"),
+    Variant("int8, x int16", "int8", activations="int16"),
     Variant("int4", "int4"),
-    Variant("int4, x int8", "int4", activations="int8"),
+    Variant("int4, x int16", "int4", activations="int16"),
 )
 
 
