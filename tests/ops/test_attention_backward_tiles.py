@@ -1,4 +1,4 @@
-"""attention, backward, by its kernel for AMX tiles, emulated where there are none: float64 autograd, any mask,
+"""attention, backward, by its kernel for AMX tiles, emulated where there are none: float64 autograd, masks,
 the edges of tiles, panels and blocks, one key alone, NaN, memory bounds, threads."""
 
 from __future__ import annotations
@@ -121,6 +121,20 @@ def test_nan_stays_in_its_sequence() -> None:
         assert torch.equal(got[:40], wanted[:40])
         assert torch.equal(got[100:], wanted[100:])
         assert torch.equal(got[:, 0], wanted[:, 0])
+
+
+@pytest.mark.parametrize("queries", [1, 40, 110])
+def test_nothing_is_left_of_an_earlier_call(queries: int) -> None:
+    """Working memory full of NaN; whole steps of a product reach past the rows and keys that there are."""
+    case = case_of([queries], [90], kv_heads=1, dim=32, window=(30, 0))
+    spoiled = case_of([300], kv_heads=1, dim=32)
+    grad_out = torch.randn(case.q.shape).bfloat16()
+    clean = gradients(case, grad_out)
+    spoiled.q[:] = spoiled.k[:] = spoiled.v[:] = torch.nan
+    for _ in range(3):  # in all threads
+        gradients(spoiled, torch.full(spoiled.q.shape, torch.nan).bfloat16())
+        for got, wanted in zip(gradients(case, grad_out), clean, strict=True):
+            assert torch.equal(got, wanted)
 
 
 @pytest.mark.parametrize("length", [1, 17, 64])
