@@ -26,6 +26,7 @@ void forward(py::handle q, py::handle k, py::handle v, py::handle cu_seqlens_q,
            out_, lse_);
 }
 
+template <auto function>
 void backward(py::handle grad_out, py::handle grad_lse, py::handle q, py::handle k, py::handle v,
               py::handle out, py::handle lse, py::handle cu_seqlens_q, py::handle cu_seqlens_k,
               py::handle key_lengths, py::handle times_q, py::handle times_k, py::handle inv_freq,
@@ -41,16 +42,17 @@ void backward(py::handle grad_out, py::handle grad_lse, py::handle q, py::handle
       times_k_(times_k, op, "rotation.times_k", times_q_),
       inv_freq_(inv_freq, op, "rotation.inv_freq");
   const py::gil_scoped_release release;
-  attention_backward(grad_out_, grad_lse_, q_, k_, v_, out_, lse_,
-                     {cu_q, cu_k, lengths, times_q_, times_k_, inv_freq_, interleaved, causal,
-                      window_left, window_right, scale},
-                     grad_q_, grad_k_, grad_v_);
+  function(grad_out_, grad_lse_, q_, k_, v_, out_, lse_,
+           {cu_q, cu_k, lengths, times_q_, times_k_, inv_freq_, interleaved, causal, window_left,
+            window_right, scale},
+           grad_q_, grad_k_, grad_v_);
 }
 
 const Binding binding([](py::module_& m) {
   define<&forward<attention>>(m, "attention");
   define<&forward<attention_tiles>>(m, "attention_tiles");
-  define<&backward>(m, "attention_backward");
+  define<&backward<attention_backward>>(m, "attention_backward");
+  define<&backward<attention_backward_tiles>>(m, "attention_backward_tiles");
 });
 
 }  // namespace

@@ -52,8 +52,9 @@ struct AttentionItem {
   int64_t sequence, kv_head, first, end;
 };
 constexpr int64_t kItemRows = 192;
-// Working memory laid out by blocks rounds rows and D up to these, which any lane count divides.
-constexpr int64_t kRowUnit = 48, kDimUnit = 16;
+// Working memory laid out by blocks rounds D up to kDimUnit and rows to kRowPad, two blocks of
+// kRowUnit; any lane count divides these.
+constexpr int64_t kRowUnit = 48, kRowPad = 2 * kRowUnit, kDimUnit = 16;
 
 struct AttentionArgs {
   const AttentionProblem& problem;

@@ -37,5 +37,9 @@ struct AttentionBackwardArgs {
 };
 
 extern KernelTable<AttentionBackwardArgs> attention_backward_kernels;
+// bfloat16 on AMX tiles, for what fits_tiles(); emulated at the level avx512, for tests.
+extern KernelTable<AttentionBackwardArgs> attention_backward_tiles_kernels;
+
+bool fits_tiles(const AttentionBackwardArgs& args);
 
 }  // namespace afnext::cpu

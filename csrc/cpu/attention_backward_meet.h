@@ -89,6 +89,7 @@ template <typename T>
 class InFloats {
  public:
   using Key = float;
+  struct Session {};
   static constexpr int kBlocks = 1;        // that meet a tile together
   static constexpr float kLogUnit = 1.0f;  // what exponents count in, as a natural logarithm
   static float key_scale(const AttentionProblem&) { return 1.0f; }
@@ -185,6 +186,7 @@ class InFloats {
 class InPairs {
  public:
   using Key = bf16;
+  struct Session {};
   static constexpr int kBlocks = 4;
   static constexpr float kLogUnit = 0.693147181f;
   static float key_scale(const AttentionProblem& p) { return p.scale; }
@@ -211,11 +213,7 @@ class InPairs {
   }
 
   void arrange(const Queries& q) {
-    a_.problem.inv_freq != nullptr ? read_turned(q.block) : read_rows(q.block, a_.problem.q);
-    arrange_rows(q, columns_, zipped_);
-    read_rows(q.block, a_.grad_out);
-    arrange_rows(q, grad_columns_, zipped_grads_);
-    read_rows(q.block, a_.out);
+    arrange_inputs(q);
     to_columns(as_pairs(rows_), pairs_, q.block.vectors(), out_columns_);
     sum_steps<PairsByRow, kDeltaStep / 2>(a_.problem.even() / 2, out_columns_,
                                           grad_columns_ + q.row * pairs_, q.deltas);
@@ -261,13 +259,17 @@ class InPairs {
                AddTo{sums, kBlockRows});
   }
 
- private:
+ protected:
   static constexpr int64_t kRows = kBlocks * kBlockRows;
 
-  static PairsByRow row_of(PairsByRow x, int64_t row) {
-    return {x.data + row * x.stride, x.stride};
+  // Queries and their gradients as the products take them; leaves out in rows_.
+  void arrange_inputs(const Queries& q) {
+    a_.problem.inv_freq != nullptr ? read_turned(q.block) : read_rows(q.block, a_.problem.q);
+    arrange_rows(q, columns_, zipped_);
+    read_rows(q.block, a_.grad_out);
+    arrange_rows(q, grad_columns_, zipped_grads_);
+    read_rows(q.block, a_.out);
   }
-  static float* as_pairs(bf16* rows) { return reinterpret_cast<float*>(rows); }
 
   // Scores and slopes that lack the weights become weights and slopes, zero past `reach`.
   template <int N>
@@ -295,6 +297,23 @@ class InPairs {
       }
     }
   }
+
+  const AttentionBackwardArgs& a_;
+  // Of a row in floats, of a row in pairs of its channels, and from one row of pairs of rows to the
+  // next: so far apart that those of a panel do not crowd each other out of the cache.
+  const int64_t width_, pairs_, stride_;
+  float *columns_, *grad_columns_;  // of all blocks: [pairs, kBlockRows] each ..
+  float *zipped_, *zipped_grads_;   // .. and [kBlockRows / 2, stride]
+  float *scores_, *raw_slopes_;     // [kPanelKeys, kBlockRows]
+  bf16 *weights_, *slopes_;         // [kPanelKeys, kRows]
+  float* zipped_slopes_;            // [kBlocks, kTileKeys / 2, kBlockRows]
+  bf16 *buffer_, *rows_;            // keys and values of a tile; [kBlockRows, 2 * pairs]
+
+ private:
+  static PairsByRow row_of(PairsByRow x, int64_t row) {
+    return {x.data + row * x.stride, x.stride};
+  }
+  static float* as_pairs(bf16* rows) { return reinterpret_cast<float*>(rows); }
 
   // Rows of a block as bf16 [kBlockRows, 2 * pairs], zeros past them.
   void read_rows(const Block& block, const Heads& x) {
@@ -334,18 +353,8 @@ class InPairs {
     }
   }
 
-  const AttentionBackwardArgs& a_;
-  // Of a row in floats, of a row in pairs of its channels, and from one row of pairs of rows to the
-  // next: so far apart that those of a panel do not crowd each other out of the cache.
-  const int64_t width_, pairs_, stride_;
   PairsByRow keys_{}, values_{};
-  float *columns_, *grad_columns_;  // of all blocks: [pairs, kBlockRows] each ..
-  float *zipped_, *zipped_grads_;   // .. and [kBlockRows / 2, stride]
-  float *scores_, *raw_slopes_;     // [kPanelKeys, kBlockRows]
-  bf16 *weights_, *slopes_;         // [kPanelKeys, kRows]
-  float* zipped_slopes_;            // [kBlocks, kTileKeys / 2, kBlockRows]
-  float* zipped_keys_;              // [kTileKeys / 2, stride]
-  bf16 *buffer_, *rows_;
+  float* zipped_keys_;  // [kTileKeys / 2, stride]
   float *out_columns_, *turned_;
 };
 

@@ -4,16 +4,11 @@
 // are made of.
 //
 // Below the level amx the tiles are emulated: that is for tests alone.
-#include "cpu/amx/tile_product.h"
 #include "cpu/attention_forward.h"
+#include "cpu/attention_tile_rows.h"
 
 namespace afnext::cpu::AFNEXT_ISA {
 namespace {
-
-constexpr int64_t kTileDepth = kTileBytes / 2;
-static_assert(kLanes == kTileHeight, "a tile's columns are a vector of queries");
-
-AFNEXT_INLINE int64_t tiles_of(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
 struct InTiles {
   using Key = bf16;
@@ -22,7 +17,7 @@ struct InTiles {
   static constexpr int64_t kPanelKeys = 256;
 
   static int64_t memory(const AttentionProblem& p) {
-    return ((2 * kPanelKeys + kTileHeight) * p.dim + p.dim * kValueStride) / 2;
+    return (2 * kPanelKeys * p.dim + KeyTiles::memory(p.dim) + Values::memory(p.dim)) / 2;
   }
   static float log_unit(const AttentionProblem& p, float peak) {
     return InPairs::log_unit(p, peak);
@@ -35,70 +30,31 @@ struct InTiles {
     const int64_t dim = source.p.dim;
     bf16* buffer = reinterpret_cast<bf16*>(memory);
     bf16* last = buffer + 2 * kPanelKeys * dim;
-    const auto k = source.keys(first, count, buffer);
-    keys = k.data, key_stride = k.stride, whole_tiles = count / kTileHeight;
-    copy_last_keys(count % kTileHeight, dim, last);
-    bf16* values = last + kTileHeight * dim;
-    const auto v = source.values(first, count, buffer + kPanelKeys * dim);
-    transpose_values(v.data, v.stride, count, dim, values);
-    last_keys = last, values_by_channel = values;
+    keys = KeyTiles(source.keys(first, count, buffer), count, dim, last);
+    values = Values(source.values(first, count, buffer + kPanelKeys * dim), count, dim,
+                    last + KeyTiles::memory(dim));
   }
 
   template <int N>
   void meet(const Block& block, int64_t first, int64_t count, float* scores, Running& s) const {
     const int64_t dim = block.problem->dim;
-    product_in_tiles<N>(
-        tiles_of(count, kTileHeight), [&](int64_t i) { return keys_of(i, dim); },
-        {s.queries, kBlockRows}, dim / kTileDepth, true, scores);
+    product_in_tiles<N>(tiles_of(count, kTileHeight), [&](int64_t i) { return keys.at(i); },
+                        {s.queries, kBlockRows}, dim / kTileDepth, true, {scores, kBlockRows});
     F32 shrink[N];
     InPairs::weigh<N>(block, first, count, scores, s, shrink);
     const int64_t steps = tiles_of(count, kTileDepth), pairs = (count + 1) / 2;
     __builtin_memset(scores + pairs * kBlockRows, 0,
                      (steps * kTileDepth / 2 - pairs) * kBlockRows * sizeof(float));
     shrink_sums<N>(dim, shrink, s.out);
-    product_in_tiles<N>(
-        dim / kTileHeight, [&](int64_t i) { return values_of(i); }, {scores, kBlockRows}, steps,
-        false, s.out);
+    product_in_tiles<N>(dim / kTileHeight, [&](int64_t i) { return values.at(i); },
+                        {scores, kBlockRows}, steps, false, {s.out, kBlockRows});
   }
 
  private:
-  // Channels are so far apart that those of a tile do not crowd each other out of the cache.
-  static constexpr int64_t kValueStride = kPanelKeys + kTileDepth;
+  using Values = ChannelTiles<kPanelKeys>;
 
-  const bf16 *keys, *last_keys, *values_by_channel;
-  int64_t key_stride, whole_tiles;
-
-  // Keys of the panel past its last whole tile; nothing behind them is read.
-  TileRows keys_of(int64_t tile, int64_t dim) const {
-    if (tile == whole_tiles) return {last_keys, dim * 2};
-    return {keys + tile * kTileHeight * key_stride, key_stride * 2};
-  }
-  TileRows values_of(int64_t tile) const {
-    return {values_by_channel + tile * kTileHeight * kValueStride, kValueStride * 2};
-  }
-
-  void copy_last_keys(int64_t count, int64_t dim, bf16* last) const {
-    copy_rows(keys + whole_tiles * kTileHeight * key_stride, key_stride, count, dim, last, dim);
-    __builtin_memset(last + count * dim, 0, (kTileHeight - count) * dim * sizeof(bf16));
-  }
-
-  // [count, dim] to [dim, kValueStride], zeros past the last key: weights there are zero, which a
-  // NaN would not leave so.
-  static void transpose_values(const bf16* rows, int64_t stride, int64_t count, int64_t dim,
-                               bf16* out) {
-    static constexpr bf16 kNothing[kLanes] = {};
-    for (int64_t key = 0; key < count; key += kTileDepth) {
-      for (int64_t d = 0; d < dim; d += kLanes) {
-        const auto at = [&](int64_t k) { return k < count ? rows + k * stride + d : kNothing; };
-        F32 square[kLanes];
-        for (int i = 0; i < kLanes; ++i)
-          square[i] = zip_pairs(at(key + 2 * i), at(key + 2 * i + 1));
-        transpose(square);
-        for (int i = 0; i < kLanes; ++i)
-          store(reinterpret_cast<float*>(out + (d + i) * kValueStride + key), square[i]);
-      }
-    }
-  }
+  KeyTiles keys;
+  Values values;
 
   // Once the peaks are found, they seldom rise.
   template <int N>

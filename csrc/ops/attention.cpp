@@ -16,6 +16,7 @@ namespace afnext {
 constinit cpu::KernelTable<cpu::AttentionArgs> cpu::attention_kernels;
 constinit cpu::KernelTable<cpu::AttentionArgs> cpu::attention_tiles_kernels;
 constinit cpu::KernelTable<cpu::AttentionBackwardArgs> cpu::attention_backward_kernels;
+constinit cpu::KernelTable<cpu::AttentionBackwardArgs> cpu::attention_backward_tiles_kernels;
 
 namespace {
 
@@ -155,7 +156,7 @@ class Plan {
     for (int64_t n = 0; n < queries.count; ++n) {
       const int64_t key_tokens = keys.length(n);
       const int64_t seen = options.key_lengths ? options.key_lengths->as<int32_t>()[n] : key_tokens;
-      const int64_t rows = round_up(queries.length(n) * problem.group, cpu::kRowUnit);
+      const int64_t rows = round_up(queries.length(n) * problem.group, cpu::kRowPad);
       sequences_.push_back({queries.first(n),
                             keys.first(n),
                             key_tokens,
@@ -246,19 +247,44 @@ class Plan {
   int64_t total_rows_ = 0;  // per KV head, each sequence's rounded up
 };
 
+bool fits_tiles(const cpu::AttentionProblem& problem) {
+  return problem.dtype == DType::bf16 && problem.dim % 32 == 0;
+}
+
+// Whether this machine has tiles and this build the kernel for them.
+template <typename Args>
+bool has_tiles(const cpu::KernelTable<Args>& kernels) {
+  return cpu::active_isa() == cpu::Isa::amx &&
+         kernels.by_isa[static_cast<int>(cpu::Isa::amx)] != nullptr;
+}
+
+template <typename Args>
+void run_in_tiles(const Check& check, const cpu::KernelTable<Args>& kernels, const Args& args,
+                  const char* inputs) {
+  if (!cpu::fits_tiles(args)) {
+    check.fail(inputs +
+               std::string(" must be bfloat16 with a head dim of a multiple of 32 for tiles"));
+  }
+  check.require(kernels.best() != nullptr, "tiles need avx512 at least");
+  kernels(args);
+}
+
 }  // namespace
 
 bool cpu::fits_tiles(const AttentionArgs& args) {
-  return args.problem.dtype == DType::bf16 && args.problem.dim % 32 == 0 && !args.out_is_float;
+  return afnext::fits_tiles(args.problem) && !args.out_is_float;
+}
+
+bool cpu::fits_tiles(const AttentionBackwardArgs& args) {
+  return afnext::fits_tiles(args.problem) && !args.out_is_float && !args.grad_out_is_float;
 }
 
 void cpu::run_attention(const AttentionArgs& args) {
   constexpr int64_t kFewRows = 16;  // fewer leave most of a tile empty
   int64_t rows = 0;
   for (int64_t i = 0; i < args.item_count; ++i) rows += args.items[i].end - args.items[i].first;
-  const bool tiles = active_isa() == Isa::amx && fits_tiles(args) &&
-                     rows >= kFewRows * args.item_count &&
-                     attention_tiles_kernels.by_isa[static_cast<int>(Isa::amx)] != nullptr;
+  const bool tiles =
+      has_tiles(attention_tiles_kernels) && fits_tiles(args) && rows >= kFewRows * args.item_count;
   tiles ? attention_tiles_kernels(args) : attention_kernels(args);
 }
 
@@ -291,18 +317,17 @@ void attention_tiles(const TensorView& q, const TensorView& k, const TensorView&
                      const AttentionOptions& options, const TensorView& out,
                      const TensorView& lse) {
   attend(q, k, v, options, out, lse, [](const Check& check, const cpu::AttentionArgs& args) {
-    check.require(cpu::fits_tiles(args),
-                  "q and out must be bfloat16 with a head dim of a multiple of 32 for tiles");
-    check.require(cpu::attention_tiles_kernels.best() != nullptr, "tiles need avx512 at least");
-    cpu::attention_tiles_kernels(args);
+    run_in_tiles(check, cpu::attention_tiles_kernels, args, "q and out");
   });
 }
 
-void attention_backward(const TensorView& grad_out, const TensorView* grad_lse, const TensorView& q,
-                        const TensorView& k, const TensorView& v, const TensorView& out,
-                        const TensorView& lse, const AttentionOptions& options,
-                        const TensorView& grad_q, const TensorView& grad_k,
-                        const TensorView& grad_v) {
+namespace {
+
+template <typename Run>
+void differentiate(const TensorView& grad_out, const TensorView* grad_lse, const TensorView& q,
+                   const TensorView& k, const TensorView& v, const TensorView& out,
+                   const TensorView& lse, const AttentionOptions& options, const TensorView& grad_q,
+                   const TensorView& grad_k, const TensorView& grad_v, const Run& run) {
   const Check check("attention_backward");
   check_inputs(check, q, k, v, options);
   check_results(check, q, out, lse);
@@ -325,12 +350,40 @@ void attention_backward(const TensorView& grad_out, const TensorView* grad_lse, 
   const auto softmax = working_memory(rows * cpu::softmax_rows(q.shape[2]));
   const auto query_sums = working_memory(rows * row_size);
   const auto arranged = working_memory(rows * row_size * cpu::kArranged);
-  cpu::attention_backward_kernels(
+  run(check,
       {plan.problem, tiles.data(), static_cast<int64_t>(tiles.size()), query_items.data(),
        static_cast<int64_t>(query_items.size()), heads_of(grad_out), heads_of(out),
        grad_out.dtype == DType::f32, out.dtype == DType::f32,
        grad_lse ? grad_lse->as<float>() : nullptr, lse.as<float>(), progress.data(), rows,
        softmax.get(), query_sums.get(), arranged.get(), grad_q.data, grad_k.data, grad_v.data});
+}
+
+}  // namespace
+
+void attention_backward(const TensorView& grad_out, const TensorView* grad_lse, const TensorView& q,
+                        const TensorView& k, const TensorView& v, const TensorView& out,
+                        const TensorView& lse, const AttentionOptions& options,
+                        const TensorView& grad_q, const TensorView& grad_k,
+                        const TensorView& grad_v) {
+  differentiate(grad_out, grad_lse, q, k, v, out, lse, options, grad_q, grad_k, grad_v,
+                [](const Check&, const cpu::AttentionBackwardArgs& args) {
+                  const bool tiles =
+                      has_tiles(cpu::attention_backward_tiles_kernels) && cpu::fits_tiles(args);
+                  tiles ? cpu::attention_backward_tiles_kernels(args)
+                        : cpu::attention_backward_kernels(args);
+                });
+}
+
+void attention_backward_tiles(const TensorView& grad_out, const TensorView* grad_lse,
+                              const TensorView& q, const TensorView& k, const TensorView& v,
+                              const TensorView& out, const TensorView& lse,
+                              const AttentionOptions& options, const TensorView& grad_q,
+                              const TensorView& grad_k, const TensorView& grad_v) {
+  differentiate(grad_out, grad_lse, q, k, v, out, lse, options, grad_q, grad_k, grad_v,
+                [](const Check& check, const cpu::AttentionBackwardArgs& args) {
+                  run_in_tiles(check, cpu::attention_backward_tiles_kernels, args,
+                               "q, out and grad_out");
+                });
 }
 
 }  // namespace afnext

@@ -180,18 +180,19 @@ def parse(calls: list[Call], printed: bytes) -> list[tuple[Tensor, ...]]:
 
 # Of each product of tiles the tile of columns, that of rows and that of sums.
 TWO_BY_TWO = {"640", "741", "652", "753"}
+# Rows x columns of sums: 1 x 1, 4 x 1, 1 x 2, 2 x 2, 1 x 3.
+ATTENTION = {
+    *{"120"},
+    *{"450", "461", "472", "453"},
+    *{"240", "341"},
+    *{"460", "561", "472", "573"},
+    *{"360", "461", "562"},
+}
 PRODUCTS = {
     "packed_linear_tiles": ("tdpbf16ps", TWO_BY_TWO),
     "packed_linear_quantized_tiles": ("tdpbsud", TWO_BY_TWO),
-    # Rows x columns of sums: 1 x 1, 4 x 1, 1 x 2, 2 x 2, 1 x 3.
-    "attention_tiles": (
-        "tdpbf16ps",
-        {"120"}
-        | {"450", "461", "472", "453"}
-        | {"240", "341"}
-        | {"460", "561", "472", "573"}
-        | {"360", "461", "562"},
-    ),
+    "attention_tiles": ("tdpbf16ps", ATTENTION),
+    "attention_backward_tiles": ("tdpbf16ps", ATTENTION),
 }
 
 

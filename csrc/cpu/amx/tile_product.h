@@ -14,9 +14,14 @@ struct TileRows {
   int64_t stride;
 };
 
-// Columns by pairs of the depth, and the sums: rows so many floats apart.
+// Columns by pairs of the depth, rows so many floats apart ..
 struct TileColumns {
   const float* data;
+  int64_t stride;
+};
+// .. and sums alike.
+struct TileSums {
+  float* data;
   int64_t stride;
 };
 
@@ -37,20 +42,22 @@ AFNEXT_INLINE void unrolled(const F& f) {
 // rows, are to stay in L1; rows come past them from L2.
 template <int M, int N>
 AFNEXT_INLINE void multiply_tiles(const TileRows (&rows)[M], TileColumns columns, int64_t steps,
-                                  bool first, float* sums) {
+                                  bool first, TileSums sums) {
   constexpr int kColumns = M * N, kRows = kColumns + N, kRowTiles = kTiles - kRows;
   static_assert(kRowTiles > 0);
-  const int64_t stride = columns.stride * static_cast<int64_t>(sizeof(float));
+  constexpr int64_t kFloat = sizeof(float);
   const auto sums_of = [&](int m, int n) {
-    return sums + m * kTileHeight * columns.stride + n * kTileHeight;
+    return sums.data + m * kTileHeight * sums.stride + n * kTileHeight;
   };
   unrolled<M * N>([&](auto i) {
     constexpr int tile = i;
-    first ? tile_zero<tile>() : tile_load<tile>(sums_of(tile / N, tile % N), stride);
+    first ? tile_zero<tile>() : tile_load<tile>(sums_of(tile / N, tile % N), sums.stride * kFloat);
   });
   for (int64_t step = 0; step < steps; ++step) {
     const float* column = columns.data + step * kTileHeight * columns.stride;
-    unrolled<N>([&](auto n) { tile_load<kColumns + n>(column + n * kTileHeight, stride); });
+    unrolled<N>([&](auto n) {
+      tile_load<kColumns + n>(column + n * kTileHeight, columns.stride * kFloat);
+    });
     unrolled<M>([&](auto m) {
       constexpr int row = m, tile = kRows + row % kRowTiles;
       tile_stream_load<tile>(rows[row].data + step * kTileBytes / 2, rows[row].stride);
@@ -59,7 +66,7 @@ AFNEXT_INLINE void multiply_tiles(const TileRows (&rows)[M], TileColumns columns
   }
   unrolled<M * N>([&](auto i) {
     constexpr int tile = i;
-    tile_store<tile>(sums_of(tile / N, tile % N), stride);
+    tile_store<tile>(sums_of(tile / N, tile % N), sums.stride * kFloat);
   });
 }
 
@@ -67,18 +74,20 @@ AFNEXT_INLINE void multiply_tiles(const TileRows (&rows)[M], TileColumns columns
 // going: a product of tiles lasts longer than three others take.
 template <int N, typename RowsOf>
 AFNEXT_INLINE void product_in_tiles(int64_t tiles, const RowsOf& rows_of, TileColumns columns,
-                                    int64_t steps, bool first, float* sums) {
+                                    int64_t steps, bool first, TileSums sums) {
   constexpr int M = N == 1 ? 4 : N == 2 ? 2 : 1;
-  const int64_t height = kTileHeight * columns.stride;
+  const auto sums_of = [&](int64_t i) {
+    return TileSums{sums.data + i * kTileHeight * sums.stride, sums.stride};
+  };
   int64_t i = 0;
   for (; i + M <= tiles; i += M) {
     TileRows rows[M];
     for (int m = 0; m < M; ++m) rows[m] = rows_of(i + m);
-    multiply_tiles<M, N>(rows, columns, steps, first, sums + i * height);
+    multiply_tiles<M, N>(rows, columns, steps, first, sums_of(i));
   }
   for (; i < tiles; ++i) {
     const TileRows rows[1] = {rows_of(i)};
-    multiply_tiles<1, N>(rows, columns, steps, first, sums + i * height);
+    multiply_tiles<1, N>(rows, columns, steps, first, sums_of(i));
   }
 }
 

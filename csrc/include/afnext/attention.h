@@ -36,5 +36,12 @@ void attention_backward(const TensorView& grad_out, const TensorView* grad_lse, 
                         const TensorView& lse, const AttentionOptions& options,
                         const TensorView& grad_q, const TensorView& grad_k,
                         const TensorView& grad_v);
+// The same by the kernel for AMX tiles (bfloat16, grad_out and out too, D a multiple of 32), as
+// attention_tiles.
+void attention_backward_tiles(const TensorView& grad_out, const TensorView* grad_lse,
+                              const TensorView& q, const TensorView& k, const TensorView& v,
+                              const TensorView& out, const TensorView& lse,
+                              const AttentionOptions& options, const TensorView& grad_q,
+                              const TensorView& grad_k, const TensorView& grad_v);
 
 }  // namespace afnext
