@@ -187,7 +187,9 @@ def test_rounded_weights_are_what_the_engine_computes_with() -> None:
     )
     prompt = next(quantization.prompts(vocab, 1))
     for format in ("int8", "int4"):
-        listener = quantization.Listener(folder, quantization.Variant(format, format, activations="int16"))
+        listener = quantization.Listener(
+            folder, quantization.Variant(format, format, activations="int16")
+        )
         net = rounded(AudioLanguageModel.from_pretrained(folder), format)
         with torch.inference_mode():
             found = listener.log_probabilities(prompt)
