@@ -243,10 +243,9 @@ def attention(
     interleaved = False
     if rotation is not None:
         times_q, times_k, inv_freq, interleaved = rotation
-        times_k = None if times_k is times_q else as_times(times_k)
+        same = times_k is times_q
         times_q = as_times(times_q)
-        if times_k is None:
-            times_k = times_q
+        times_k = times_q if same else as_times(times_k)
     left, right = NO_WINDOW if window is None else window_bounds("attention", window)
     if softmax_scale is None:
         softmax_scale = (shape[2] or 1) ** -0.5

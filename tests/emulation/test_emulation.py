@@ -24,7 +24,7 @@ pytestmark = [
 ]
 
 ORDERS = ["first in", "last in", "random 1", "random 2", "two OS threads"]
-# What finds a fault: an error that ends the launch, or races; in every order, or (?) in some.
+# What finds a fault, in every order: an error that ends the launch, or races.
 FAULTS = {
     ("reduction", "no_first_barrier"): "read after write|what nobody wrote",
     ("reduction", "no_second_barrier"): "read after write|what nobody wrote",
