@@ -1,7 +1,8 @@
 """How an op meets torch: one ``define`` per op, nothing hidden.
 
 ``Library.define``/``impl`` costs about 2 µs a call where the ``custom_op`` decorator costs 9, so ops are
-registered by hand: CPU tensors go to the C++ kernel, every other device to plain torch in ``reference``.
+registered by hand: CPU tensors go to the C++ kernel, CUDA tensors too where the build has one, every other
+device to plain torch in ``reference``.
 An autograd layer in Python costs another 6 µs, with or without gradients: a differentiable op has a second
 overload without one.
 """
@@ -18,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
+
+from ._compiled import compiled
 
 LIBRARY = torch.library.Library("afnext", "DEF")
 _references: dict[str, Callable[..., Any]] = {}
@@ -46,22 +49,25 @@ class Op(NamedTuple):
 def define(
     schema: str,
     *,
-    cpu: Callable[..., Any],
+    kernel: Callable[..., Any],
     reference: Callable[..., Any],
     fake: Callable[..., Any],
     backward: Callable[..., Any] | None = None,
     save: Callable[..., None] | None = None,
+    cuda: bool = False,
     host: tuple[str, ...] = (),
 ) -> Op:
     """Register one op.
 
     Args:
         schema: torch schema without the namespace, as ``"silu_mul(Tensor gate, Tensor up) -> Tensor"``.
-        cpu: allocates outputs and calls the C++ kernel.
+        kernel: allocates outputs and calls the C++ kernel.
         reference: the same op in plain torch, for devices without kernels.
         fake: shape rule: checks its arguments and returns empty outputs.
         backward, save: the autograd formula and its ``setup_context``.
-        host: arguments that live on the CPU whatever the device of the others.
+        cuda: whether ``kernel`` serves CUDA tensors too, in builds with CUDA kernels.
+        host: metadata that kernels read on the CPU: best given there whatever the device of the others
+            (copying it there waits for the device).
     """
     name = schema.partition("(")[0]
 
@@ -75,11 +81,21 @@ def define(
         shape_rule(*args)
         return reference(*args)
 
+    def on_cuda(*args: Any) -> Any:
+        return kernel(
+            *(
+                arg.cpu() if name in host and isinstance(arg, Tensor) else arg
+                for name, arg in zip(names, args, strict=False)
+            )
+        )
+
     def register(overload: str) -> Callable[..., Any]:
         full = f"{name}.{overload}" if overload else name
         _references[full] = on_any
         LIBRARY.define(full + schema.removeprefix(name))
-        LIBRARY.impl(full, cpu, "CPU")
+        LIBRARY.impl(full, kernel, "CPU")
+        if cuda and compiled.has_cuda:
+            LIBRARY.impl(full, on_cuda if host else kernel, "CUDA")
         LIBRARY.impl(full, on_any, "CompositeExplicitAutograd")
         torch.library.register_fake(f"afnext::{full}", shape_rule, lib=LIBRARY)
         made: Callable[..., Any] = getattr(getattr(torch.ops.afnext, name), overload or "default")

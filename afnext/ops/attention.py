@@ -155,7 +155,7 @@ _ARGS = (
 BACKWARD = define(
     "attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, "
     f"Tensor lse, {_ARGS}) -> (Tensor, Tensor, Tensor)",
-    cpu=_cpu_backward,
+    kernel=_cpu_backward,
     reference=reference.attention_backward,
     fake=_fake_backward,
 )
@@ -173,7 +173,7 @@ def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor | None) -> tuple[Any,
 
 OP = define(
     f"attention(Tensor q, Tensor k, Tensor v, {_ARGS}) -> (Tensor, Tensor)",
-    cpu=_cpu,
+    kernel=_cpu,
     reference=_reference,
     fake=_fake,
     backward=_backward,

@@ -73,7 +73,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 OP = define(
     "layer_norm(Tensor x, Tensor weight, Tensor bias, float eps, Tensor? pooled) -> Tensor",
-    cpu=_cpu,
+    kernel=_cpu,
     reference=_reference,
     fake=_fake,
     backward=_backward,

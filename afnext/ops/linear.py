@@ -53,7 +53,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Ten
 
 OP = define(
     "linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
-    cpu=_cpu,
+    kernel=_cpu,
     reference=reference.linear,
     fake=_fake,
     backward=_backward,
@@ -123,7 +123,7 @@ def _packed_cpu(
 PACKED_OP = define(
     "packed_linear(Tensor x, Tensor data, Tensor? bias, Tensor? residual, str format, int n, int k, "
     "bool gate_up, str activation) -> Tensor",
-    cpu=_packed_cpu,
+    kernel=_packed_cpu,
     reference=reference.packed_linear,
     fake=_packed_shape,
 )

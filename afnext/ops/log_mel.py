@@ -35,7 +35,7 @@ def _cpu(samples: Tensor, cu_samples: list[int], frames: list[int]) -> Tensor:
 
 OP = define(
     "log_mel(Tensor samples, SymInt[] cu_samples, SymInt[] frames) -> Tensor",
-    cpu=_cpu,
+    kernel=_cpu,
     reference=reference.log_mel,
     fake=_fake,
 )

@@ -47,7 +47,7 @@ def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor, ...
 
 OP = define(
     "merge_attention(Tensor out_a, Tensor lse_a, Tensor out_b, Tensor lse_b) -> (Tensor, Tensor)",
-    cpu=_cpu,
+    kernel=_cpu,
     reference=reference.merge_attention,
     fake=_fake,
     backward=_backward,

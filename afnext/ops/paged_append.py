@@ -127,7 +127,7 @@ OP = define(
     "paged_append(Tensor k, Tensor v, Tensor(a!) k_pages, Tensor(b!) v_pages, Tensor page_table, "
     "Tensor cu_seqlens, Tensor start, Tensor? times, Tensor? inv_freq, bool interleaved, "
     "Tensor(c!)? k_scales, Tensor(d!)? v_scales) -> ()",
-    cpu=_cpu,
+    kernel=_cpu,
     reference=_reference,
     fake=_fake,
 )

@@ -107,7 +107,7 @@ OP = define(
     "Tensor kv_lengths, Tensor? times, Tensor? inv_freq, bool interleaved, bool causal, "
     "int window_left, int window_right, float scale, Tensor? k_scales, Tensor? v_scales) "
     "-> (Tensor, Tensor)",
-    cpu=_cpu,
+    kernel=_cpu,
     reference=_reference,
     fake=_fake,
 )

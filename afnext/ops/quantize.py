@@ -66,7 +66,7 @@ def _reference(weight: Tensor, format: str, zero_points: bool) -> tuple[Tensor, 
 
 OP = define(
     "quantize(Tensor weight, str format, bool zero_points) -> (Tensor, Tensor, Tensor)",
-    cpu=_cpu,
+    kernel=_cpu,
     reference=_reference,
     fake=_new,
 )

@@ -35,13 +35,13 @@ def _fake_add(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[
     return _new(x), _new(x)
 
 
-def _cpu(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def _kernel(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     out = _new(x)
     compiled.rms_norm(x, None, weight, eps, out, None)
     return out
 
 
-def _cpu_add(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def _kernel_add(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     out, total = _new(x), _new(x)
     compiled.rms_norm(x, residual, weight, eps, out, total)
     return out, total
@@ -81,17 +81,19 @@ def _backward_add(ctx: Any, grad: Tensor, grad_total: Tensor) -> tuple[Any, ...]
 
 OP = define(
     "rms_norm(Tensor x, Tensor weight, float eps) -> Tensor",
-    cpu=_cpu,
+    kernel=_kernel,
     reference=lambda x, weight, eps: reference.rms_norm(x, weight, eps, None)[0],
     fake=_fake,
+    cuda=True,
     backward=_backward,
     save=_save,
 )
 OP_ADD = define(
     "add_rms_norm(Tensor x, Tensor residual, Tensor weight, float eps) -> (Tensor, Tensor)",
-    cpu=_cpu_add,
+    kernel=_kernel_add,
     reference=lambda x, residual, weight, eps: reference.rms_norm(x, weight, eps, residual),
     fake=_fake_add,
+    cuda=True,
     backward=_backward_add,
     save=_save_add,
 )

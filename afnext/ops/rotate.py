@@ -90,7 +90,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 OP = define(
     "rotate(Tensor x, Tensor? times, Tensor? inv_freq, Tensor? angles, bool interleaved, "
     "bool inverse) -> Tensor",
-    cpu=_cpu,
+    kernel=_cpu,
     reference=reference.rotate,
     fake=_fake,
     backward=_backward,

@@ -38,7 +38,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
 
 OP = define(
     "silu_mul(Tensor gate, Tensor up) -> Tensor",
-    cpu=_cpu,
+    kernel=_cpu,
     reference=reference.silu_mul,
     fake=_fake,
     backward=_backward,

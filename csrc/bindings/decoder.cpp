@@ -62,7 +62,7 @@ class HeldDecoder {
 };
 
 const Binding binding([](py::module_& m) {
-  py::class_<HeldDecoder>(m, "Decoder")
+  py::class_<HeldDecoder>(m, "Decoder", py::module_local())
       .def(py::init<py::list, int64_t, int64_t, int64_t, double, py::object>())
       .def("run", &HeldDecoder::run);
 });

@@ -45,8 +45,9 @@ struct ManagedVersioned {
   Tensor tensor;
 };
 
-// Function table behind a tensor type's `__dlpack_c_exchange_api__` capsule. Only the one entry
-// that fills a borrowed Tensor is called here; the others keep their places.
+// Function table behind a tensor type's `__dlpack_c_exchange_api__` capsule. Only the
+// entries that fill a borrowed Tensor and tell a device's stream are called here; the others keep
+// their places.
 struct ExchangeApi {
   Version version;
   void* previous;
@@ -54,7 +55,7 @@ struct ExchangeApi {
   void* to_managed;
   void* from_managed;
   int (*to_tensor)(void* object, Tensor* out);
-  void* current_stream;
+  int (*current_stream)(int32_t device_type, int32_t device, void** out);
 };
 
 }  // namespace afnext::bindings::dlpack

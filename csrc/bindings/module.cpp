@@ -3,6 +3,7 @@
 
 #include "afnext/runtime.h"
 #include "bindings/bindings.h"
+#include "cuda/backend.h"
 
 namespace py = pybind11;
 
@@ -10,7 +11,7 @@ PYBIND11_MODULE(_C, m) {
   m.doc() =
       "afnext's kernels. Use them through afnext.ops, which checks, allocates and differentiates.";
   m.attr("__version__") = AFNEXT_VERSION;
-  m.attr("has_cuda") = false;
+  m.attr("has_cuda") = afnext::kCuda;
 
   m.def("isa", &afnext::cpu_isa);
   m.def("detected_isa", &afnext::detected_cpu_isa);

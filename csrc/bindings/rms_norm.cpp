@@ -12,7 +12,7 @@ void call(py::handle x, py::handle residual, py::handle weight, double eps, py::
   const OptionalTensor residual_(residual, "rms_norm", "residual"),
       total_(total, "rms_norm", "total");
   const py::gil_scoped_release release;
-  rms_norm(x_, residual_, weight_, eps, out_, total_);
+  rms_norm(x_, residual_, weight_, eps, out_, total_, x_.stream());
 }
 
 const Binding binding([](py::module_& m) { define<&call>(m, "rms_norm"); });

@@ -103,12 +103,26 @@ bool read_torch(py::handle object, const char* op, const char* name, TensorView*
   view->device = device == "cpu"    ? DeviceType::cpu
                  : device == "cuda" ? DeviceType::cuda
                                     : DeviceType::other;
+  if (view->device == DeviceType::cuda) {
+    view->device_index = object.attr("device").attr("index").cast<int32_t>();
+  }
   for (int d = 0; d < static_cast<int>(DType::other); ++d) {
     if (dtype == std::string("torch.") + dtype_name(static_cast<DType>(d))) {
       view->dtype = static_cast<DType>(d);
     }
   }
   return true;
+}
+
+// The stream of a device where the exchange API does not tell it: torch before 2.10, CuPy, JAX.
+Stream torch_stream(py::handle object, [[maybe_unused]] int device) {
+  if (!py::hasattr(object, "data_ptr")) return {};  // the device's default stream
+#if defined(AFNEXT_EMULATED_CUDA)
+  return {};
+#else
+  const auto stream = py::module_::import("torch._C").attr("_cuda_getCurrentRawStream")(device);
+  return {reinterpret_cast<void*>(stream.cast<uintptr_t>())};
+#endif
 }
 
 py::object export_dlpack(py::handle object) {
@@ -130,9 +144,15 @@ Tensor::Tensor(py::handle object, const char* op, const char* name) {
       refuse(op, name, std::string("cannot be read: ") + error.what());
     }
     view_ = view_of(tensor, op, name);
+    if (view_.device == DeviceType::cuda && api->current_stream != nullptr) {
+      api->current_stream(dlpack::kCuda, view_.device_index, &stream_.handle);
+    }
     return;
   }
-  if (read_torch(object, op, name, &view_)) return;
+  if (read_torch(object, op, name, &view_)) {
+    if (view_.device == DeviceType::cuda) stream_ = torch_stream(object, view_.device_index);
+    return;
+  }
   if (!py::hasattr(object, "__dlpack__")) {
     refuse(op, name,
            "must be a tensor, got " +

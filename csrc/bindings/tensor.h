@@ -22,9 +22,12 @@ class Tensor {
   operator const TensorView&() const { return view_; }
   const TensorView& view() const { return view_; }
   const TensorView* operator->() const { return &view_; }
+  // Where its owner's work on its device goes at present.
+  Stream stream() const { return stream_; }
 
  private:
   TensorView view_;
+  Stream stream_;
   py::object capsule_;  // keeps a DLPack export alive
 };
 

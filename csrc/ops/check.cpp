@@ -1,6 +1,7 @@
 #include <string>
 
 #include "afnext/error.h"
+#include "cuda/backend.h"
 
 namespace afnext {
 
@@ -82,16 +83,33 @@ std::string describe(DType dtype, std::initializer_list<int64_t> shape) {
          shape_text(shape.begin(), static_cast<int>(shape.size()));
 }
 
+Check::Check(const char* op, const TensorView& first) : op_(op) {
+  if (!kCuda || first.device != DeviceType::cuda) return;
+  device_ = first.device;
+  device_index_ = first.device_index;
+}
+
 void Check::fail(const std::string& what) const { throw Error(std::string(op_) + ": " + what); }
 
 void Check::on_cpu(const TensorView& t, const char* name) const {
   if (t.device != DeviceType::cpu) fail(std::string(name) + " must be on cpu, got " + describe(t));
 }
 
+void Check::on_device(const TensorView& t, const char* name) const {
+  if (device_ == DeviceType::cpu) return on_cpu(t, name);
+  if (t.device != device_ || t.device_index != device_index_) {
+    fail(std::string(name) + " must be on " + device_name(device_) + ":" +
+         std::to_string(device_index_) + ", got " + describe(t));
+  }
+}
+
 void Check::floating(const TensorView& t, const char* name, int ndim) const {
-  on_cpu(t, name);
-  if (!is_floating(t.dtype)) {
-    fail(std::string(name) + " must be float32 or bfloat16, got " + describe(t));
+  on_device(t, name);
+  const bool half = device_ == DeviceType::cuda && t.dtype == DType::f16;
+  if (!is_floating(t.dtype) && !half) {
+    fail(std::string(name) + " must be float32" +
+         (device_ == DeviceType::cuda ? ", bfloat16 or float16" : " or bfloat16") + ", got " +
+         describe(t));
   }
   if (ndim >= 0 ? t.ndim != ndim : t.ndim < 1) {
     fail(std::string(name) + " must have " + (ndim >= 0 ? std::to_string(ndim) : "at least 1") +
@@ -116,17 +134,36 @@ void Check::contiguous(const TensorView& t, const char* name) const {
   if (!t.is_contiguous()) fail(std::string(name) + " must be contiguous, got " + describe(t));
 }
 
-void Check::exact(const TensorView& t, const char* name, DType dtype,
-                  std::initializer_list<int64_t> shape) const {
-  on_cpu(t, name);
+namespace {
+
+bool has(const TensorView& t, DType dtype, std::initializer_list<int64_t> shape) {
   bool ok = t.dtype == dtype && t.ndim == static_cast<int>(shape.size());
   for (int i = 0; ok && i < t.ndim; ++i) ok = t.shape[i] == shape.begin()[i];
-  if (!ok) fail(std::string(name) + " must be " + describe(dtype, shape) + ", got " + describe(t));
+  return ok;
+}
+
+}  // namespace
+
+void Check::exact(const TensorView& t, const char* name, DType dtype,
+                  std::initializer_list<int64_t> shape) const {
+  on_device(t, name);
+  if (!has(t, dtype, shape)) {
+    fail(std::string(name) + " must be " + describe(dtype, shape) + ", got " + describe(t));
+  }
+  contiguous(t, name);
+}
+
+void Check::metadata(const TensorView& t, const char* name, DType dtype,
+                     std::initializer_list<int64_t> shape) const {
+  on_cpu(t, name);
+  if (!has(t, dtype, shape)) {
+    fail(std::string(name) + " must be " + describe(dtype, shape) + ", got " + describe(t));
+  }
   contiguous(t, name);
 }
 
 void Check::same(const TensorView& t, const char* name, const TensorView& like) const {
-  on_cpu(t, name);
+  on_device(t, name);
   bool ok = t.dtype == like.dtype && t.ndim == like.ndim && t.device == like.device;
   for (int i = 0; ok && i < t.ndim; ++i) ok = t.shape[i] == like.shape[i];
   if (!ok) fail(std::string(name) + " must be " + describe(like) + ", got " + describe(t));

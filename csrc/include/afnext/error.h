@@ -17,13 +17,18 @@ class Error : public std::invalid_argument {
 // Passing checks cost a comparison: messages are built only on failure.
 class Check {
  public:
+  // All tensors must be on the CPU.
   explicit Check(const char* op) : op_(op) {}
+  // All tensors but metadata must be where `first` is: on the CPU, or on a CUDA device where this
+  // build has kernels for one.
+  Check(const char* op, const TensorView& first);
 
   // Throws unless `ok`. `what` is the whole sentence after "op: ".
   void require(bool ok, const char* what) const {
     if (!ok) fail(what);
   }
-  // float32 or bfloat16, `ndim` dimensions (any when negative), unit stride in the last one.
+  // float32 or bfloat16 (on CUDA float16 too), `ndim` dimensions (any when negative), unit stride
+  // in the last one.
   void floating(const TensorView& t, const char* name, int ndim = -1) const;
   // Like `floating`, and of `like`'s dtype.
   void floating_like(const TensorView& t, const char* name, const TensorView& like,
@@ -33,16 +38,22 @@ class Check {
              std::initializer_list<int64_t> shape) const;
   // Same dtype, shape and device as `like`; unit stride in the last dimension.
   void same(const TensorView& t, const char* name, const TensorView& like) const;
-  // int32 [N + 1] (or int64): starts at 0, never falls, ends at `total`. Reads the data.
+  // The same on the CPU, wherever other tensors are: what kernels are told, checked by reading it.
+  void metadata(const TensorView& t, const char* name, DType dtype,
+                std::initializer_list<int64_t> shape) const;
+  // Metadata int32 [N + 1] (or int64): starts at 0, never falls, ends at `total`.
   void offsets(const TensorView& t, const char* name, DType dtype, int64_t total) const;
   // All dimensions packed in row-major order.
   void contiguous(const TensorView& t, const char* name) const;
+  void on_device(const TensorView& t, const char* name) const;
   void on_cpu(const TensorView& t, const char* name) const;
 
   [[noreturn]] void fail(const std::string& what) const;
 
  private:
   const char* op_;
+  DeviceType device_ = DeviceType::cpu;
+  int32_t device_index_ = 0;
 };
 
 // "float32 [3, 4] on cpu"

@@ -71,6 +71,12 @@ struct TensorView {
   }
 };
 
+// A CUDA stream (cudaStream_t) that a call's work goes to; null is the device's default stream.
+// Calls on CPU tensors ignore it.
+struct Stream {
+  void* handle = nullptr;
+};
+
 inline bool is_floating(DType d) { return d == DType::f32 || d == DType::bf16; }
 const char* dtype_name(DType dtype);
 const char* device_name(DeviceType device);

@@ -1,0 +1,139 @@
+#include <array>
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+
+#include "afnext/error.h"
+#include "cuda/arch/call.h"
+#if __has_include(<nvtx3/nvToolsExt.h>)
+#include <nvtx3/nvToolsExt.h>
+#endif
+
+namespace afnext::cuda {
+namespace {
+
+constexpr int kMaxDevices = 64;
+constexpr int kOldest = 80;
+
+cudaStream_t handle(Stream stream) { return static_cast<cudaStream_t>(stream.handle); }
+
+bool synchronous() {
+  static const bool set = [] {
+    const char* value = std::getenv("AFNEXT_SYNC");
+    return value != nullptr && std::strcmp(value, "0") != 0 && *value != '\0';
+  }();
+  return set;
+}
+
+int attribute(cudaDeviceAttr which, int device) {
+  int value = 0;
+  const cudaError_t error = cudaDeviceGetAttribute(&value, which, device);
+  if (error != cudaSuccess) throw CudaError(std::string("CUDA: ") + cudaGetErrorString(error));
+  return value;
+}
+
+// Freed memory stays in the pool from one call to the next, instead of going back at every wait.
+void keep_pool(int device) {
+  cudaMemPool_t pool;
+  if (cudaDeviceGetDefaultMemPool(&pool, device) != cudaSuccess) return;
+  uint64_t everything = UINT64_MAX;
+  cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &everything);
+}
+
+const Device& device_of(int index) {
+  static std::array<Device, kMaxDevices> devices;
+  static std::array<std::once_flag, kMaxDevices> read;
+  if (index < 0 || index >= kMaxDevices)
+    throw CudaError("CUDA: no device " + std::to_string(index));
+  std::call_once(read[index], [index] {
+    Device device;
+    device.sm = 10 * attribute(cudaDevAttrComputeCapabilityMajor, index) +
+                attribute(cudaDevAttrComputeCapabilityMinor, index);
+    device.multiprocessors = attribute(cudaDevAttrMultiProcessorCount, index);
+    device.shared_bytes = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
+    device.l2_bytes = attribute(cudaDevAttrL2CacheSize, index);
+    keep_pool(index);
+    devices[index] = device;
+  });
+  return devices[index];
+}
+
+}  // namespace
+
+Call::Call(const char* op, const TensorView& about, Stream stream)
+    : op_(op), about_(about), stream_(stream), device_(&device_of(about.device_index)) {
+  if (device_->sm < kOldest) {
+    fail("device " + std::to_string(about.device_index) + " is of compute capability " +
+         std::to_string(device_->sm / 10) + "." + std::to_string(device_->sm % 10) +
+         ", kernels need 8.0");
+  }
+  int current = 0;
+  cudaGetDevice(&current);
+  if (current != about.device_index) {
+    device_before_ = current;
+    cudaSetDevice(about.device_index);
+  }
+#if defined(NVTX_VERSION)
+  nvtxRangePushA(op_);
+#endif
+}
+
+Call::~Call() {
+#if defined(NVTX_VERSION)
+  nvtxRangePop();
+#endif
+  if (device_before_ >= 0) cudaSetDevice(device_before_);
+}
+
+void Call::fail(const std::string& what) const {
+  throw CudaError(std::string(op_) + ": " + what + " (on " + describe(about_) + ")");
+}
+
+void Call::run(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes,
+               void** parameters) const {
+  constexpr size_t kWithoutAsking = 48 << 10;
+  if (shared_bytes > device_->shared_bytes) {
+    fail("needs " + std::to_string(shared_bytes) +
+         " bytes of shared memory a block, the device has " +
+         std::to_string(device_->shared_bytes));
+  }
+  cudaError_t error = cudaSuccess;
+  if (shared_bytes > kWithoutAsking) {
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(shared_bytes));
+  }
+  if (error == cudaSuccess) {
+    error = cudaLaunchKernel(kernel, grid, block, parameters, shared_bytes, handle(stream_));
+  }
+  if (error == cudaSuccess && synchronous()) error = cudaStreamSynchronize(handle(stream_));
+  if (error == cudaSuccess) return;
+  cudaGetLastError();
+  const char* name = nullptr;
+  if (cudaFuncGetName(&name, kernel) != cudaSuccess || name == nullptr) name = "a kernel";
+  fail(std::string(name) + ": " + cudaGetErrorString(error));
+}
+
+void Call::upload(void* device, const void* host, size_t bytes) const {
+  const cudaError_t error =
+      cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, handle(stream_));
+  if (error != cudaSuccess) fail(std::string("upload: ") + cudaGetErrorString(error));
+}
+
+void Call::clear(void* device, size_t bytes) const {
+  const cudaError_t error = cudaMemsetAsync(device, 0, bytes, handle(stream_));
+  if (error != cudaSuccess) fail(std::string("clear: ") + cudaGetErrorString(error));
+}
+
+Scratch::Scratch(const Call& call, size_t bytes) : call_(call) {
+  if (bytes == 0) return;
+  const cudaError_t error = cudaMallocAsync(&data_, bytes, handle(call.stream()));
+  if (error == cudaSuccess) return;
+  cudaGetLastError();
+  call.fail(std::to_string(bytes) + " bytes of scratch: " + cudaGetErrorString(error));
+}
+
+Scratch::~Scratch() {
+  if (data_ != nullptr) cudaFreeAsync(data_, handle(call_.stream()));
+}
+
+}  // namespace afnext::cuda

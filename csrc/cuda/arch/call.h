@@ -1,0 +1,105 @@
+// One op's call on a device: what it launches, the memory that it borrows, what its errors say.
+//
+//   const Call call("rms_norm", x, stream);
+//   call.launch<rms_norm_kernel<bf16>>(grid, block, shared_bytes, params);
+//
+// A call makes x's device current while it lasts and is a range of its name in a profile. Launches
+// are asynchronous; with AFNEXT_SYNC=1 in the environment each is waited for, and what failed on
+// the device is raised where it was called.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+#include <tuple>
+
+#include "afnext/tensor.h"
+#include "cuda/arch/platform.h"
+
+namespace afnext::cuda {
+
+// What the driver or a device reports. Python sees a RuntimeError.
+class CudaError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+struct Device {
+  int sm = 0;  // compute capability: 80, 90, ...
+  int multiprocessors = 0;
+  size_t shared_bytes = 0;  // that a block can have
+  size_t l2_bytes = 0;
+};
+
+class Call {
+ public:
+  // Throws CudaError on a device older than sm_80.
+  Call(const char* op, const TensorView& about, Stream stream);
+  ~Call();
+  Call(const Call&) = delete;
+  Call& operator=(const Call&) = delete;
+
+  const Device& device() const { return *device_; }
+  Stream stream() const { return stream_; }
+
+  template <auto kernel, typename... Arguments>
+  void launch(dim3 grid, dim3 block, size_t shared_bytes, const Arguments&... arguments) const {
+    Launcher<kernel>::launch(*this, grid, block, shared_bytes, arguments...);
+  }
+
+  // Host memory to the device, in the stream's order; `host` may be reused at once.
+  void upload(void* device, const void* host, size_t bytes) const;
+  void clear(void* device, size_t bytes) const;
+
+  [[noreturn]] void fail(const std::string& what) const;
+
+ private:
+  friend class Scratch;
+  template <auto kernel>
+  struct Launcher;
+  template <typename... Parameters, void (*kernel)(Parameters...)>
+  struct Launcher<kernel> {
+    static void launch(const Call& call, dim3 grid, dim3 block, size_t shared_bytes,
+                       const Parameters&... parameters) {
+      if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+#if defined(__CUDACC__)
+      const void* pointers[] = {&parameters..., nullptr};
+      call.run(reinterpret_cast<const void*>(kernel), grid, block, shared_bytes,
+               const_cast<void**>(pointers));
+#else
+      call.run(grid, block, shared_bytes, [&] { kernel(parameters...); });
+#endif
+    }
+  };
+#if defined(__CUDACC__)
+  void run(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes, void** parameters) const;
+#else
+  void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel) const;
+#endif
+
+  const char* op_;
+  const TensorView& about_;
+  Stream stream_;
+  const Device* device_;
+  int device_before_ = -1;
+};
+
+// Device memory for as long as a call's launches need it, from the stream's pool: taken and given
+// back in the stream's order, without a wait. Not cleared.
+class Scratch {
+ public:
+  Scratch(const Call& call, size_t bytes);
+  ~Scratch();
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+  template <typename T>
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
+
+ private:
+  const Call& call_;
+  void* data_ = nullptr;
+};
+
+}  // namespace afnext::cuda

@@ -1,0 +1,58 @@
+#include "cuda/arch/emulated_call.h"
+
+#include <cstdlib>
+#include <cstring>
+
+#include "afnext/error.h"
+#include "cuda/arch/call.h"
+
+namespace afnext::cuda {
+
+EmulatedLaunches& emulated_launches() {
+  static EmulatedLaunches launches;
+  return launches;
+}
+
+Call::Call(const char* op, const TensorView& about, Stream stream)
+    : op_(op), about_(about), stream_(stream), device_(&emulated_launches().device) {}
+
+Call::~Call() = default;
+
+void Call::fail(const std::string& what) const {
+  throw CudaError(std::string(op_) + ": " + what + " (on " + describe(about_) + ")");
+}
+
+void Call::run(dim3 grid, dim3 block, size_t shared_bytes,
+               const std::function<void()>& kernel) const {
+  if (shared_bytes > device_->shared_bytes) {
+    fail("needs " + std::to_string(shared_bytes) +
+         " bytes of shared memory a block, the device has " +
+         std::to_string(device_->shared_bytes));
+  }
+  EmulatedLaunches& launches = emulated_launches();
+  const emulation::Report report =
+      emulation::run(launches.options, grid, block, shared_bytes, kernel);
+  launches.counters.add(report.counters);
+  ++launches.launches;
+  if (report.races.empty()) return;
+  std::string text;
+  for (const emulation::Race& race : report.races) text += "\n  " + race.text();
+  fail(std::to_string(report.races.size()) + " races:" + text);
+}
+
+void Call::upload(void* device, const void* host, size_t bytes) const {
+  std::memcpy(device, host, bytes);
+}
+
+void Call::clear(void* device, size_t bytes) const { std::memset(device, 0, bytes); }
+
+Scratch::Scratch(const Call& call, size_t bytes) : call_(call) {
+  if (bytes == 0) return;
+  data_ = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
+  if (data_ == nullptr) call.fail(std::to_string(bytes) + " bytes of scratch: out of memory");
+  std::memset(data_, 0xff, bytes);  // NaN: nobody may count on what is in it
+}
+
+Scratch::~Scratch() { std::free(data_); }
+
+}  // namespace afnext::cuda

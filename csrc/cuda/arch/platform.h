@@ -1,0 +1,41 @@
+// Who compiles: nvcc for a GPU, or a plain C++ compiler for the emulator of tests/emulation. What
+// differs between the two lies in this folder.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#include <cuda_runtime.h>
+#define AFNEXT_DEVICE __device__ __forceinline__
+#else
+#include "emulation/kernel.h"
+#define AFNEXT_DEVICE inline
+#endif
+
+namespace afnext::cuda::arch {
+
+constexpr int kWarp = 32;
+constexpr uint32_t kAllLanes = 0xffffffff;
+
+#if defined(__CUDACC__)
+
+// The block's dynamic shared memory, 1,024-byte aligned: a Layout gives its parts names.
+template <typename Layout>
+AFNEXT_DEVICE Layout& shared_memory() {
+  extern __shared__ __align__(1024) unsigned char memory[];
+  return *reinterpret_cast<Layout*>(memory);
+}
+// A generic address in the 32-bit window of shared memory.
+AFNEXT_DEVICE uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+#else
+
+using emulation::shared_address;
+using emulation::shared_memory;
+
+#endif
+
+}  // namespace afnext::cuda::arch

@@ -1,0 +1,123 @@
+"""What a case of a CUDA kernel is, and the two ways to run one: emulated, and on a GPU.
+
+A case calls the compiled module on device arrays and compares with float64. It needs torch alone, so that the
+same cases run under pytest in the emulator and on a bare machine with a GPU (``python -m benchmarks gpu``).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Half the distance between neighbours, relative: what one rounding costs at most.
+UNIT = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+HALVES = (torch.bfloat16, torch.float16)
+
+
+class EmulatedArray:
+    """A CPU tensor that plays the part of device memory: it says so to the bindings."""
+
+    device = SimpleNamespace(type="cuda", index=0)
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        self.shape, self.dtype = tuple(tensor.shape), tensor.dtype
+
+    def data_ptr(self) -> int:
+        return self.tensor.data_ptr()
+
+    def stride(self) -> tuple[int, ...]:
+        return self.tensor.stride()
+
+
+class Kernels:
+    """The compiled module and a device's memory."""
+
+    def __init__(self, compiled: Any, *, emulated: bool) -> None:
+        self.compiled = compiled
+        self.emulated = emulated
+
+    def put(self, tensor: Tensor | None) -> Any:
+        """A copy of ``tensor`` on the device, with its strides; None stays None."""
+        if tensor is None:
+            return None
+        if self.emulated:
+            # Of its own allocation, exactly as large, so that a sanitizer sees what lies beyond.
+            return EmulatedArray(tensor.clone(memory_format=torch.preserve_format))
+        return tensor.to("cuda")
+
+    def empty(self, *shape: int, dtype: torch.dtype) -> Any:
+        """An output: full of NaN (integers: of ones), so that what a kernel leaves out is seen."""
+        fill = float("nan") if dtype.is_floating_point else 1
+        return self.put(torch.full(shape, fill, dtype=dtype))
+
+    def get(self, array: Any) -> Tensor:
+        """Back on the CPU."""
+        return array.tensor if isinstance(array, EmulatedArray) else array.cpu()
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison. Those that are not ``core`` run in the long suite and on GPUs alone."""
+
+    name: str
+    run: Callable[[Kernels], None]
+    core: bool = True
+
+
+OPS = ("rms_norm",)
+
+
+def cases(op: str) -> list[Case]:
+    """The cases of ``tests/cuda/cases/<op>.py``."""
+    found: list[Case] = importlib.import_module(f"tests.cuda.cases.{op}").CASES
+    names = [case.name for case in found]
+    assert len(set(names)) == len(names), f"{op}: two cases of one name"
+    return found
+
+
+def all_cases() -> Iterator[tuple[str, Case]]:
+    for op in OPS:
+        for case in cases(op):
+            yield op, case
+
+
+def generator(name: str) -> torch.Generator:
+    """Random numbers that depend on a case's name alone."""
+    return torch.Generator().manual_seed(zlib.crc32(name.encode()))
+
+
+def assert_close(got: Tensor, expected: Tensor, *, relative: float, absolute: float = 0.0) -> None:
+    """``got`` within ``relative`` x magnitude + ``absolute`` of a float64 ``expected``; NaN never is."""
+    assert got.shape == expected.shape, f"shape {tuple(got.shape)}, not {tuple(expected.shape)}"
+    error = (got.double() - expected).abs()
+    bound = relative * expected.abs() + absolute
+    bad = ~(error <= bound)
+    if expected.isinf().any():
+        bad &= ~(got.double() == expected)
+    if bad.any():
+        at = tuple(int(i) for i in bad.nonzero()[0])
+        raise AssertionError(
+            f"{int(bad.sum())} of {bad.numel()} off, the first at {at}: {got[at].item():.6g}, not "
+            f"{expected[at].item():.6g} within {bound[at].item():.2g}"
+        )
+
+
+def load_module(path: Path) -> Any:
+    """The compiled module at ``path``, beside any other of its name."""
+    spec = importlib.util.spec_from_file_location("_C", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
