@@ -75,7 +75,7 @@ class Case:
     core: bool = True
 
 
-OPS = ("rms_norm",)
+OPS = ("merge_attention", "rms_norm", "silu_mul")
 
 
 def cases(op: str) -> list[Case]:
