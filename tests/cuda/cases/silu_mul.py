@@ -1,4 +1,4 @@
-"""The gate: halves of one matrix as in a fused layer, tensors without gaps, elements one at a time, extremes."""
+"""The gate: halves of one matrix as in a fused layer, tensors without gaps, single elements, extremes."""
 
 from __future__ import annotations
 
