@@ -157,8 +157,8 @@ void draw(const SampleArgs& a, int64_t r) {
     last = std::min(last, static_cast<uint32_t>(farthest * kKeyUnits));
     total = row.mass_up_to(last);
   }
-  const auto target =
-      static_cast<uint64_t>(std::max(a.uniform[r], 0.0f) * static_cast<double>(total));
+  const float uniform = a.uniform[r] > 0.0f ? std::min(a.uniform[r], 1.0f) : 0.0f;
+  const auto target = static_cast<uint64_t>(uniform * static_cast<double>(total));
   const uint64_t goal = std::min(target, total - 1) + 1;
   const Group group = row.by_mass(goal);
   // Equals share the group's mass alike.

@@ -344,7 +344,8 @@ __global__ void __launch_bounds__(kThreads, 1) sample_kernel(const Params p) {
       last = key < last ? key : last;
       total = sampler.mass_up_to(last);
     }
-    const auto target = static_cast<Mass>(fmaxf(p.uniform[r], 0.0f) * static_cast<double>(total));
+    const float uniform = fminf(fmaxf(p.uniform[r], 0.0f), 1.0f);
+    const auto target = static_cast<Mass>(uniform * static_cast<double>(total));
     const Mass goal = (target < total ? target : total - 1) + 1;
     drawn = sampler.template find<false>(goal);
     // Equals share their mass alike.

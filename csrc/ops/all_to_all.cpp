@@ -95,6 +95,7 @@ void all_to_all_pack(const TensorView& x, const HeadShards& shards, const PeerBu
 void all_to_all_unpack(const TensorView* x, const HeadShards& shards, const PeerBuffers& peers,
                        const TensorView& out, Stream stream) {
   const Check check("all_to_all_unpack", out);
+  if (x != nullptr) check.floating(*x, "x", 2);
   check.floating(out, "out", 3);
   check.contiguous(out, "out");
   HeadPlaces table = check_shards(check, shards, out.shape[1]);

@@ -75,7 +75,7 @@ class Case:
     core: bool = True
 
 
-OPS = ("all_to_all", "merge_attention", "rms_norm", "sample", "silu_mul")
+OPS = ("all_to_all", "merge_attention", "rms_norm", "rotate", "sample", "silu_mul")
 
 
 def cases(op: str) -> list[Case]:

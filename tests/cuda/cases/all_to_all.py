@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ SHARDS = {"even": EVEN, "uneven": UNEVEN, "shared": SHARED, "fused": FUSED}
 
 def packed(x: Tensor, offsets: list[int], heads: list[int]) -> list[Tensor]:
     """Each rank's ``[T, heads of the rank, D]``."""
-    return [x[:, heads[a:b]] for a, b in zip(offsets, offsets[1:], strict=False)]
+    return [x[:, heads[a:b]] for a, b in pairwise(offsets)]
 
 
 def summed(parts: list[Tensor], offsets: list[int], heads: list[int], count: int) -> Tensor:
@@ -43,8 +44,7 @@ def run(
 
     send = torch.randn(tokens * len(heads), dim, generator=random).to(dtype)
     parts = [
-        send[tokens * a : tokens * b].reshape(tokens, b - a, dim)
-        for a, b in zip(offsets, offsets[1:], strict=False)
+        send[tokens * a : tokens * b].reshape(tokens, b - a, dim) for a, b in pairwise(offsets)
     ]
     back = kernels.empty(tokens, count, dim, dtype=dtype)
     kernels.compiled.all_to_all_unpack(kernels.put(send), offsets, heads, back, [], 0)
@@ -58,10 +58,7 @@ def run_peers(name: str, dtype: torch.dtype, kind: str, dim: int, kernels: Kerne
     random = generator(name)
     offsets, heads, count = SHARDS[kind]
     x = torch.randn(8, count, dim, generator=random).to(dtype)
-    buffers = [
-        kernels.empty(8, max(b - a, 1), dim, dtype=dtype)
-        for a, b in zip(offsets, offsets[1:], strict=False)
-    ]
+    buffers = [kernels.empty(8, max(b - a, 1), dim, dtype=dtype) for a, b in pairwise(offsets)]
     addresses = [buffer.data_ptr() for buffer in buffers]
     assert all(address % 16 == 0 for address in addresses)
     for first, end in ((0, 3), (3, 8)):
