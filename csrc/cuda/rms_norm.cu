@@ -3,10 +3,10 @@
 // Bytes: 4 D a row in 16 bits (8 D with residual and total), arithmetic is free beside them. A
 // thread holds kTurns vectors of 16 bytes of its row, all requested before the first is used, and
 // as many of the weight, requested before the sum over the row, so that a decoding step of few rows
-// waits for memory once. At most 120 registers, so 512 threads an SM and 64 to 96 KB in flight,
+// waits for memory once. Some 120 registers, so 512 threads an SM and 64 to 96 KB in flight,
 // where 3.35 TB/s at some 700 ns over 132 SMs asks for 18. 3,584 columns in 16 bits are 448
 // vectors, 4 warps; a row of up to 1,024 such columns is one warp's, 8 rows a block, and needs no
-// barrier. Rows of more than 16,384 columns are read twice, the second time from the caches.
+// barrier. Rows of more than 8,192 columns are read twice, the second time from the caches.
 #include <algorithm>
 
 #include "cuda/arch/call.h"
@@ -18,7 +18,7 @@
 namespace afnext::cuda {
 namespace {
 
-constexpr int kMaxThreads = 512;
+constexpr int kMaxThreads = 256;
 constexpr int kTurns = 4;
 constexpr int kNarrowRows = 8;  // a block, where a row is one warp's
 
