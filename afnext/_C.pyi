@@ -34,6 +34,24 @@ def rotate(
     out: _Tensor,
     /,
 ) -> None: ...
+def all_to_all_pack(
+    x: _Tensor,
+    head_offsets: list[int],
+    heads: list[int],
+    out: _Tensor | None,
+    peers: list[int],
+    first_token: int,
+    /,
+) -> None: ...
+def all_to_all_unpack(
+    x: _Tensor | None,
+    head_offsets: list[int],
+    heads: list[int],
+    out: _Tensor,
+    peers: list[int],
+    first_token: int,
+    /,
+) -> None: ...
 def attention(
     q: _Tensor,
     k: _Tensor,
@@ -226,6 +244,17 @@ def rms_norm(
     eps: float,
     out: _Tensor,
     total: _Tensor | None,
+    /,
+) -> None: ...
+def sample(
+    logits: _Tensor,
+    temperature: _Tensor,
+    top_k: _Tensor,
+    top_p: _Tensor,
+    min_p: _Tensor,
+    uniform: _Tensor,
+    tokens: _Tensor,
+    logprobs: _Tensor,
     /,
 ) -> None: ...
 def silu_mul(gate: _Tensor, up: _Tensor, out: _Tensor, /) -> None: ...

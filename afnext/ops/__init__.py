@@ -5,6 +5,7 @@ contract, and ``afnext.ops.reference`` states each one in a few lines of torch.
 """
 
 from ._library import force_reference
+from .all_to_all import all_to_all_pack, all_to_all_unpack
 from .attention import attention
 from .decoder import Decoder, DecoderLayer
 from .layer_norm import layer_norm
@@ -18,6 +19,7 @@ from .paged_attention import paged_attention
 from .quantize import QuantizedWeight, quantize
 from .rms_norm import rms_norm
 from .rotate import Rotation, rotate
+from .sample import sample
 from .silu_mul import silu_mul
 
 __all__ = [
@@ -26,6 +28,8 @@ __all__ = [
     "PackedWeight",
     "QuantizedWeight",
     "Rotation",
+    "all_to_all_pack",
+    "all_to_all_unpack",
     "attention",
     "fingerprint",
     "force_reference",
@@ -40,6 +44,7 @@ __all__ = [
     "quantize",
     "rms_norm",
     "rotate",
+    "sample",
     "save_packed",
     "silu_mul",
 ]

@@ -22,7 +22,7 @@ def _fake(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[T
     return out_a.new_empty(out_a.shape), lse_a.new_empty(lse_a.shape)
 
 
-def _cpu(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
+def _kernel(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
     out, lse = outputs(out_a)
     compiled.merge_attention(out_a, lse_a, out_b, lse_b, out, lse)
     return out, lse
@@ -47,9 +47,10 @@ def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor, ...
 
 OP = define(
     "merge_attention(Tensor out_a, Tensor lse_a, Tensor out_b, Tensor lse_b) -> (Tensor, Tensor)",
-    kernel=_cpu,
+    kernel=_kernel,
     reference=reference.merge_attention,
     fake=_fake,
+    cuda=True,
     backward=_backward,
     save=_save,
 )

@@ -409,3 +409,66 @@ def silu_mul(gate: Tensor, up: Tensor, compute_dtype: torch.dtype | None = None)
     """``silu(gate) * up``."""
     dtype = _compute_dtype(gate, compute_dtype)
     return (F.silu(gate.to(dtype)) * up.to(dtype)).to(gate.dtype)
+
+
+def sample(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    uniform: Tensor,
+    compute_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Inverse transform sampling in the order of falling logits, after three cuts of the order's tail."""
+    dtype = _compute_dtype(logits, compute_dtype)
+    scores = logits.to(dtype).nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+    greedy = ~(temperature > 0)
+    scores = scores / temperature.masked_fill(greedy, 1.0).to(dtype)[:, None]
+    scores = scores - scores.amax(-1, keepdim=True)
+    ordered, order = scores.sort(dim=-1, descending=True, stable=True)
+    weights = ordered.exp()
+    count = scores.shape[1]
+
+    def keep_to(places: Tensor) -> Tensor:
+        """The tokens up to these places of the order, and their equals."""
+        return weights * (ordered >= ordered.gather(1, places[:, None]))
+
+    kept = keep_to(torch.where(top_k > 0, top_k, count).clamp(max=count).long() - 1)
+    reached = kept.cumsum(-1) - kept < top_p.to(dtype)[:, None] * kept.sum(-1, keepdim=True)
+    within = (reached & (kept > 0)).sum(-1).clamp(min=1)
+    kept = torch.where((top_p < 1)[:, None], keep_to(within - 1) * (kept > 0), kept)
+    least = min_p.to(dtype).clamp(max=1)[:, None] * weights[:, :1]
+    kept = kept * (weights >= least)
+    mass = kept.cumsum(-1)
+    places = (mass <= uniform.to(dtype)[:, None] * mass[:, -1:]).sum(-1)
+    places = torch.minimum(places, (kept > 0).sum(-1) - 1).clamp(min=0).masked_fill(greedy, 0)
+    tokens = order.gather(1, places[:, None])
+    logprobs = scores.gather(1, tokens) - torch.logsumexp(scores, -1, keepdim=True)
+    return tokens[:, 0], logprobs[:, 0].float()
+
+
+# --- between ranks -----------------------------------------------------------------------------------
+
+
+def all_to_all_pack(x: Tensor, head_offsets: list[int], heads: list[int]) -> Tensor:
+    """Each rank's heads of ``x [T, H, D]``, one rank after another."""
+    parts = [x[:, heads[start:end]].flatten(0, 1) for start, end in pairwise(head_offsets)]
+    return torch.cat(parts)
+
+
+def all_to_all_unpack(
+    x: Tensor,
+    head_offsets: list[int],
+    heads: list[int],
+    tokens: int,
+    num_heads: int,
+    compute_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """``[T, H, D]`` from each rank's heads; those of several ranks are summed."""
+    out = x.new_zeros(tokens, num_heads, x.shape[1], dtype=_compute_dtype(x, compute_dtype))
+    for start, end in pairwise(head_offsets):
+        part = x[tokens * start : tokens * end].reshape(tokens, end - start, x.shape[1])
+        index = torch.tensor(heads[start:end], dtype=torch.int64, device=x.device)
+        out.index_add_(1, index, part.to(out.dtype))
+    return out.to(x.dtype)

@@ -62,7 +62,7 @@ def _fake(
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def _cpu(
+def _kernel(
     x: Tensor,
     times: Tensor | None,
     inv_freq: Tensor | None,
@@ -90,9 +90,10 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 OP = define(
     "rotate(Tensor x, Tensor? times, Tensor? inv_freq, Tensor? angles, bool interleaved, "
     "bool inverse) -> Tensor",
-    kernel=_cpu,
+    kernel=_kernel,
     reference=reference.rotate,
     fake=_fake,
+    cuda=True,
     backward=_backward,
     save=_save,
 )

@@ -19,7 +19,7 @@ def _fake(gate: Tensor, up: Tensor) -> Tensor:
     return torch.empty_like(gate, memory_format=torch.contiguous_format)
 
 
-def _cpu(gate: Tensor, up: Tensor) -> Tensor:
+def _kernel(gate: Tensor, up: Tensor) -> Tensor:
     out = torch.empty_like(gate, memory_format=torch.contiguous_format)
     compiled.silu_mul(gate, up, out)
     return out
@@ -38,9 +38,10 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
 
 OP = define(
     "silu_mul(Tensor gate, Tensor up) -> Tensor",
-    kernel=_cpu,
+    kernel=_kernel,
     reference=reference.silu_mul,
     fake=_fake,
+    cuda=True,
     backward=_backward,
     save=_save,
 )

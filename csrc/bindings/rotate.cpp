@@ -11,7 +11,7 @@ void call(py::handle x, py::handle times, py::handle inv_freq, py::handle angles
   const OptionalTensor times_(times, "rotate", "times"), inv_freq_(inv_freq, "rotate", "inv_freq"),
       angles_(angles, "rotate", "angles");
   const py::gil_scoped_release release;
-  rotate(x_, times_, inv_freq_, angles_, interleaved, inverse, out_);
+  rotate(x_, times_, inv_freq_, angles_, interleaved, inverse, out_, x_.stream());
 }
 
 const Binding binding([](py::module_& m) { define<&call>(m, "rotate"); });

@@ -2,14 +2,17 @@
 
 #include "afnext/error.h"
 #include "cpu/rotate.h"
+#include "cuda/backend.h"
+#include "cuda/rotate.h"
 
 namespace afnext {
 
 constinit cpu::KernelTable<cpu::RotateArgs> cpu::rotate_kernels;
 
 void rotate(const TensorView& x, const TensorView* times, const TensorView* inv_freq,
-            const TensorView* angles, bool interleaved, bool inverse, const TensorView& out) {
-  const Check check("rotate");
+            const TensorView* angles, bool interleaved, bool inverse, const TensorView& out,
+            Stream stream) {
+  const Check check("rotate", x);
   check.floating(x, "x", 3);
   check.same(out, "out", x);
   check.contiguous(out, "out");
@@ -29,6 +32,11 @@ void rotate(const TensorView& x, const TensorView* times, const TensorView* inv_
     check.fail("2 x " + std::to_string(half) + " channels do not fit x " + describe(x));
   }
   if (x.numel() == 0) return;
+  if constexpr (kCuda) {
+    if (on_cuda(x)) {
+      return cuda::rotate(x, times, inv_freq, angles, interleaved, inverse, out, stream);
+    }
+  }
   cpu::rotate_kernels(
       {x.dtype, x.shape[0], x.shape[1], x.shape[2], half, x.stride[0], x.stride[1], x.data,
        times ? times->as<const float>() : nullptr, inv_freq ? inv_freq->as<const float>() : nullptr,

@@ -75,7 +75,15 @@ class Case:
     core: bool = True
 
 
-OPS = ("attention", "rms_norm")
+OPS = (
+    "all_to_all",
+    "attention",
+    "merge_attention",
+    "rms_norm",
+    "rotate",
+    "sample",
+    "silu_mul",
+)
 
 
 def cases(op: str) -> list[Case]:
