@@ -1,0 +1,408 @@
+// Log-mel spectrograms.
+#include <algorithm>
+
+#include "cpu/log_mel_tables.h"
+#include "cuda/arch/call.h"
+#include "cuda/arch/memory.h"
+#include "cuda/arch/numbers.h"
+#include "cuda/fft.h"
+#include "cuda/log_mel.h"
+
+namespace afnext::cuda {
+namespace {
+
+using cpu::kFrameSamples;
+using cpu::kHop;
+using cpu::kMelBins;
+using cpu::kWindowFrames;
+using cpu::kWindowSamples;
+using cpu::Twiddle;
+
+constexpr int kMargin = kFrameSamples / 2;  // a frame is centred on its first sample
+constexpr int kBins = kFrameSamples / 2;    // bin 0 and the Nyquist bin lie in no filter
+constexpr int kSide = 20;                   // 400 = 20 x 20
+constexpr int kPairs = 16, kTileFrames = 2 * kPairs;
+constexpr int kThreads = kPairs * kSide, kWarps = kThreads / arch::kWarp;
+constexpr int kBlocksPerMultiprocessor = 3;
+constexpr int kTileSamples = (kTileFrames - 1) * kHop + kFrameSamples;
+constexpr int kMelGroup = 4;                      // filters that a thread makes at a time
+constexpr int kLogStride = kMelBins + kMelGroup;  // lanes that write a column meet no bank twice
+constexpr int kMaxWindows = 64;                   // of a launch
+constexpr uint32_t kInfinity = 0x7f800000;
+constexpr float kQuietest = -10.0f;
+
+struct Window {
+  int64_t first_sample, first_row;
+  int length;      // samples
+  int audible;     // frames that reach audio; those past them are silent
+  int written;     // rows of out
+  int first_tile;  // of the launch
+};
+
+struct Tables {
+  float hann[kFrameSamples];
+  Twiddle by_400[kFrameSamples / 4 + 1];  // exp(-2 pi i k / 400), the first quarter
+  // The bins between two filters' peaks fall in one and rise in the next: those of begin[m] ..
+  // begin[m + 1] - 1 count slopes[bin].rise in filter m and slopes[bin].fall in filter m - 1.
+  struct Slopes {
+    float rise, fall;
+  };
+  Slopes slopes[kBins];
+  int begin[kMelBins + 2];
+};
+
+// What the blocks tell each other, zero at first. Powers are at least 0 and order like their bits,
+// with infinity and NaN above all finite ones.
+struct Progress {
+  uint32_t tickets;
+  uint32_t peak[kMaxWindows];  // highest power of the window's filters
+  uint32_t done[kMaxWindows];  // tiles whose logarithms lie in out
+};
+
+struct Params {
+  const void* samples;
+  float* out;
+  Progress* progress;
+  int windows, tiles;
+  int lag;  // from a tile's logarithms to its end, in tickets
+  Window window[kMaxWindows];
+  Tables tables;
+};
+
+struct Bins {
+  float power[kBins][kTileFrames];
+  float logs[kTileFrames][kLogStride];
+};
+
+// Sample s of a tile lies at place(s): the frames of 16 pairs begin in 16 even banks, so that two
+// neighbouring columns of them meet no bank twice.
+constexpr int kPairSamples = 2 * kHop, kGap = 2;
+AFNEXT_DEVICE constexpr int place(int s) { return s + kGap * (s / kPairSamples); }
+
+struct Shared {
+  // The three stages of a tile, one after the other.
+  union {
+    float samples[place(kTileSamples - 1) + 1];
+    Complex spectrum[kSide][kSide][kPairs];  // [row][column][pair]
+    Bins bins;
+  };
+  float hann[kSide][kSide];     // [column][n] of sample column + 20 n
+  Complex turns[kSide][kSide];  // [column][row]: exp(-2 pi i column row / 400)
+  uint32_t peaks[kWarps];
+  uint32_t ticket, window_peak;
+};
+
+struct alignas(16) Quad {
+  float at[4];
+};
+
+AFNEXT_DEVICE int smaller(int a, int b) { return a < b ? a : b; }
+AFNEXT_DEVICE uint32_t larger(uint32_t a, uint32_t b) { return a > b ? a : b; }
+
+AFNEXT_DEVICE float to_sample(float x) { return x; }
+AFNEXT_DEVICE float to_sample(int16_t x) { return static_cast<float>(x) * 0x1p-15f; }
+
+AFNEXT_DEVICE float log10_power(float power) {
+  constexpr float log10_of_2 = 0.301029996f;
+  return fmaxf(arch::log2_approx(power) * log10_of_2, kQuietest);
+}
+
+AFNEXT_DEVICE void load_tables(const Tables& tables, Shared& shared) {
+  for (int i = threadIdx.x; i < kFrameSamples; i += kThreads) {
+    const int column = i / kSide, n = i % kSide;
+    shared.hann[column][n] = tables.hann[column + kSide * n];
+    const int angle = column * n, quarter = angle / (kFrameSamples / 4);
+    Complex turned{tables.by_400[angle % (kFrameSamples / 4)].cos,
+                   tables.by_400[angle % (kFrameSamples / 4)].sin};
+    for (int q = 0; q < quarter; ++q) turned = times_minus_i(turned);
+    shared.turns[column][n] = turned;
+  }
+}
+
+AFNEXT_DEVICE int window_of(const Params& p, int tile) {
+  int w = 0;
+#pragma unroll
+  for (int step = kMaxWindows / 2; step > 0; step /= 2) {
+    if (w + step < p.windows && p.window[w + step].first_tile <= tile) w += step;
+  }
+  return w;
+}
+
+// Sample i of a window: zeros past the audio, reflected ends.
+template <typename T>
+AFNEXT_DEVICE float sample_at(const T* x, int length, int i) {
+  const int inside = i < 0 ? -i : i < kWindowSamples ? i : 2 * (kWindowSamples - 1) - i;
+  return inside < length ? to_sample(x[inside]) : 0.0f;
+}
+
+template <typename T>
+AFNEXT_DEVICE void load_samples(const T* x, int length, int start, float* staged) {
+  struct alignas(4 * sizeof(T)) Samples {
+    T at[4];
+  };
+  const bool aligned = reinterpret_cast<uintptr_t>(x) % sizeof(Samples) == 0;
+  if (aligned && start >= 0 && start + kTileSamples <= length) {
+#pragma unroll
+    for (int i = 0; i < kTileSamples; i += 4 * kThreads) {
+      const int s = i + 4 * static_cast<int>(threadIdx.x);
+      if (s >= kTileSamples) break;
+      const Samples from = *reinterpret_cast<const Samples*>(x + start + s);
+      auto* to = reinterpret_cast<float2*>(staged + place(s));
+      to[0] = {to_sample(from.at[0]), to_sample(from.at[1])};
+      to[1] = {to_sample(from.at[2]), to_sample(from.at[3])};
+    }
+  } else {
+    for (int s = threadIdx.x; s < kTileSamples; s += kThreads) {
+      staged[place(s)] = sample_at(x, length, start + s);
+    }
+  }
+}
+
+// Column n of a pair's 20 x 20 samples: the first frame as real, the second as imaginary parts,
+// times the Hann window. Each product is rounded once, and not anew (by a fused multiply-add) in
+// every sum that it enters, which would leave more noise under a tone.
+AFNEXT_DEVICE void load_column(const float* samples, const float* hann, Complex (&z)[kSide]) {
+#pragma unroll
+  for (int n = 0; n < kSide; n += 4) {
+    const Quad h = *reinterpret_cast<const Quad*>(hann + n);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      // The column is below 20: it changes nothing in what place() divides.
+      const int s = kSide * (n + i);
+      z[n + i] = {arch::product(samples[place(s)], h.at[i]),
+                  arch::product(samples[place(s + kHop)], h.at[i])};
+    }
+  }
+}
+
+// Rows of the spectrum: output k of a column, turned, is number `column` of row k.
+AFNEXT_DEVICE void store_column(const Complex (&z)[kSide], const Complex* turns,
+                                Complex (*spectrum)[kSide][kPairs]) {
+#pragma unroll
+  for (int k = 0; k < kSide; k += 2) {
+    const Quad t = *reinterpret_cast<const Quad*>(turns + k);
+    spectrum[k][0][0] = turn(z[dft20_slot(k)], t.at[0], t.at[1]);
+    spectrum[k + 1][0][0] = turn(z[dft20_slot(k + 1)], t.at[2], t.at[3]);
+  }
+}
+
+// Row r holds bins r + 20 k. Bin 400 - b, which parts the two frames of bin b, is number 19 - k of
+// row 20 - r, in the other half of the warp; rows 0 and 10 are their own partners.
+template <bool kOwnPartner>
+AFNEXT_DEVICE void store_powers(const Complex (&z)[kSide], int row, float (*power)[kTileFrames]) {
+#pragma unroll
+  for (int k = 0; k < kSide / 2; ++k) {
+    const Complex a = z[dft20_slot(k)];
+    Complex b = z[dft20_slot(kSide - 1 - k)];
+    if constexpr (kOwnPartner) {
+      if (row == 0) b = z[dft20_slot((kSide - k) % kSide)];
+    } else {
+      b.re = __shfl_xor_sync(arch::kAllLanes, b.re, kPairs);
+      b.im = __shfl_xor_sync(arch::kAllLanes, b.im, kPairs);
+    }
+    const Complex even = {a.re + b.re, a.im - b.im}, odd = {a.im + b.im, b.re - a.re};
+    *reinterpret_cast<float2*>(power[row + kSide * k]) = {even.re * even.re + even.im * even.im,
+                                                          odd.re * odd.re + odd.im * odd.im};
+  }
+}
+
+// The filters and their logarithms: a lane a frame, a warp a group of filters. Returns the bits of
+// the highest power that the thread saw.
+AFNEXT_DEVICE uint32_t mel_bins(const Tables& tables, const float* power, float* logs) {
+  uint32_t peak = 0;
+  // The widest filters first.
+#pragma unroll 1
+  for (int group = kMelBins / kMelGroup - 1 - static_cast<int>(threadIdx.x) / arch::kWarp;
+       group >= 0; group -= kWarps) {
+    const int m = group * kMelGroup;
+    int bin = tables.begin[m];
+    float rising = 0;
+    Quad log;
+#pragma unroll
+    for (int i = 0; i <= kMelGroup; ++i) {
+      float rise = 0, fall = 0;
+      const int end = tables.begin[m + i + 1];
+#pragma unroll 1
+      for (; bin < end; ++bin) {
+        const float here = power[bin * kTileFrames];
+        rise += here * tables.slopes[bin].rise;
+        fall += here * tables.slopes[bin].fall;
+      }
+      if (i > 0) {
+        const float sum = rising + fall;
+        peak = larger(peak, arch::float_bits(sum));
+        log.at[i - 1] = log10_power(sum);
+      }
+      rising = rise;
+    }
+    *reinterpret_cast<Quad*>(logs + m) = log;
+  }
+  return peak;
+}
+
+// Logarithms of a tile of window `w`, whose frames begin at `first`.
+template <typename T>
+AFNEXT_DEVICE void transform_tile(const Params& p, int w, int first, Shared& shared) {
+  const Window& window = p.window[w];
+  const int warp = threadIdx.x / arch::kWarp, lane = threadIdx.x % arch::kWarp;
+  const int pair = threadIdx.x % kPairs, column = threadIdx.x / kPairs;
+  load_samples(static_cast<const T*>(p.samples) + window.first_sample, window.length,
+               first * kHop - kMargin, shared.samples);
+  __syncthreads();
+  Complex z[kSide];
+  load_column(shared.samples + place(pair * kPairSamples) + column, shared.hann[column], z);
+  dft20(z);
+  __syncthreads();  // the spectrum lies where the samples lay
+  store_column(z, shared.turns[column],
+               reinterpret_cast<Complex(*)[kSide][kPairs]>(&shared.spectrum[0][column][pair]));
+  __syncthreads();
+  const int row = lane < kPairs ? warp : warp == 0 ? kSide / 2 : kSide - warp;
+#pragma unroll
+  for (int n = 0; n < kSide; ++n) z[n] = shared.spectrum[row][n][pair];
+  dft20(z);
+  __syncthreads();  // the powers lie where the spectrum lay
+  auto* power = reinterpret_cast<float (*)[kTileFrames]>(&shared.bins.power[0][2 * pair]);
+  if (warp == 0) {
+    store_powers<true>(z, row, power);
+  } else {
+    store_powers<false>(z, row, power);
+  }
+  __syncthreads();
+  const uint32_t seen = mel_bins(p.tables, &shared.bins.power[0][lane], shared.bins.logs[lane]);
+  const uint32_t highest =
+      __reduce_max_sync(arch::kAllLanes, first + lane < window.audible ? seen : 0u);
+  if (lane == 0) shared.peaks[warp] = highest;
+  __syncthreads();
+  float* out = p.out + (window.first_row + first) * kMelBins;
+  const int rows = smaller(window.audible, window.written) - first;
+  for (int row = warp; row < smaller(rows, kTileFrames); row += kWarps) {
+    reinterpret_cast<Quad*>(out + row * kMelBins)[lane] =
+        reinterpret_cast<const Quad*>(shared.bins.logs[row])[lane];
+  }
+  __syncthreads();  // all of the tile is written
+  if (threadIdx.x == 0) {
+    uint32_t peak = 0;
+    for (const uint32_t part : shared.peaks) peak = larger(peak, part);
+    atomicMax(&p.progress->peak[w], peak);
+    arch::add_release(&p.progress->done[w], 1u);
+  }
+}
+
+// Floors and scales a tile's logarithms once its window's peak is known; fills silent frames.
+AFNEXT_DEVICE void finish_tile(const Params& p, int w, int first, Shared& shared) {
+  const Window& window = p.window[w];
+  if (threadIdx.x == 0) {
+    const uint32_t tiles = (window.audible + kTileFrames - 1) / kTileFrames;
+    while (arch::load_acquire(&p.progress->done[w]) < tiles) {
+    }
+    shared.window_peak = arch::load_acquire(&p.progress->peak[w]);
+  }
+  __syncthreads();
+  const uint32_t peak = shared.window_peak;
+  const float floor = log10_power(arch::bits_float(peak)) - 8.0f;
+  const int warp = threadIdx.x / arch::kWarp, lane = threadIdx.x % arch::kWarp;
+  float* out = p.out + (window.first_row + first) * kMelBins;
+  for (int row = warp; row < smaller(window.written - first, kTileFrames); row += kWarps) {
+    auto* at = reinterpret_cast<Quad*>(out + row * kMelBins) + lane;
+    Quad logs{kQuietest, kQuietest, kQuietest, kQuietest};
+    if (first + row < window.audible) logs = *at;
+#pragma unroll
+    for (float& log : logs.at) {
+      log = peak < kInfinity ? fmaxf(log, floor) * 0.25f + 1.0f : arch::bits_float(0x7fc00000);
+    }
+    *at = logs;
+  }
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
+    log_mel_kernel(const __grid_constant__ Params p) {
+  auto& shared = arch::shared_memory<Shared>();
+  load_tables(p.tables, shared);
+#pragma unroll 1
+  while (true) {
+    if (threadIdx.x == 0) shared.ticket = atomicAdd(&p.progress->tickets, 1u);
+    __syncthreads();
+    const int ticket = static_cast<int>(shared.ticket);
+    if (ticket >= p.tiles + p.lag) break;
+    if (ticket < p.tiles) {
+      const int w = window_of(p, ticket), first = (ticket - p.window[w].first_tile) * kTileFrames;
+      if (first < p.window[w].audible) transform_tile<T>(p, w, first, shared);
+    }
+    if (ticket >= p.lag) {
+      const int tile = ticket - p.lag;
+      const int w = window_of(p, tile);
+      finish_tile(p, w, (tile - p.window[w].first_tile) * kTileFrames, shared);
+    }
+    __syncthreads();
+  }
+}
+
+Tables build_tables() {
+  const cpu::LogMelTables& from = cpu::log_mel_tables();
+  Tables t{};
+  std::copy_n(from.hann, kFrameSamples, t.hann);
+  std::copy_n(from.by_400, kFrameSamples / 4 + 1, t.by_400);
+  // A bin rises in the last filter that has it.
+  int rising_in[kBins] = {};
+  for (int m = 0; m < kMelBins; ++m) {
+    for (int i = from.begin[m]; i < from.begin[m + 1]; ++i) {
+      const int bin = from.first[m] + i - from.begin[m];
+      t.slopes[bin] = {from.weights[i], t.slopes[bin].rise};
+      rising_in[bin] = m;
+    }
+  }
+  for (int m = 0; m < kMelBins + 2; ++m) {
+    t.begin[m] =
+        static_cast<int>(std::lower_bound(rising_in + 1, rising_in + kBins, m) - rising_in);
+  }
+  return t;
+}
+
+const Tables& tables() {
+  static const Tables built = build_tables();
+  return built;
+}
+
+int tiles_of(const Window& w) {
+  return w.written == 0 ? 0 : (std::max(w.audible, w.written) + kTileFrames - 1) / kTileFrames;
+}
+
+}  // namespace
+
+void log_mel(const TensorView& samples, const TensorView& cu_samples, const TensorView& cu_frames,
+             const TensorView& out, Stream stream) {
+  const Call call("log_mel", samples, stream);
+  const auto *ends = cu_samples.as<const int64_t>(), *rows = cu_frames.as<const int64_t>();
+  const int64_t windows = cu_samples.shape[0] - 1;
+  const int64_t launches = (windows + kMaxWindows - 1) / kMaxWindows;
+  const Scratch scratch(call, launches * sizeof(Progress));
+  call.clear(scratch.as<void>(), launches * sizeof(Progress));
+  for (int64_t i = 0; i < launches; ++i) {
+    Params p{samples.data, out.as<float>(), scratch.as<Progress>() + i, 0, 0, 0, {}, tables()};
+    int longest = 0;
+    for (int64_t w = i * kMaxWindows; w < std::min(windows, (i + 1) * kMaxWindows); ++w) {
+      const auto length = static_cast<int>(ends[w + 1] - ends[w]);
+      const int reached = std::min((length + kMargin + kHop - 1) / kHop, kWindowFrames);
+      const Window window{ends[w],
+                          rows[w],
+                          length,
+                          length > 0 ? reached : 0,
+                          static_cast<int>(rows[w + 1] - rows[w]),
+                          p.tiles};
+      p.window[p.windows++] = window;
+      p.tiles += tiles_of(window);
+      longest = std::max(longest, tiles_of(window));
+    }
+    const int resident = kBlocksPerMultiprocessor * call.device().multiprocessors;
+    p.lag = std::min(p.tiles, longest + resident);
+    const dim3 grid(static_cast<unsigned>(std::min(p.tiles, resident)));
+    if (samples.dtype == DType::i16) {
+      call.launch<log_mel_kernel<int16_t>>(grid, kThreads, sizeof(Shared), p);
+    } else {
+      call.launch<log_mel_kernel<float>>(grid, kThreads, sizeof(Shared), p);
+    }
+  }
+}
+
+}  // namespace afnext::cuda
