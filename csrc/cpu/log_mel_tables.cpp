@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 
 namespace afnext::cpu {
 namespace {
@@ -48,6 +49,22 @@ void build_filters(LogMelTables* t) {
   t->begin[kMelBins] = static_cast<int16_t>(count);
 }
 
+// A bin rises in the last filter that has it.
+void build_slopes(LogMelTables* t) {
+  int rising_in[kFrameSamples / 2] = {};
+  for (int m = 0; m < kMelBins; ++m) {
+    for (int i = t->begin[m]; i < t->begin[m + 1]; ++i) {
+      const int bin = t->first[m] + i - t->begin[m];
+      t->slopes[bin] = {t->weights[i], t->slopes[bin].rise};
+      rising_in[bin] = m;
+    }
+  }
+  for (int m = 0; m < kMelBins + 2; ++m) {
+    const int* found = std::lower_bound(rising_in + 1, std::end(rising_in), m);
+    t->peak[m] = static_cast<int16_t>(found - rising_in);
+  }
+}
+
 LogMelTables build() {
   LogMelTables t = {};
   for (int i = 0; i < kFrameSamples; ++i) {
@@ -65,6 +82,7 @@ LogMelTables build() {
     t.slot[k] = static_cast<uint8_t>(25 * outer + 5 * (inner % 5) + inner / 5);
   }
   build_filters(&t);
+  build_slopes(&t);
   return t;
 }
 

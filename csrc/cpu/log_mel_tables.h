@@ -12,6 +12,11 @@ struct Twiddle {
   float cos, sin;
 };
 
+// What a bin counts in the filter in which it rises, and in the one before, in which it falls.
+struct Slopes {
+  float rise, fall;
+};
+
 struct LogMelTables {
   float hann[kFrameSamples];  // periodic
   // Of the complex transform of 200 = 8 x 25 and 25 = 5 x 5: exp(-2 pi i n k / 200), / 25.
@@ -22,6 +27,9 @@ struct LogMelTables {
   // Filter m weighs bins first[m] .. with weights[begin[m]] .. weights[begin[m + 1] - 1].
   int16_t first[kMelBins], begin[kMelBins + 1];
   float weights[400];  // a bin lies in at most two filters
+  // The same by bins: those from peak[m] to peak[m + 1] - 1 rise in filter m.
+  Slopes slopes[kFrameSamples / 2];
+  int16_t peak[kMelBins + 2];
 };
 
 // Built in double, once.

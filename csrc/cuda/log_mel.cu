@@ -1,5 +1,6 @@
 // Log-mel spectrograms.
 #include <algorithm>
+#include <iterator>
 
 #include "cpu/log_mel_tables.h"
 #include "cuda/arch/call.h"
@@ -42,13 +43,9 @@ struct Window {
 struct Tables {
   float hann[kFrameSamples];
   Twiddle by_400[kFrameSamples / 4 + 1];  // exp(-2 pi i k / 400), the first quarter
-  // The bins between two filters' peaks fall in one and rise in the next: those of begin[m] ..
-  // begin[m + 1] - 1 count slopes[bin].rise in filter m and slopes[bin].fall in filter m - 1.
-  struct Slopes {
-    float rise, fall;
-  };
-  Slopes slopes[kBins];
-  int begin[kMelBins + 2];
+  // Bins peak[m] .. peak[m + 1] - 1 rise in filter m and fall in filter m - 1.
+  cpu::Slopes slopes[kBins];
+  int16_t peak[kMelBins + 2];
 };
 
 // What the blocks tell each other, zero at first. Powers are at least 0 and order like their bits,
@@ -215,13 +212,13 @@ AFNEXT_DEVICE uint32_t mel_bins(const Tables& tables, const float* power, float*
   for (int group = kMelBins / kMelGroup - 1 - static_cast<int>(threadIdx.x) / arch::kWarp;
        group >= 0; group -= kWarps) {
     const int m = group * kMelGroup;
-    int bin = tables.begin[m];
+    int bin = tables.peak[m];
     float rising = 0;
     Quad log;
 #pragma unroll
     for (int i = 0; i <= kMelGroup; ++i) {
       float rise = 0, fall = 0;
-      const int end = tables.begin[m + i + 1];
+      const int end = tables.peak[m + i + 1];
 #pragma unroll 1
       for (; bin < end; ++bin) {
         const float here = power[bin * kTileFrames];
@@ -338,30 +335,14 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   }
 }
 
-Tables build_tables() {
+Tables make_tables() {
   const cpu::LogMelTables& from = cpu::log_mel_tables();
-  Tables t{};
-  std::copy_n(from.hann, kFrameSamples, t.hann);
-  std::copy_n(from.by_400, kFrameSamples / 4 + 1, t.by_400);
-  // A bin rises in the last filter that has it.
-  int rising_in[kBins] = {};
-  for (int m = 0; m < kMelBins; ++m) {
-    for (int i = from.begin[m]; i < from.begin[m + 1]; ++i) {
-      const int bin = from.first[m] + i - from.begin[m];
-      t.slopes[bin] = {from.weights[i], t.slopes[bin].rise};
-      rising_in[bin] = m;
-    }
-  }
-  for (int m = 0; m < kMelBins + 2; ++m) {
-    t.begin[m] =
-        static_cast<int>(std::lower_bound(rising_in + 1, rising_in + kBins, m) - rising_in);
-  }
+  Tables t;
+  std::copy_n(from.hann, std::size(t.hann), t.hann);
+  std::copy_n(from.by_400, std::size(t.by_400), t.by_400);
+  std::copy_n(from.slopes, std::size(t.slopes), t.slopes);
+  std::copy_n(from.peak, std::size(t.peak), t.peak);
   return t;
-}
-
-const Tables& tables() {
-  static const Tables built = build_tables();
-  return built;
 }
 
 int tiles_of(const Window& w) {
@@ -379,7 +360,7 @@ void log_mel(const TensorView& samples, const TensorView& cu_samples, const Tens
   const Scratch scratch(call, launches * sizeof(Progress));
   call.clear(scratch.as<void>(), launches * sizeof(Progress));
   for (int64_t i = 0; i < launches; ++i) {
-    Params p{samples.data, out.as<float>(), scratch.as<Progress>() + i, 0, 0, 0, {}, tables()};
+    Params p{samples.data, out.as<float>(), scratch.as<Progress>() + i, 0, 0, 0, {}, make_tables()};
     int longest = 0;
     for (int64_t w = i * kMaxWindows; w < std::min(windows, (i + 1) * kMaxWindows); ++w) {
       const auto length = static_cast<int>(ends[w + 1] - ends[w]);
