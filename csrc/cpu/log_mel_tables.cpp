@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <iterator>
 
 namespace afnext::cpu {
 namespace {
@@ -49,20 +48,22 @@ void build_filters(LogMelTables* t) {
   t->begin[kMelBins] = static_cast<int16_t>(count);
 }
 
-// A bin rises in the last filter that has it.
-void build_slopes(LogMelTables* t) {
-  int rising_in[kFrameSamples / 2] = {};
+void build_quads(LogMelTables* t) {
+  int count = 0;
   for (int m = 0; m < kMelBins; ++m) {
+    const int g = m / 4;
+    if (m % 4 == 0) {
+      t->quad_first[g] = t->first[m];
+      t->quad_begin[g] = static_cast<int16_t>(count);
+    }
     for (int i = t->begin[m]; i < t->begin[m + 1]; ++i) {
       const int bin = t->first[m] + i - t->begin[m];
-      t->slopes[bin] = {t->weights[i], t->slopes[bin].rise};
-      rising_in[bin] = m;
+      const int at = t->quad_begin[g] + bin - t->quad_first[g];
+      t->quads[at][m % 4] = t->weights[i];
+      count = std::max(count, at + 1);
     }
   }
-  for (int m = 0; m < kMelBins + 2; ++m) {
-    const int* found = std::lower_bound(rising_in + 1, std::end(rising_in), m);
-    t->peak[m] = static_cast<int16_t>(found - rising_in);
-  }
+  t->quad_begin[kMelBins / 4] = static_cast<int16_t>(count);
 }
 
 LogMelTables build() {
@@ -82,7 +83,7 @@ LogMelTables build() {
     t.slot[k] = static_cast<uint8_t>(25 * outer + 5 * (inner % 5) + inner / 5);
   }
   build_filters(&t);
-  build_slopes(&t);
+  build_quads(&t);
   return t;
 }
 

@@ -12,11 +12,6 @@ struct Twiddle {
   float cos, sin;
 };
 
-// What a bin counts in the filter in which it rises, and in the one before, in which it falls.
-struct Slopes {
-  float rise, fall;
-};
-
 struct LogMelTables {
   float hann[kFrameSamples];  // periodic
   // Of the complex transform of 200 = 8 x 25 and 25 = 5 x 5: exp(-2 pi i n k / 200), / 25.
@@ -27,9 +22,10 @@ struct LogMelTables {
   // Filter m weighs bins first[m] .. with weights[begin[m]] .. weights[begin[m + 1] - 1].
   int16_t first[kMelBins], begin[kMelBins + 1];
   float weights[400];  // a bin lies in at most two filters
-  // The same by bins: those from peak[m] to peak[m + 1] - 1 rise in filter m.
-  Slopes slopes[kFrameSamples / 2];
-  int16_t peak[kMelBins + 2];
+  // The same for four filters at once, 4 g .. 4 g + 3: bins quad_first[g] .. with
+  // quads[quad_begin[g]] .. quads[quad_begin[g + 1] - 1], zero where a filter does not reach.
+  int16_t quad_first[kMelBins / 4], quad_begin[kMelBins / 4 + 1];
+  float quads[256][4];
 };
 
 // Built in double, once.

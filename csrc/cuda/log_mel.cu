@@ -1,5 +1,41 @@
-// Log-mel spectrograms.
+// Log-mel spectrograms: a persistent block transforms tiles of 32 frames, and floors each tile once
+// its window's peak is known; all of it in one launch, with nothing in device memory but the
+// result.
+//
+// Transform. Two real frames are one complex signal a + i b of 400 points: as many instructions a
+// frame as 200 points and a split, without the split's twiddle factors. 400 = 20 x 20, a thread a
+// column and then a row, 20 threads a pair. Transforms of 20 = 4 x 5 need no twiddle factors inside
+// and take 40 registers, where 16 x 25 takes 50, leaves 9 threads of 25 idle in its second half and
+// has 15 % more arithmetic. Lanes are 16 pairs of frames in two columns, so that shared memory is
+// free of bank conflicts without padding, and a row and its mirror image, which part the two
+// frames, lie 16 lanes apart.
+//
+//   a tile of 32 frames        instructions of a warp   passes of shared memory
+//   load samples                        1,100                  170
+//   window and first half               4,200                1,050
+//   second half                         2,500                  400
+//   powers                              1,200                  380
+//   mel filters, logarithm              4,200                  630
+//   write, floor, scale                 1,900                  130
+//   in all                             15,100                2,760
+//
+// An H200 issues 4 instructions and makes one pass a cycle and multiprocessor: 3,800 cycles a tile,
+// bound by issue; 60 windows of 3,000 frames are 43 tiles a multiprocessor, 92 us at 1.76 GHz.
+// Bytes: 115 MB of samples (half of it for int16) and 92 MB of result, 45 us at 4.6 TB/s.
+//
+// Occupancy: 10 warps of 64 registers and 59 KB, three blocks a multiprocessor (two on sm_80): what
+// one waits for, the others fill, so that samples need no second buffer.
+//
+// The peak. Whisper floors a window 80 dB under its loudest bin, which the last frame may hold. A
+// second launch would read and write 92 MB anew, more than an L2 holds: 40 us. A window's last
+// block could finish it alone, but 1.5 MB through one multiprocessor take 30 us, all of it at the
+// end of a lone window. So blocks draw tickets, and ticket t transforms tile t, then finishes tile
+// t - lag, about 500 tiles or 8 MB back: read from the L2, and rarely waited for. Nobody waits for
+// a tile above its own ticket (lag is at least the longest window), and who draws a ticket runs, so
+// the lowest ticket can always go on, however few blocks are resident. The last lag tickets finish
+// only. A lone window is 94 tiles, then 94 tickets that wait for one another's peaks.
 #include <algorithm>
+#include <cstring>
 #include <iterator>
 
 #include "cpu/log_mel_tables.h"
@@ -26,9 +62,9 @@ constexpr int kPairs = 16, kTileFrames = 2 * kPairs;
 constexpr int kThreads = kPairs * kSide, kWarps = kThreads / arch::kWarp;
 constexpr int kBlocksPerMultiprocessor = 3;
 constexpr int kTileSamples = (kTileFrames - 1) * kHop + kFrameSamples;
-constexpr int kMelGroup = 4;                      // filters that a thread makes at a time
-constexpr int kLogStride = kMelBins + kMelGroup;  // lanes that write a column meet no bank twice
-constexpr int kMaxWindows = 64;                   // of a launch
+constexpr int kQuads = kMelBins / 4, kQuadBins = 256;
+constexpr int kLogStride = kMelBins + 4;  // lanes that write a column meet no bank twice
+constexpr int kMaxWindows = 64;           // of a launch
 constexpr uint32_t kInfinity = 0x7f800000;
 constexpr float kQuietest = -10.0f;
 
@@ -43,9 +79,9 @@ struct Window {
 struct Tables {
   float hann[kFrameSamples];
   Twiddle by_400[kFrameSamples / 4 + 1];  // exp(-2 pi i k / 400), the first quarter
-  // Bins peak[m] .. peak[m + 1] - 1 rise in filter m and fall in filter m - 1.
-  cpu::Slopes slopes[kBins];
-  int16_t peak[kMelBins + 2];
+  // Filters 4 g .. 4 g + 3 weigh bins quad_first[g] .. with quads[quad_begin[g]] ..
+  int16_t quad_first[kQuads], quad_begin[kQuads + 1];
+  float quads[kQuadBins][4];
 };
 
 // What the blocks tell each other, zero at first. Powers are at least 0 and order like their bits,
@@ -56,6 +92,10 @@ struct Progress {
   uint32_t done[kMaxWindows];  // tiles whose logarithms lie in out
 };
 
+struct alignas(16) Quad {
+  float at[4];
+};
+
 struct Params {
   const void* samples;
   float* out;
@@ -64,6 +104,11 @@ struct Params {
   int lag;  // from a tile's logarithms to its end, in tickets
   Window window[kMaxWindows];
   Tables tables;
+};
+
+struct Tile {
+  int window;  // below 0: none
+  int first;   // frame
 };
 
 struct Bins {
@@ -85,13 +130,13 @@ struct Shared {
   };
   float hann[kSide][kSide];     // [column][n] of sample column + 20 n
   Complex turns[kSide][kSide];  // [column][row]: exp(-2 pi i column row / 400)
+  Quad quads[kQuadBins];
   uint32_t peaks[kWarps];
-  uint32_t ticket, window_peak;
+  uint32_t window_peak;
+  Tile transform, finish;  // what the block does next
 };
 
-struct alignas(16) Quad {
-  float at[4];
-};
+static_assert(kBlocksPerMultiprocessor * (sizeof(Shared) + 1024) <= 228 << 10, "H100's");
 
 AFNEXT_DEVICE int smaller(int a, int b) { return a < b ? a : b; }
 AFNEXT_DEVICE uint32_t larger(uint32_t a, uint32_t b) { return a > b ? a : b; }
@@ -114,15 +159,19 @@ AFNEXT_DEVICE void load_tables(const Tables& tables, Shared& shared) {
     for (int q = 0; q < quarter; ++q) turned = times_minus_i(turned);
     shared.turns[column][n] = turned;
   }
+  for (int i = threadIdx.x; i < 4 * kQuadBins; i += kThreads) {
+    shared.quads[i / 4].at[i % 4] = tables.quads[i / 4][i % 4];
+  }
 }
 
-AFNEXT_DEVICE int window_of(const Params& p, int tile) {
+AFNEXT_DEVICE Tile tile_of(const Params& p, int tile) {
+  if (tile < 0 || tile >= p.tiles) return {-1, 0};
   int w = 0;
 #pragma unroll
   for (int step = kMaxWindows / 2; step > 0; step /= 2) {
     if (w + step < p.windows && p.window[w + step].first_tile <= tile) w += step;
   }
-  return w;
+  return {w, (tile - p.window[w].first_tile) * kTileFrames};
 }
 
 // Sample i of a window: zeros past the audio, reflected ends.
@@ -132,26 +181,36 @@ AFNEXT_DEVICE float sample_at(const T* x, int length, int i) {
   return inside < length ? to_sample(x[inside]) : 0.0f;
 }
 
+// Samples of a tile that all lie in the window, kVector at a time.
+template <int kVector, typename T>
+AFNEXT_DEVICE void copy_samples(const T* x, float* staged) {
+  struct alignas(kVector * sizeof(T)) Samples {
+    T at[kVector];
+  };
+  struct alignas(kVector * sizeof(float)) Staged {
+    float at[kVector];
+  };
+#pragma unroll 4
+  for (int s = kVector * threadIdx.x; s < kTileSamples; s += kVector * kThreads) {
+    const Samples from = *reinterpret_cast<const Samples*>(x + s);
+    Staged to;
+#pragma unroll
+    for (int j = 0; j < kVector; ++j) to.at[j] = to_sample(from.at[j]);
+    *reinterpret_cast<Staged*>(staged + place(s)) = to;
+  }
+}
+
 template <typename T>
 AFNEXT_DEVICE void load_samples(const T* x, int length, int start, float* staged) {
-  struct alignas(4 * sizeof(T)) Samples {
-    T at[4];
-  };
-  const bool aligned = reinterpret_cast<uintptr_t>(x) % sizeof(Samples) == 0;
-  if (aligned && start >= 0 && start + kTileSamples <= length) {
-#pragma unroll
-    for (int i = 0; i < kTileSamples; i += 4 * kThreads) {
-      const int s = i + 4 * static_cast<int>(threadIdx.x);
-      if (s >= kTileSamples) break;
-      const Samples from = *reinterpret_cast<const Samples*>(x + start + s);
-      auto* to = reinterpret_cast<float2*>(staged + place(s));
-      to[0] = {to_sample(from.at[0]), to_sample(from.at[1])};
-      to[1] = {to_sample(from.at[2]), to_sample(from.at[3])};
-    }
-  } else {
+  if (start < 0 || start + kTileSamples > length) {
+#pragma unroll 1
     for (int s = threadIdx.x; s < kTileSamples; s += kThreads) {
       staged[place(s)] = sample_at(x, length, start + s);
     }
+  } else if (reinterpret_cast<uintptr_t>(x + start) % (2 * sizeof(T)) == 0) {
+    copy_samples<2>(x + start, staged);
+  } else {
+    copy_samples<1>(x + start, staged);
   }
 }
 
@@ -203,44 +262,48 @@ AFNEXT_DEVICE void store_powers(const Complex (&z)[kSide], int row, float (*powe
   }
 }
 
-// The filters and their logarithms: a lane a frame, a warp a group of filters. Returns the bits of
-// the highest power that the thread saw.
-AFNEXT_DEVICE uint32_t mel_bins(const Tables& tables, const float* power, float* logs) {
+// The filters and their logarithms: a lane a frame, a warp four filters at a time, the widest
+// first. Returns the bits of the highest power that the thread saw.
+AFNEXT_DEVICE uint32_t mel_bins(const Tables& tables, const Quad* quads, const float* power,
+                                float* logs) {
   uint32_t peak = 0;
-  // The widest filters first.
 #pragma unroll 1
-  for (int group = kMelBins / kMelGroup - 1 - static_cast<int>(threadIdx.x) / arch::kWarp;
-       group >= 0; group -= kWarps) {
-    const int m = group * kMelGroup;
-    int bin = tables.peak[m];
-    float rising = 0;
-    Quad log;
+  for (int g = kQuads - 1 - static_cast<int>(threadIdx.x) / arch::kWarp; g >= 0; g -= kWarps) {
+    const Quad *weights = quads + tables.quad_begin[g], *end = quads + tables.quad_begin[g + 1];
+    const float* bin = power + tables.quad_first[g] * kTileFrames;
+    Quad sums{};
+#pragma unroll 2
+    for (; weights < end; ++weights, bin += kTileFrames) {
+      const float here = *bin;
+      const Quad w = *weights;
 #pragma unroll
-    for (int i = 0; i <= kMelGroup; ++i) {
-      float rise = 0, fall = 0;
-      const int end = tables.peak[m + i + 1];
-#pragma unroll 1
-      for (; bin < end; ++bin) {
-        const float here = power[bin * kTileFrames];
-        rise += here * tables.slopes[bin].rise;
-        fall += here * tables.slopes[bin].fall;
-      }
-      if (i > 0) {
-        const float sum = rising + fall;
-        peak = larger(peak, arch::float_bits(sum));
-        log.at[i - 1] = log10_power(sum);
-      }
-      rising = rise;
+      for (int i = 0; i < 4; ++i) sums.at[i] += here * w.at[i];
     }
-    *reinterpret_cast<Quad*>(logs + m) = log;
+#pragma unroll
+    for (float& sum : sums.at) {
+      peak = larger(peak, arch::float_bits(sum));
+      sum = log10_power(sum);
+    }
+    *reinterpret_cast<Quad*>(logs + 4 * g) = sums;
   }
   return peak;
 }
 
-// Logarithms of a tile of window `w`, whose frames begin at `first`.
+// Calls `use` with the rows of a warp: every kWarps-th below `rows` of a tile.
+template <typename Use>
+AFNEXT_DEVICE void for_rows(int rows, const Use& use) {
+  const int warp = threadIdx.x / arch::kWarp;
+#pragma unroll
+  for (int i = 0; i < kTileFrames; i += kWarps) {
+    if (i + warp < smaller(rows, kTileFrames)) use(i + warp);
+  }
+}
+
+// Leaves a tile's logarithms in out, and what is loudest in its window's peak.
 template <typename T>
-AFNEXT_DEVICE void transform_tile(const Params& p, int w, int first, Shared& shared) {
-  const Window& window = p.window[w];
+AFNEXT_DEVICE void transform_tile(const Params& p, Tile tile, Shared& shared) {
+  const Window& window = p.window[tile.window];
+  const int first = tile.first;
   const int warp = threadIdx.x / arch::kWarp, lane = threadIdx.x % arch::kWarp;
   const int pair = threadIdx.x % kPairs, column = threadIdx.x / kPairs;
   load_samples(static_cast<const T*>(p.samples) + window.first_sample, window.length,
@@ -265,50 +328,49 @@ AFNEXT_DEVICE void transform_tile(const Params& p, int w, int first, Shared& sha
     store_powers<false>(z, row, power);
   }
   __syncthreads();
-  const uint32_t seen = mel_bins(p.tables, &shared.bins.power[0][lane], shared.bins.logs[lane]);
+  const uint32_t seen =
+      mel_bins(p.tables, shared.quads, &shared.bins.power[0][lane], shared.bins.logs[lane]);
   const uint32_t highest =
       __reduce_max_sync(arch::kAllLanes, first + lane < window.audible ? seen : 0u);
   if (lane == 0) shared.peaks[warp] = highest;
   __syncthreads();
-  float* out = p.out + (window.first_row + first) * kMelBins;
-  const int rows = smaller(window.audible, window.written) - first;
-  for (int row = warp; row < smaller(rows, kTileFrames); row += kWarps) {
-    reinterpret_cast<Quad*>(out + row * kMelBins)[lane] =
-        reinterpret_cast<const Quad*>(shared.bins.logs[row])[lane];
-  }
+  auto* out = reinterpret_cast<Quad*>(p.out) + (window.first_row + first) * kQuads + lane;
+  for_rows(smaller(window.audible, window.written) - first, [&](int row) {
+    out[row * kQuads] = reinterpret_cast<const Quad*>(shared.bins.logs[row])[lane];
+  });
   __syncthreads();  // all of the tile is written
   if (threadIdx.x == 0) {
     uint32_t peak = 0;
     for (const uint32_t part : shared.peaks) peak = larger(peak, part);
-    atomicMax(&p.progress->peak[w], peak);
-    arch::add_release(&p.progress->done[w], 1u);
+    atomicMax(&p.progress->peak[tile.window], peak);
+    arch::add_release(&p.progress->done[tile.window], 1u);
   }
 }
 
 // Floors and scales a tile's logarithms once its window's peak is known; fills silent frames.
-AFNEXT_DEVICE void finish_tile(const Params& p, int w, int first, Shared& shared) {
-  const Window& window = p.window[w];
+AFNEXT_DEVICE void finish_tile(const Params& p, Tile tile, Shared& shared) {
+  const Window& window = p.window[tile.window];
+  const int first = tile.first;
   if (threadIdx.x == 0) {
     const uint32_t tiles = (window.audible + kTileFrames - 1) / kTileFrames;
-    while (arch::load_acquire(&p.progress->done[w]) < tiles) {
+    while (arch::load_acquire(&p.progress->done[tile.window]) < tiles) {
     }
-    shared.window_peak = arch::load_acquire(&p.progress->peak[w]);
+    shared.window_peak = arch::load_acquire(&p.progress->peak[tile.window]);
   }
   __syncthreads();
   const uint32_t peak = shared.window_peak;
   const float floor = log10_power(arch::bits_float(peak)) - 8.0f;
-  const int warp = threadIdx.x / arch::kWarp, lane = threadIdx.x % arch::kWarp;
-  float* out = p.out + (window.first_row + first) * kMelBins;
-  for (int row = warp; row < smaller(window.written - first, kTileFrames); row += kWarps) {
-    auto* at = reinterpret_cast<Quad*>(out + row * kMelBins) + lane;
+  const int lane = threadIdx.x % arch::kWarp;
+  auto* out = reinterpret_cast<Quad*>(p.out) + (window.first_row + first) * kQuads + lane;
+  for_rows(window.written - first, [&](int row) {
     Quad logs{kQuietest, kQuietest, kQuietest, kQuietest};
-    if (first + row < window.audible) logs = *at;
+    if (first + row < window.audible) logs = out[row * kQuads];
 #pragma unroll
     for (float& log : logs.at) {
       log = peak < kInfinity ? fmaxf(log, floor) * 0.25f + 1.0f : arch::bits_float(0x7fc00000);
     }
-    *at = logs;
-  }
+    out[row * kQuads] = logs;
+  });
 }
 
 template <typename T>
@@ -318,19 +380,18 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   load_tables(p.tables, shared);
 #pragma unroll 1
   while (true) {
-    if (threadIdx.x == 0) shared.ticket = atomicAdd(&p.progress->tickets, 1u);
+    if (threadIdx.x == 0) {
+      const auto ticket = static_cast<int>(atomicAdd(&p.progress->tickets, 1u));
+      shared.transform = tile_of(p, ticket);
+      shared.finish = tile_of(p, ticket - p.lag);
+    }
     __syncthreads();
-    const int ticket = static_cast<int>(shared.ticket);
-    if (ticket >= p.tiles + p.lag) break;
-    if (ticket < p.tiles) {
-      const int w = window_of(p, ticket), first = (ticket - p.window[w].first_tile) * kTileFrames;
-      if (first < p.window[w].audible) transform_tile<T>(p, w, first, shared);
+    const Tile transform = shared.transform, finish = shared.finish;
+    if (transform.window < 0 && finish.window < 0) break;
+    if (transform.window >= 0 && transform.first < p.window[transform.window].audible) {
+      transform_tile<T>(p, transform, shared);
     }
-    if (ticket >= p.lag) {
-      const int tile = ticket - p.lag;
-      const int w = window_of(p, tile);
-      finish_tile(p, w, (tile - p.window[w].first_tile) * kTileFrames, shared);
-    }
+    if (finish.window >= 0) finish_tile(p, finish, shared);
     __syncthreads();
   }
 }
@@ -340,8 +401,9 @@ Tables make_tables() {
   Tables t;
   std::copy_n(from.hann, std::size(t.hann), t.hann);
   std::copy_n(from.by_400, std::size(t.by_400), t.by_400);
-  std::copy_n(from.slopes, std::size(t.slopes), t.slopes);
-  std::copy_n(from.peak, std::size(t.peak), t.peak);
+  std::copy_n(from.quad_first, std::size(t.quad_first), t.quad_first);
+  std::copy_n(from.quad_begin, std::size(t.quad_begin), t.quad_begin);
+  std::memcpy(t.quads, from.quads, sizeof(t.quads));
   return t;
 }
 
