@@ -75,7 +75,7 @@ class Case:
     core: bool = True
 
 
-OPS = ("log_mel", "rms_norm")
+OPS = ("layer_norm", "log_mel", "rms_norm")
 
 
 def cases(op: str) -> list[Case]:

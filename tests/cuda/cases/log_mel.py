@@ -13,8 +13,8 @@ from torch import Tensor
 from tests.cuda.harness import Case, Kernels, assert_close, generator
 
 WINDOW = 480_000
-# As on the CPU (tests/ops/test_log_mel.py): a bin 80 dB below its window's loudest has 1e-4 of its amplitude, of
-# which float32's noise, 1e-7 of the loudest, is a thousandth: 1e-4 of the result, and twice that now and then.
+# As on the CPU (tests/ops/test_log_mel.py): a bin 80 dB below its window's loudest has 1e-4 of its amplitude,
+# of which float32's noise, 1e-7 of the loudest, is a thousandth: 1e-4 of the result, twice that now and then.
 ATOL = 1e-4
 
 
@@ -142,8 +142,8 @@ def alone_and_together(kernels: Kernels) -> None:
 
 
 def many_blocks(kernels: Kernels) -> None:
-    """More tiles than tickets between a tile and its end, on blocks that run at the same time: they wait for
-    one another."""
+    """More tiles than tickets between a tile and its end, on blocks that run at the same time: they wait
+    for one another."""
     if kernels.emulated:
         kernels.compiled.set_emulation("random", 1, os_threads=4)
         kernels.compiled.set_emulated_device(90, multiprocessors=1)
