@@ -41,39 +41,40 @@ AFNEXT_DEVICE void load(const void* row, int64_t column, float (&t)[kVector]) {
   for (int i = 0; i < kVector; ++i) t[i] = arch::to_float(v.at[i]);
 }
 
-// The rows of x behind one row of out.
+// The rows of x behind one row of out. Where one of them does not exist none is read, and their
+// mean is NaN.
 template <typename T>
 struct Source {
   const Params& p;
   int64_t row;
-  float share;  // of each in the mean; NaN where one does not exist
+  int pool;
+  float share;  // of each in the mean
 
   AFNEXT_DEVICE Source(const Params& p, int64_t row)
-      : p(p), row(row), share(1.0f / static_cast<float>(p.pool)) {
+      : p(p), row(row), pool(p.pool), share(1.0f / static_cast<float>(p.pool)) {
     for (int j = 0; j < p.pool; ++j) {
-      if (!exists(name(j))) share = arch::bits_float(0x7fc00000);
+      if (name(j) < 0 || name(j) >= p.x_rows) pool = 0, share = arch::bits_float(0x7fc00000);
     }
   }
   AFNEXT_DEVICE int64_t name(int j) const {
     return p.pooled == nullptr ? row : p.pooled[row * p.pool + j];
   }
-  AFNEXT_DEVICE bool exists(int64_t name) const { return name >= 0 && name < p.x_rows; }
   AFNEXT_DEVICE const T* at(int j) const {
-    const int64_t found = name(j);
-    return static_cast<const T*>(p.x) + (exists(found) ? found : 0) * p.x_stride;
+    return static_cast<const T*>(p.x) + name(j) * p.x_stride;
   }
   // Of some columns.
   template <int kVector>
   AFNEXT_DEVICE void mean(int column, float (&t)[kVector]) const {
-    load<T>(at(0), column, t);
-    for (int j = 1; j < p.pool; ++j) {
+#pragma unroll
+    for (float& value : t) value = 0;
+    for (int j = 0; j < pool; ++j) {
       float more[kVector];
       load<T>(at(j), column, more);
 #pragma unroll
       for (int i = 0; i < kVector; ++i) t[i] += more[i];
     }
 #pragma unroll
-    for (int i = 0; i < kVector; ++i) t[i] *= share;
+    for (float& value : t) value *= share;
   }
 };
 
@@ -91,7 +92,7 @@ __global__ void __launch_bounds__(kThreads, 2) layer_norm_kernel(const Params p)
   float kept[kKept][kVector] = {};
   float sum = 0;
 #pragma unroll 1
-  for (int j = 0; j < p.pool; ++j) {
+  for (int j = 0; j < source.pool; ++j) {
     const T* x = source.at(j);
 #pragma unroll
     for (int i = 0; i < kKept; ++i) {

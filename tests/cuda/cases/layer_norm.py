@@ -56,6 +56,7 @@ def rows_that_do_not_exist(kernels: Kernels) -> None:
     out = layer_norm(kernels, x, weight, bias, pooled)
     assert out[[1, 2, 4]].isnan().all()
     assert torch.equal(out[[0, 3]], layer_norm(kernels, x, weight, bias, pooled[[0, 3]]))
+    assert layer_norm(kernels, x[:0], weight, bias, pooled).isnan().all()
 
 
 def not_finite(kernels: Kernels) -> None:
