@@ -5,8 +5,8 @@
 // Transform. Two real frames are one complex signal a + i b of 400 points: as many instructions a
 // frame as 200 points and a split, without the split's twiddle factors. 400 = 20 x 20, a thread a
 // column and then a row, 20 threads a pair. Transforms of 20 = 4 x 5 need no twiddle factors inside
-// and take 40 registers; 16 x 25 takes 50 and leaves 9 threads of 25 idle in its second half, for as
-// much arithmetic. Lanes are 16 pairs of frames in two columns, so that shared memory is free of
+// and take 40 registers; 16 x 25 takes 50 and leaves 9 threads of 25 idle in its second half, for
+// as much arithmetic. Lanes are 16 pairs of frames in two columns, so that shared memory is free of
 // bank conflicts without padding, and a row and its mirror image, which part the two frames, lie 16
 // lanes apart.
 //
