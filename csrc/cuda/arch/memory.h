@@ -2,6 +2,9 @@
 #pragma once
 
 #include "cuda/arch/platform.h"
+#if !defined(__CUDACC__)
+#include <thread>
+#endif
 
 namespace afnext::cuda::arch {
 
@@ -22,6 +25,7 @@ AFNEXT_DEVICE uint32_t load_acquire(const uint32_t* word) {
 
 inline void add_release(uint32_t* word, uint32_t value) { atomicAdd(word, value); }
 inline uint32_t load_acquire(const uint32_t* word) {
+  std::this_thread::yield();  // to the block that will release it
   return atomicAdd(const_cast<uint32_t*>(word), 0u);
 }
 

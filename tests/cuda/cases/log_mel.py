@@ -145,17 +145,11 @@ def many_blocks(kernels: Kernels) -> None:
     """More tiles than tickets between a tile and its end, on blocks that run at the same time: they wait
     for one another."""
     if kernels.emulated:
-        kernels.compiled.set_emulation("random", 1, os_threads=4)
+        kernels.compiled.set_emulation("random", 1, os_threads=2)
         kernels.compiled.set_emulated_device(90, multiprocessors=1)
     try:
-        for _ in range(3):
-            ragged(
-                "many blocks",
-                [5400 + 160 * i for i in range(12)],
-                [36 + i for i in range(12)],
-                0,
-                kernels,
-            )
+        frames = [33 + i for i in range(10)]
+        ragged("many blocks", [5300 + 160 * i for i in range(10)], frames, 0, kernels)
     finally:
         if kernels.emulated:
             kernels.compiled.set_emulated_device(90)
