@@ -50,14 +50,14 @@ def test_16_bit_samples_are_for_devices(kernels: Kernels) -> None:
     with pytest.raises(ValueError, match=message):
         kernels.compiled.log_mel(samples, [0, 800], [5], torch.empty(5, 128))
     message = re.escape("log_mel: samples must be float32 [800], got float64 [800] on cuda")
+    out = kernels.empty(5, 128, dtype=torch.float32)
     with pytest.raises(ValueError, match=message):
-        out = kernels.empty(5, 128, dtype=torch.float32)
         kernels.compiled.log_mel(kernels.put(samples.double()), [0, 800], [5], out)
 
 
 def test_pooled_rows_lie_beside_the_others(kernels: Kernels) -> None:
     x, ones = kernels.put(torch.ones(2, 8)), kernels.put(torch.ones(8))
     message = re.escape("layer_norm: pooled must be on cuda:0, got int64 [1, 2] on cpu")
+    out = kernels.empty(1, 8, dtype=torch.float32)
     with pytest.raises(ValueError, match=message):
-        out = kernels.empty(1, 8, dtype=torch.float32)
         kernels.compiled.layer_norm(x, ones, ones, 1e-5, torch.tensor([[0, 1]]), out)
