@@ -63,6 +63,8 @@ def log_mel(
     parts = [torch.empty(0, 128, device=samples.device)]
     for (start, end), wanted in zip(pairwise(cu_samples), frames, strict=True):
         window = samples[start:end].to(dtype)
+        if samples.dtype == torch.int16:
+            window = window / 2**15
         # What lies 2 frames beyond the audio is silence: transform no more than is needed.
         count = min(3000, max(wanted, -(-len(window) // 160) + 2))
         padded = F.pad(window, (0, min(WINDOW_SAMPLES, count * 160 + 400) - len(window)))

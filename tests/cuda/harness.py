@@ -78,6 +78,8 @@ class Case:
 OPS = (
     "all_to_all",
     "attention",
+    "layer_norm",
+    "log_mel",
     "merge_attention",
     "rms_norm",
     "rotate",
