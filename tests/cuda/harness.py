@@ -75,7 +75,7 @@ class Case:
     core: bool = True
 
 
-OPS = ("rms_norm",)
+OPS = ("rms_norm", "packed_linear")
 
 
 def cases(op: str) -> list[Case]:
