@@ -27,6 +27,14 @@ bool exists(WeightFormat format, PackedLayout layout) {
   return format != WeightFormat::f16 && format != WeightFormat::fp8;
 }
 
+[[noreturn]] void refuse(const Check& check, std::string_view format, PackedLayout layout) {
+  const bool mma = layout == PackedLayout::mma;
+  check.fail(std::string("format must be ") + (mma ? "float16" : "float32") +
+             ", bfloat16, int8, int8-g128, int4-g128" +
+             (mma ? ", int4-g32 or fp8 on cuda" : " or int4-g32") + ", got '" +
+             std::string(format) + "'");
+}
+
 DType plain_dtype(WeightFormat format) {
   return format == WeightFormat::bf16  ? DType::bf16
          : format == WeightFormat::f16 ? DType::f16
@@ -50,14 +58,9 @@ PackedView packed_view(const char* op, std::string_view format, int64_t n, int64
   } else if (format == "float16") {
     view.format = WeightFormat::f16;
   } else if (!parse_quantized(format, view)) {
-    check.fail("format must be float32, bfloat16, int8, int8-g128, int4-g128 or int4-g32, got '" +
-               std::string(format) + "'");
+    refuse(check, format, layout);
   }
-  if (!exists(view.format, layout)) {
-    check.fail(layout == PackedLayout::mma
-                   ? "format must be bfloat16, float16, fp8 or of integers on cuda, got float32"
-                   : "format " + std::string(format) + " needs a CUDA device");
-  }
+  if (!exists(view.format, layout)) refuse(check, format, layout);
   check.require(n >= 0 && k >= 0, "weight must have sizes of at least 0");
   if (gate_up && n % 2 != 0) {
     check.fail("weight must have an even number of rows for gate_up, got " + std::to_string(n));

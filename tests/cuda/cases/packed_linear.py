@@ -53,11 +53,13 @@ class Weights:
 
 
 def _weights(format: str, n: int, k: int, random: torch.Generator) -> Weights:
+    """At random, so that products with Gaussian rows are of size 2 or so."""
+    size = 2 / math.sqrt(max(k, 1))
     if format in DENSE:
-        plain = torch.randn(n, k, generator=random).to(DENSE[format])
+        plain = (torch.randn(n, k, generator=random) * size).to(DENSE[format])
         return Weights(format, plain, None, None, None, plain.double())
     if format in ("int8", "fp8"):
-        scales = torch.rand(n, generator=random) * 0.02 + 1e-3
+        scales = (torch.rand(n, generator=random) + 0.5) * size / (73 if format == "int8" else 40)
         if format == "int8":
             values = torch.randint(-127, 128, (n, k), generator=random, dtype=torch.int8)
             exact = values.double()
@@ -67,7 +69,8 @@ def _weights(format: str, n: int, k: int, random: torch.Generator) -> Weights:
         return Weights(format, None, values, scales, None, exact * scales.double()[:, None])
     group = 32 if "g32" in format else 128
     groups = -(-k // group)
-    scales = (torch.randn(n, groups, generator=random) * 0.1).bfloat16()
+    size /= 73 if format.startswith("int8") else 5
+    scales = (torch.randn(n, groups, generator=random) * size).bfloat16()
     wide = scales.double().repeat_interleave(group, 1)[:, :k]
     if format.startswith("int8"):
         values = torch.randint(-127, 128, (n, k), generator=random, dtype=torch.int8)
