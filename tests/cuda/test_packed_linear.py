@@ -45,9 +45,9 @@ def test_what_kernels_do_not_take_is_refused(
 
 def test_formats_have_their_devices(kernels: Kernels) -> None:
     sizes = (3, 4, False)
-    with pytest.raises(ValueError, match="pack: format must be .* got 'fp8'"):
+    with pytest.raises(ValueError, match="got 'fp8'"):
         kernels.compiled.packed_bytes("fp8", *sizes, False)
-    with pytest.raises(ValueError, match="pack: format must be .* on cuda, got 'float32'"):
+    with pytest.raises(ValueError, match="on cuda, got 'float32'"):
         kernels.compiled.packed_bytes("float32", *sizes, True)
 
 

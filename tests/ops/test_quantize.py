@@ -260,9 +260,9 @@ def test_fp8_is_torchs_rounding_of_scaled_rows() -> None:
     assert torch.equal(
         ops.QuantizedWeight.from_tensors(named, "w").dequantize(), quantised.dequantize()
     )
-    with pytest.raises(ValueError, match="pack: format must be .* got 'fp8'"):
+    with pytest.raises(ValueError, match="got 'fp8'"):
         ops.pack(quantised)
-    with pytest.raises(ValueError, match="pack: format must be .* got 'float16'"):
+    with pytest.raises(ValueError, match="got 'float16'"):
         ops.pack(weight, "float16")
     with pytest.raises(ValueError, match="weight must be finite"):
         ops.quantize(torch.full((1, 2), float("nan")), "fp8")
