@@ -19,12 +19,12 @@
 //
 // and stands in word w of a piece:
 //
-//                pieces   piece              word
-//   bf16, f16    8        2 * tile + p       register w, half h
-//   int8, fp8    4        tile               p = w / 2; byte b: register 2 (w % 2) + b % 2, half b
-//   / 2 int4         2        tile / 2           tile % 2 = w / 2, p = w % 2; nibble b: register b
-//   % 4,
-//                                            half b / 4
+//                pieces   piece          word
+//   bf16, f16    8        2 * tile + p   register w, half h
+//   int8, fp8    4        tile           p = w / 2
+//                                        byte b: register 2 (w % 2) + b % 2, half b / 2
+//   int4         2        tile / 2       tile % 2 = w / 2, p = w % 2
+//                                        nibble b: register b % 4, half b / 4
 //
 // so that masking a word, or the word shifted, leaves both halves of a register in place. Scales of
 // a group go as [r][tile][row + 8]. Missing rows and K are zeros (int4 without zero points: 8).

@@ -1,27 +1,27 @@
-// out = activation(x @ W^T + bias) + residual for 1 to 64 rows of x: each weight is read once, and
-// reading is what it costs.
+// out = activation(x @ W^T + bias) + residual for M = 1 to 64 rows of x: each weight is read once,
+// and that is what it costs.
 //
-// Bytes: N K b with b = 2, 1 or 1/2 (4 rows x 4096 x 4096 in int4: 8.4 MB, 1.8 us at 4.8 TB/s),
-// FLOPs 2 M N K. By Little's law 4.8 TB/s x 700 ns = 3.4 MB are to be in flight, 25 KB on each of
-// 132 multiprocessors. A block of 8 warps has 8 KB a warp on the way (its ring of 12 KB less the
-// block that is worked on: 5 of 6 blocks of 2 KB, or 2 of 3 of 4 KB), 64 to 80 KB in all; two
-// blocks fit where a multiprocessor has 227 KB, one where it has 100.
+// Bytes: N K b with b = 2, 1 or 1/2 and scales (4096 x 4096 in int4: 8.4 MB, 1.8 us at 4.8 TB/s);
+// FLOPs: 2 M N K. By Little's law 4.8 TB/s x 700 ns = 3.4 MB are to be on their way, 25 KB to each
+// of 132 multiprocessors. A warp's ring holds 3 blocks of 4 KB, 5 or 6 of 2 KB or 8 of 1 KB and
+// works on one of them: 56 to 80 KB on their way to 8 warps. The ring is what sm_120 has for a
+// block of threads, 99 KB; sm_90 holds two.
 //
-// W is the A operand (16 rows a product), x the B operand (8 rows a product), so M <= 8 wastes no
-// work on padding beyond 8; kColumns such groups of 8 make M <= 16, 32, 64. A block of threads owns
-// a panel of 64 rows, its warps take the blocks of the panel's K in turn, and sums meet in shared
-// memory. A lane copies by cp.async, and reads back, its own 16-byte pieces: they need no barrier;
-// scales of groups cross lanes and a __syncwarp orders them. x comes through the L1, 64 bytes of
-// a row for every 32 of K, beside which weights are 64 rows: with many rows of x, less than 64 rows
-// of W a block would make x the larger stream.
+// W is the A operand (16 rows a product) and x the B operand (8 rows), so that M <= 8 wastes least;
+// kColumns groups of 8 make M <= 16, 32, 64. A block of threads owns a panel of 64 rows of W, its
+// warps take the blocks of K in turn, and their sums meet in shared memory. A lane copies and reads
+// back its own 16-byte pieces, which needs no barrier; scales of groups cross lanes, and a
+// __syncwarp orders them. x comes through the L1, 64 bytes a row for each block of K: it is M / 64
+// of what bf16 weights are, the larger stream for int4 beyond M = 16, but out of the L2.
 //
-// Issue slots at M <= 8, for 64 x 32 weights a warp: int4 takes 88 to dequantise, 8 products, 40
-// for scales and x, and its 1 KB arrives every 51 clocks (20 B a clock and multiprocessor), which
-// are 204 slots of 4 schedulers. M = 64 in int4 is 256 FLOP a byte: there the products rule.
+// Issue slots of a warp for a block at M <= 8 in int4: 88 to dequantise, 8 products, 32 for scales,
+// some 20 for copies and x; its 1 KB arrives every 51 clocks (20 bytes a clock and multiprocessor),
+// which are 204 slots of 4 schedulers. At M = 64 int4 is 256 FLOP a byte: there the products rule.
 //
-// Groups of K: products of integers are summed apart, then added with their scale in float32, so
-// that nothing is rounded but sums. Registers: 4 tiles x kColumns x 4 sums a lane, 128 at M = 64,
-// where one block fits; 16 at M <= 8.
+// Where groups of K share scales, integers are multiplied exactly and summed apart, 32 of K at a
+// time, then added with their scale in float32: nothing is rounded but sums. Registers on sm_90a:
+// 56 to 76 at M <= 8, up to 109 at M <= 16 (two blocks of threads fit), up to 197 at M <= 64, where
+// warps share a panel in halves to hold 64 sums a lane instead of 128.
 //
 // Few panels do not fill a device: gridDim.y parts of K then write float32 sums, and a second
 // kernel adds them in order. No atomics: the same bits at every call.
@@ -93,7 +93,7 @@ struct LinearShared {
     uint4 values[kPieces][arch::kWarp];
     alignas(16) unsigned char scales[W::kGroupBytes > 0 ? W::kGroupBytes : 16];
   };
-  static constexpr int kRingBytes = 12 << 10;
+  static constexpr int kRingBytes = (99 << 10) / kLinearWarps;
   static constexpr int kMostStages = 8;
   static constexpr int kStages =
       kRingBytes / sizeof(Stage) < kMostStages ? kRingBytes / sizeof(Stage) : kMostStages;
