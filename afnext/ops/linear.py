@@ -104,7 +104,7 @@ def _packed_shape(
 CUDA_ROWS = 64  # of x, that the kernel for packed weights takes
 
 
-def _by_torch(
+def multiply_unpacked(
     x: Tensor,
     data: Tensor,
     bias: Tensor | None,
@@ -148,7 +148,7 @@ def _packed(
     activation: str,
 ) -> Tensor:
     if x.is_cuda and (x.shape[:-1].numel() > CUDA_ROWS or x.dtype == torch.float32):
-        return _by_torch(x, data, bias, residual, format, n, k, gate_up, activation)
+        return multiply_unpacked(x, data, bias, residual, format, n, k, gate_up, activation)
     out = x.new_empty((*x.shape[:-1], n // 2 if gate_up else n))
     rows, rows_out = x, out
     if x.dim() > 2 and not x.is_contiguous():

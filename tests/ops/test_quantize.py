@@ -247,7 +247,7 @@ def test_opcheck() -> None:
 
 
 def test_fp8_is_torchs_rounding_of_scaled_rows() -> None:
-    """Within half a step of e4m3 (2**-4 of a normal number, else 2**-10 of the scale); packed on CUDA alone."""
+    """Within half a step of e4m3 (2**-4 of a normal number, else 2**-10 of the scale), for CUDA."""
     weight = torch.randn(37, 129) * torch.logspace(-6, 6, 37)[:, None]
     weight[5] = 0
     quantised = ops.quantize(weight, "fp8")
