@@ -9,13 +9,14 @@
 namespace afnext::cuda {
 namespace {
 
-// Parts of K that fill the device, each with a block for every warp at least; their sums are not
-// to be much of what is read anyway.
+// Parts of K that fill the device, each with a block for every warp at least. Their sums, written
+// and read, are to be fewer bytes than weights.
 int64_t parts_of(const Device& device, const MmaLayout& layout, int64_t rows) {
-  const int64_t fill = 2 * device.multiprocessors / std::max<int64_t>(layout.panels, 1);
+  const int64_t resident = (rows <= 16 ? 2 : 1) * device.multiprocessors;
+  const int64_t fill = resident / std::max<int64_t>(layout.panels, 1);
   const int64_t deep = layout.blocks / kLinearWarps;
-  const int64_t light =
-      layout.blocks * layout.block_bytes / (4 * sizeof(float) * kPanelRows * rows);
+  const int64_t sum_bytes = 2 * static_cast<int64_t>(sizeof(float)) * kPanelRows * rows;
+  const int64_t light = layout.blocks * layout.block_bytes / sum_bytes;
   return std::max<int64_t>(std::min({fill, deep, light}), 1);
 }
 
