@@ -81,6 +81,7 @@ OPS = (
     "layer_norm",
     "log_mel",
     "merge_attention",
+    "packed_linear",
     "rms_norm",
     "rotate",
     "sample",
