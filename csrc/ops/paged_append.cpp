@@ -3,9 +3,13 @@
 #include <string>
 
 #include "cpu/paged_append.h"
+#include "cuda/backend.h"
+#include "cuda/paged_append.h"
 #include "ops/pages.h"
 
 namespace afnext {
+
+constexpr int64_t kMaxCudaDim = 256;  // what attention reads
 
 constinit cpu::KernelTable<cpu::PagedAppendArgs> cpu::paged_append_kernels;
 
@@ -13,13 +17,13 @@ void paged_append(const TensorView& k, const TensorView& v, const TensorView& k_
                   const TensorView& v_pages, const TensorView& page_table,
                   const TensorView& cu_seqlens, const TensorView& start, const TensorView* times,
                   const TensorView* inv_freq, bool interleaved, const TensorView* k_scales,
-                  const TensorView* v_scales) {
-  const Check check("paged_append");
+                  const TensorView* v_scales, Stream stream) {
+  const Check check("paged_append", k);
   check.floating(k, "k", 3);
   check.same(v, "v", k);
   check.offsets(cu_seqlens, "cu_seqlens", DType::i32, k.shape[0]);
   const int64_t requests = cu_seqlens.shape[0] - 1;
-  check.exact(start, "start", DType::i32, {requests});
+  check.metadata(start, "start", DType::i32, {requests});
   check_pages(check, k, k_pages, v_pages, k_scales, v_scales, page_table, requests);
   if (k_pages.shape[1] != k.shape[1] || k_pages.shape[3] != k.shape[2]) {
     check.fail("k_pages must be [P, " + std::to_string(k.shape[1]) + ", slot, " +
@@ -35,6 +39,14 @@ void paged_append(const TensorView& k, const TensorView& v, const TensorView& k_
     check_tokens(check, page_table, k_pages, n, starts[n], starts[n] + length, "start + length");
   }
   if (k.numel() == 0) return;
+  if constexpr (kCuda) {
+    if (on_cuda(k)) {
+      check.require(k.shape[2] <= kMaxCudaDim, "k must have a head dim of 1 to 256 on CUDA");
+      return cuda::paged_append(
+          {k, v, k_pages, v_pages, times, inv_freq, interleaved, k_scales, v_scales}, page_table,
+          cu_seqlens, start, stream);
+    }
+  }
   cpu::paged_append_kernels({k.dtype,
                              k.shape[1],
                              k.shape[2],

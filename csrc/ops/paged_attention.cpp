@@ -8,6 +8,8 @@
 #include "cpu/attention.h"
 #include "cpu/paged_attention.h"
 #include "cpu/parallel.h"
+#include "cuda/backend.h"
+#include "cuda/paged_attention.h"
 #include "ops/pages.h"
 
 namespace afnext {
@@ -114,15 +116,15 @@ class Plan {
 void paged_attention(const TensorView& q, const TensorView& k_pages, const TensorView& v_pages,
                      const TensorView& page_table, const TensorView& cu_seqlens_q,
                      const TensorView& kv_lengths, const PagedAttentionOptions& options,
-                     const TensorView& out, const TensorView& lse) {
-  const Check check("paged_attention");
+                     const TensorView& out, const TensorView& lse, Stream stream) {
+  const Check check("paged_attention", q);
   check.floating(q, "q", 3);
   if (q.shape[2] < 1 || q.shape[2] > kMaxDim) {
     check.fail("q must have a head dim of 1 to 256, got " + describe(q));
   }
   check.offsets(cu_seqlens_q, "cu_seqlens_q", DType::i32, q.shape[0]);
   const int64_t requests = cu_seqlens_q.shape[0] - 1;
-  check.exact(kv_lengths, "kv_lengths", DType::i32, {requests});
+  check.metadata(kv_lengths, "kv_lengths", DType::i32, {requests});
   check_pages(check, q, k_pages, v_pages, options.k_scales, options.v_scales, page_table, requests);
   if (k_pages.shape[3] != q.shape[2] || k_pages.shape[1] < 1 ||
       q.shape[1] % k_pages.shape[1] != 0) {
@@ -138,6 +140,12 @@ void paged_attention(const TensorView& q, const TensorView& k_pages, const Tenso
     check_tokens(check, page_table, k_pages, n, 0, kv_lengths.as<int32_t>()[n], "kv_lengths");
   }
   if (q.numel() == 0) return;
+  if constexpr (kCuda) {
+    if (on_cuda(q)) {
+      return cuda::paged_attention(q, k_pages, v_pages, page_table, cu_seqlens_q, kv_lengths,
+                                   options, out, lse, stream);
+    }
+  }
 
   const Plan plan(q, k_pages, page_table, cu_seqlens_q, kv_lengths, options);
   const float* k_scales = options.k_scales ? options.k_scales->as<float>() : nullptr;

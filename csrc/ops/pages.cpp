@@ -7,17 +7,19 @@ namespace afnext {
 void check_pages(const Check& check, const TensorView& tokens, const TensorView& k_pages,
                  const TensorView& v_pages, const TensorView* k_scales, const TensorView* v_scales,
                  const TensorView& page_table, int64_t requests) {
-  if (k_pages.dtype == DType::i8 && k_pages.ndim == 4) {
-    check.on_cpu(k_pages, "k_pages");
-    check.require(k_scales != nullptr, "k_scales must be given for k_pages of int8");
-    check.require(v_scales != nullptr, "v_scales must be given for v_pages of int8");
+  if ((k_pages.dtype == DType::i8 || k_pages.dtype == DType::f8e4m3) && k_pages.ndim == 4) {
+    check.on_device(k_pages, "k_pages");
+    check.require(k_pages.dtype == DType::i8 || k_pages.device == DeviceType::cuda,
+                  "k_pages of float8_e4m3fn need a CUDA device: on the CPU take int8");
+    check.require(k_scales != nullptr, "k_scales must be given for k_pages of 8 bits");
+    check.require(v_scales != nullptr, "v_scales must be given for v_pages of 8 bits");
     const int64_t* shape = k_pages.shape;
     check.exact(*k_scales, "k_scales", DType::f32, {shape[0], shape[1], shape[2]});
     check.exact(*v_scales, "v_scales", DType::f32, {shape[0], shape[1], shape[2]});
   } else {
     check.floating_like(k_pages, "k_pages", tokens, 4);
-    check.require(k_scales == nullptr, "k_scales are for k_pages of int8");
-    check.require(v_scales == nullptr, "v_scales are for v_pages of int8");
+    check.require(k_scales == nullptr, "k_scales are for k_pages of 8 bits");
+    check.require(v_scales == nullptr, "v_scales are for v_pages of 8 bits");
   }
   check.contiguous(k_pages, "k_pages");
   check.same(v_pages, "v_pages", k_pages);

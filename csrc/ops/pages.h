@@ -6,7 +6,7 @@
 namespace afnext {
 
 // k_pages and v_pages [P, Hkv, slot, D] for rows like `tokens` [T, H, D], their scales [P, Hkv,
-// slot] if they are int8 (null otherwise), and the table of `requests` requests.
+// slot] if they are of 8 bits (null otherwise), and the table of `requests` requests.
 void check_pages(const Check& check, const TensorView& tokens, const TensorView& k_pages,
                  const TensorView& v_pages, const TensorView* k_scales, const TensorView* v_scales,
                  const TensorView& page_table, int64_t requests);

@@ -75,7 +75,7 @@ class Case:
     core: bool = True
 
 
-OPS = ("rms_norm",)
+OPS = ("paged_append", "paged_attention", "rms_norm")
 
 
 def cases(op: str) -> list[Case]:
