@@ -3,12 +3,11 @@
 // Bytes: a row read and a row written, 16 bits or 8; phases and scales are free beside them. A warp
 // takes the key rows of a token, head after head, so that a phase is computed once, or its value
 // rows. A lane holds two neighbouring pairs of channels: 128 bytes a row and access at D = 128.
-#include "cuda/paged_append.h"
-
 #include <algorithm>
 #include <vector>
 
 #include "cuda/dispatch.h"
+#include "cuda/paged_append.h"
 #include "cuda/paged_batch.h"
 #include "cuda/paged_params.h"
 
@@ -77,14 +76,16 @@ struct Quantizer<e4m3> {
 
 // kPairs: of a lane, 32 apart.
 template <typename T, typename Page, int kPairs>
-__global__ void __launch_bounds__(kWarps* arch::kWarp) paged_append_kernel(
-    const __grid_constant__ Params p) {
+__global__ void __launch_bounds__(kWarps* arch::kWarp)
+    paged_append_kernel(const __grid_constant__ Params p) {
   const auto* header = reinterpret_cast<const PagedHeader*>(p.pages.words);
-  const auto* requests = reinterpret_cast<const PagedRequest*>(p.pages.words + header->first_request);
+  const auto* requests =
+      reinterpret_cast<const PagedRequest*>(p.pages.words + header->first_request);
   const int lane = threadIdx.x % arch::kWarp, dim = p.pages.dim;
   const int tokens = header->tokens < p.query_tokens ? header->tokens : p.query_tokens;
   if (tokens < header->tokens && threadIdx.x == 0) {
-    p.pages.fail(kTooManyTokens | request_of(requests, header->requests, p.query_tokens));
+    p.pages.fail(PagedError::kTooManyTokens |
+                 request_of(requests, header->requests, p.query_tokens));
   }
 #pragma unroll 1
   for (int work = blockIdx.x * kWarps + threadIdx.x / arch::kWarp; work < 2 * tokens;
@@ -97,8 +98,8 @@ __global__ void __launch_bounds__(kWarps* arch::kWarp) paged_append_kernel(
     if (position < 0) continue;
     const int page = p.pages.page(request.pages, position, n);
     if (page < 0) continue;
-    const T* from = static_cast<const T*>(is_key ? p.k : p.v) +
-                    token * (is_key ? p.k_token : p.v_token);
+    const T* from =
+        static_cast<const T*>(is_key ? p.k : p.v) + token * (is_key ? p.k_token : p.v_token);
     const int64_t stride = is_key ? p.k_head : p.v_head;
     SinCos turns[kPairs];
 #pragma unroll
@@ -156,24 +157,24 @@ void run_paged_append(const Call& call, const PagedBatch& batch, const PagedToke
   const TensorView &k = tokens.k, &v = tokens.v;
   const int64_t* pages = tokens.k_pages.shape;
   const bool turned = tokens.inv_freq != nullptr && tokens.inv_freq->last() > 0;
-  const Params p{{batch.words, batch.error, static_cast<int32_t>(pages[0]),
-                  static_cast<int32_t>(pages[1]), static_cast<int32_t>(pages[3]),
-                  Divider(static_cast<uint32_t>(pages[2]))},
-                 k.data,
-                 v.data,
-                 tokens.k_pages.data,
-                 tokens.v_pages.data,
-                 tokens.k_scales ? tokens.k_scales->as<float>() : nullptr,
-                 tokens.v_scales ? tokens.v_scales->as<float>() : nullptr,
-                 turned ? tokens.times->as<float>() : nullptr,
-                 turned ? tokens.inv_freq->as<float>() : nullptr,
-                 k.stride[0],
-                 k.stride[1],
-                 v.stride[0],
-                 v.stride[1],
-                 static_cast<int32_t>(turned ? tokens.inv_freq->last() : 0),
-                 static_cast<int32_t>(k.shape[0]),
-                 tokens.interleaved};
+  const Params p{
+      {batch.words, batch.error, static_cast<int32_t>(pages[0]), static_cast<int32_t>(pages[1]),
+       static_cast<int32_t>(pages[3]), Divider(static_cast<uint32_t>(pages[2]))},
+      k.data,
+      v.data,
+      tokens.k_pages.data,
+      tokens.v_pages.data,
+      tokens.k_scales ? tokens.k_scales->as<float>() : nullptr,
+      tokens.v_scales ? tokens.v_scales->as<float>() : nullptr,
+      turned ? tokens.times->as<float>() : nullptr,
+      turned ? tokens.inv_freq->as<float>() : nullptr,
+      k.stride[0],
+      k.stride[1],
+      v.stride[0],
+      v.stride[1],
+      static_cast<int32_t>(turned ? tokens.inv_freq->last() : 0),
+      static_cast<int32_t>(k.shape[0]),
+      tokens.interleaved};
   with_dtype(k.dtype, [&](auto zero) {
     using T = decltype(zero);
     if (tokens.k_pages.dtype == DType::i8) {

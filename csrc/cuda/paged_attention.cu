@@ -1,10 +1,9 @@
 // Which kernels serve a call, and what they are given. The kernels: paged_attention_kernel.h,
 // paged_attention_plain.h.
-#include "cuda/paged_attention.h"
-
 #include <algorithm>
 
 #include "cuda/dispatch.h"
+#include "cuda/paged_attention.h"
 #include "cuda/paged_attention_launch.h"
 #include "cuda/paged_attention_plain.h"
 
@@ -18,10 +17,9 @@ int64_t window_side(int64_t width) {
 
 const float* floats(const TensorView* t) { return t != nullptr ? t->as<float>() : nullptr; }
 
-PagedAttentionParams params(const PagedBatch& batch, const TensorView& q,
-                            const TensorView& k_pages, const TensorView& v_pages,
-                            const PagedAttentionOptions& options, const TensorView& out,
-                            const TensorView& lse) {
+PagedAttentionParams params(const PagedBatch& batch, const TensorView& q, const TensorView& k_pages,
+                            const TensorView& v_pages, const PagedAttentionOptions& options,
+                            const TensorView& out, const TensorView& lse) {
   const int64_t* pages = k_pages.shape;
   const int64_t dim = pages[3];
   const bool turned = options.inv_freq != nullptr && options.inv_freq->last() > 0;
@@ -54,8 +52,7 @@ void run_plain(const Call& call, const PagedBatch& batch, DType pages,
                const PagedAttentionParams& p) {
   const int64_t items = (batch.most.small + batch.most.large) * p.pages.kv_heads;
   constexpr int64_t kBlocks = 8;  // of an SM
-  const dim3 grid(
-      static_cast<unsigned>(std::min(items, kBlocks * call.device().multiprocessors)));
+  const dim3 grid(static_cast<unsigned>(std::min(items, kBlocks * call.device().multiprocessors)));
   constexpr int kThreads = kPlainWarps * arch::kWarp;
   if (pages == DType::i8) {
     call.launch<paged_attention_plain_kernel<T, int8_t>>(grid, kThreads, sizeof(PlainShared), p);
@@ -70,8 +67,8 @@ template <typename T>
 void merge(const Call& call, const PagedBatch& batch, const PagedAttentionParams& p) {
   const int64_t rows = batch.most.merges * p.pages.kv_heads * kSmallRows;
   constexpr int64_t kBlocks = 8;  // of an SM
-  const dim3 grid(static_cast<unsigned>(std::min((rows + kPlainWarps - 1) / kPlainWarps,
-                                                 kBlocks * call.device().multiprocessors)));
+  const dim3 grid(static_cast<unsigned>(
+      std::min((rows + kPlainWarps - 1) / kPlainWarps, kBlocks * call.device().multiprocessors)));
   call.launch<paged_merge_kernel<T>>(grid, kPlainWarps * arch::kWarp, 0, p);
 }
 
@@ -103,7 +100,7 @@ void paged_attention(const TensorView& q, const TensorView& k_pages, const Tenso
   const Call call("paged_attention", q, stream);
   PagedWork work;
   work.fill({q.shape[1] / k_pages.shape[1], k_pages.shape[1], k_pages.shape[2], options.window_left,
-             options.causal ? 0 : options.window_right, kMaxSplits},
+             options.causal ? 0 : options.window_right, PagedLimits{}.splits},
             page_table, cu_seqlens_q, kv_lengths, true);
   const Scratch words(call, work.bytes());
   const Scratch partials(call, partial_bytes(work.counts(), k_pages.shape[3]));

@@ -3,6 +3,6 @@
 namespace afnext::cuda {
 
 template void launch_paged_attention<bf16>(const Call&, const PagedBatch&, DType,
-                                          const PagedAttentionParams&);
+                                           const PagedAttentionParams&);
 
 }  // namespace afnext::cuda

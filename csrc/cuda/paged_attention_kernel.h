@@ -15,11 +15,11 @@
 //
 // int8 and e4m3 pages are half the bytes: they go to shared memory as they are, ldmatrix takes 16
 // bits of them for an element, and they are widened in registers. The key's scale multiplies the
-// column of scores. The value's multiplies the probability, before it is rounded to bf16; in float16
-// such a product may underflow, and the scale goes to the value.
+// column of scores. The value's multiplies the probability, before it is rounded to bf16; in
+// float16 such a product may underflow, and the scale goes to the value.
 //
-// A value that is NaN or infinite reaches all rows of the item that meets it, also those that a mask
-// keeps from seeing its key.
+// A value that is NaN or infinite reaches all rows of the item that meets it, also those that a
+// mask keeps from seeing its key.
 #pragma once
 
 #include "cuda/arch/copy.h"
@@ -68,8 +68,8 @@ struct PagedTile {
     const int swap = kOfRow >= 8 ? row & 7 : row >> 1 & 3;
     return row * kDim + ((column / kElements) ^ swap) * kElements + column % kElements;
   }
-  // Where a lane's four bytes of keys are taken for elements (2c, 2c + 1, 2c + 8, 2c + 9) of 16, q's
-  // columns are exchanged likewise.
+  // Where a lane's four bytes of keys are taken for elements (2c, 2c + 1, 2c + 8, 2c + 9) of 16,
+  // q's columns are exchanged likewise.
   AFNEXT_DEVICE static int q_column(int column) {
     if constexpr (!kBytes) return column;
     const int of_lane = column & 3;
@@ -127,10 +127,9 @@ class KeyStream {
 #pragma unroll
     for (int i = 0; i < kCopies; ++i) {
       const int row = row_of(i), bytes = inside && pages_[i] >= 0 ? 16 : 0;
-      const int64_t from =
-          bytes > 0 ? p_.pages.row(pages_[i], head_, first_ + row) * p_.pages.dim +
-                          chunk * Tile::kChunk
-                    : 0;
+      const int64_t from = bytes > 0 ? p_.pages.row(pages_[i], head_, first_ + row) * p_.pages.dim +
+                                           chunk * Tile::kChunk
+                                     : 0;
       const int to = Tile::template place<Page>(row, chunk * Tile::kChunk);
       arch::cp_async<16>(stage.k + to, static_cast<const Page*>(p_.k_pages) + from, bytes);
       arch::cp_async<16>(stage.v + to, static_cast<const Page*>(p_.v_pages) + from, bytes);
@@ -174,7 +173,8 @@ AFNEXT_DEVICE void load_keys(const typename Tile::Stage& stage, int first_key, i
     arch::ldmatrix(four, stage.k + Tile::template place<Page>(first_key + lane % 16, 16 * step));
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const float2 low = arch::pick<0, 1>(four[i], Page{}), high = arch::pick<2, 3>(four[i], Page{});
+      const float2 low = arch::pick<0, 1>(four[i], Page{}),
+                   high = arch::pick<2, 3>(four[i], Page{});
       b[i][0] = arch::pack(low.x, low.y, T{});
       b[i][1] = arch::pack(high.x, high.y, T{});
     }
@@ -199,8 +199,8 @@ AFNEXT_DEVICE void load_values(const typename Tile::Stage& stage, int first_key,
   const int lane = threadIdx.x % arch::kWarp;
   if constexpr (Tile::kBytes) {
     uint32_t four[2];  // of two keys, two channels each
-    arch::ldmatrix_transposed(four,
-                              stage.v + Tile::template place<Page>(first_key + lane % 16, 16 * step));
+    arch::ldmatrix_transposed(
+        four, stage.v + Tile::template place<Page>(first_key + lane % 16, 16 * step));
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       float2 even = arch::pick<0, 2>(four[i], Page{}), odd = arch::pick<1, 3>(four[i], Page{});
@@ -213,8 +213,8 @@ AFNEXT_DEVICE void load_values(const typename Tile::Stage& stage, int first_key,
     }
   } else {
     uint32_t all[4];
-    arch::ldmatrix_transposed(
-        all, stage.v + Tile::template place<Page>(first_key + lane % 16, 16 * step + lane / 16 * 8));
+    arch::ldmatrix_transposed(all, stage.v + Tile::template place<Page>(first_key + lane % 16,
+                                                                        16 * step + lane / 16 * 8));
     b[0][0] = all[0];
     b[0][1] = all[1];
     b[1][0] = all[2];
@@ -472,11 +472,11 @@ AFNEXT_DEVICE void attend(const PagedAttentionParams& p, const PagedItem& item, 
   __syncthreads();
 }
 
-// Blocks take items in turn: the grid has one shape, whatever the batch. Heads lie side by side in a
-// page, and so do the blocks that read it.
+// Blocks take items in turn: the grid has one shape, whatever the batch. Heads lie side by side in
+// a page, and so do the blocks that read it.
 template <typename Tile>
-__global__ void __launch_bounds__(Tile::kThreads) paged_attention_kernel(
-    const __grid_constant__ PagedAttentionParams p) {
+__global__ void __launch_bounds__(Tile::kThreads)
+    paged_attention_kernel(const __grid_constant__ PagedAttentionParams p) {
   const auto* header = reinterpret_cast<const PagedHeader*>(p.pages.words);
   const auto* items = reinterpret_cast<const PagedItem*>(header + 1);
   constexpr bool kSmall = Tile::kRows == kSmallRows;

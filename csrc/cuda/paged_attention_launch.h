@@ -4,8 +4,8 @@
 #include <algorithm>
 
 #include "cuda/arch/call.h"
-#include "cuda/paged_batch.h"
 #include "cuda/paged_attention_kernel.h"
+#include "cuda/paged_batch.h"
 
 namespace afnext::cuda {
 

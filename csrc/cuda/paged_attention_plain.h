@@ -44,7 +44,8 @@ AFNEXT_DEVICE void attend_row(const PagedAttentionParams& p, const PagedItem& it
   constexpr int kChannels = kPlainDim / arch::kWarp;
   const int lane = threadIdx.x % arch::kWarp, dim = p.pages.dim;
   const int low = rows.low(row), high = rows.high(row);
-  const auto *keys = static_cast<const Page*>(p.k_pages), *values = static_cast<const Page*>(p.v_pages);
+  const auto *keys = static_cast<const Page*>(p.k_pages),
+             *values = static_cast<const Page*>(p.v_pages);
   float top = -INFINITY, sum = 0.0f, out[kChannels] = {};
 #pragma unroll 1
   for (int first = low; first < high; first += arch::kWarp) {
@@ -85,9 +86,9 @@ AFNEXT_DEVICE void attend_row(const PagedAttentionParams& p, const PagedItem& it
   const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum, lse = log_of(top, sum);
   const int token = rows.token(row), q_head = rows.q_head(row);
   const bool part = item.partial >= 0;
-  const int64_t to = part ? item.partial + static_cast<int64_t>(head) * item.partial_heads +
-                                item.first_row + row
-                          : static_cast<int64_t>(token) * p.pages.kv_heads * p.group + q_head;
+  const int64_t to =
+      part ? item.partial + static_cast<int64_t>(head) * item.partial_heads + item.first_row + row
+           : static_cast<int64_t>(token) * p.pages.kv_heads * p.group + q_head;
 #pragma unroll
   for (int i = 0; i < kChannels; ++i) {
     const int channel = lane + i * arch::kWarp;
@@ -107,8 +108,8 @@ AFNEXT_DEVICE void attend_row(const PagedAttentionParams& p, const PagedItem& it
 }
 
 template <typename T, typename Page>
-__global__ void __launch_bounds__(kPlainWarps* arch::kWarp) paged_attention_plain_kernel(
-    const __grid_constant__ PagedAttentionParams p) {
+__global__ void __launch_bounds__(kPlainWarps* arch::kWarp)
+    paged_attention_plain_kernel(const __grid_constant__ PagedAttentionParams p) {
   auto& shared = arch::shared_memory<PlainShared>();
   const auto* header = reinterpret_cast<const PagedHeader*>(p.pages.words);
   const auto* items = reinterpret_cast<const PagedItem*>(header + 1);
@@ -129,8 +130,8 @@ __global__ void __launch_bounds__(kPlainWarps* arch::kWarp) paged_attention_plai
 
 // A warp merges the parts of one row, in the order of the keys.
 template <typename T>
-__global__ void __launch_bounds__(kPlainWarps* arch::kWarp) paged_merge_kernel(
-    const __grid_constant__ PagedAttentionParams p) {
+__global__ void __launch_bounds__(kPlainWarps* arch::kWarp)
+    paged_merge_kernel(const __grid_constant__ PagedAttentionParams p) {
   constexpr int kChannels = kPlainDim / arch::kWarp;
   const auto* header = reinterpret_cast<const PagedHeader*>(p.pages.words);
   const auto* merges = reinterpret_cast<const PagedMerge*>(p.pages.words + header->first_merge);

@@ -5,6 +5,7 @@
 #include "cuda/arch/warp.h"
 #include "cuda/paged_work.h"
 #include "cuda/rotation.h"
+#include "ops/paged_plan.h"
 
 namespace afnext::cuda {
 
@@ -28,14 +29,10 @@ class Divider {
   int shift_;
 };
 
-// Errors that kernels find, beside the number of the request.
-constexpr int32_t kBadPage = 1 << 28;
-constexpr int32_t kTooManyTokens = 2 << 28;  // for the launch, which was captured with fewer
-
 // Pages of one layer, and the table of a batch.
 struct PageParams {
   const int32_t* words;  // PagedHeader and what follows it
-  int32_t* error;        // gets a kind of error and a request; may be null
+  int32_t* error;        // gets a PagedError; may be null
   int32_t pool;          // pages
   int32_t kv_heads, dim;
   Divider slots;
@@ -47,7 +44,7 @@ struct PageParams {
   AFNEXT_DEVICE int page(int first_page, int key, int request) const {
     const int id = words[first_page + slots.divide(key)];
     if (id >= 0 && id < pool) return id;
-    fail(kBadPage | request);
+    fail(PagedError::kBadPage | request);
     return -1;
   }
   // A row of [P, Hkv, slot].
@@ -112,7 +109,7 @@ struct PagedRows {
         end(item.end) {
     if (count > most) count = most;
     if (item.first_query + item.queries > p.query_tokens) {
-      p.pages.fail(kTooManyTokens | item.request);
+      p.pages.fail(PagedError::kTooManyTokens | item.request);
       count = 0;
     }
   }

@@ -1,10 +1,9 @@
 // Host code: lists a batch's work for the paged kernels.
-#include "cuda/paged_work.h"
-
 #include <algorithm>
 #include <cstring>
 
 #include "cpu/band.h"
+#include "cuda/paged_work.h"
 
 namespace afnext::cuda {
 namespace {
@@ -49,17 +48,27 @@ void PagedWork::add_items(const PagedShape& shape, int32_t request, int32_t firs
       const int64_t begin = std::max(part_begin, band.first(row / shape.group));
       const int64_t end = std::max(begin, std::min(part_end, band.end(last_query)));
       const int64_t partial = counts_.partial_rows + part * rows;
-      items.push_back({request, first_query, static_cast<int32_t>(queries),
-                       static_cast<int32_t>(keys), static_cast<int32_t>(row),
-                       static_cast<int32_t>(begin), static_cast<int32_t>(end), 0,
+      items.push_back({request,
+                       first_query,
+                       static_cast<int32_t>(queries),
+                       static_cast<int32_t>(keys),
+                       static_cast<int32_t>(row),
+                       static_cast<int32_t>(begin),
+                       static_cast<int32_t>(end),
+                       0,
                        parts > 1 ? static_cast<int32_t>(partial) : -1,
-                       static_cast<int32_t>(parts * rows), {}});
+                       static_cast<int32_t>(parts * rows),
+                       {}});
     }
   }
   if (parts == 1) return;
   for (int64_t row = 0; row < rows; row += kSmallRows) {
-    merges_.push_back({first_query, static_cast<int32_t>(queries), static_cast<int32_t>(row),
-                       static_cast<int32_t>(parts), static_cast<int32_t>(counts_.partial_rows), {}});
+    merges_.push_back({first_query,
+                       static_cast<int32_t>(queries),
+                       static_cast<int32_t>(row),
+                       static_cast<int32_t>(parts),
+                       static_cast<int32_t>(counts_.partial_rows),
+                       {}});
   }
   counts_.partial_rows += shape.kv_heads * parts * rows;
 }

@@ -8,12 +8,12 @@
 #include <cstdint>
 #include <vector>
 
-#include "afnext/tensor.h"
+#include "afnext/paged_plan.h"
 
 namespace afnext::cuda {
 
-// Query rows of one KV head: row r of a request is its query r / group, head r % group. A request of
-// at most kSmallRows has one tile of that many, a larger one has tiles of kLargeRows.
+// Query rows of one KV head: row r of a request is its query r / group, head r % group. A request
+// of at most kSmallRows has one tile of that many, a larger one has tiles of kLargeRows.
 constexpr int kSmallRows = 16;
 constexpr int kLargeRows = 64;
 // A part of a request's keys has at least this many: its float32 results are 2 x 4 bytes a channel
@@ -54,18 +54,8 @@ struct PagedCounts {
   int64_t small = 0, large = 0, merges = 0, partial_rows = 0, words = 0;
 };
 
-// The most that a plan's batches can need.
-struct PagedLimits {
-  int64_t requests;
-  int64_t pages;    // of a request
-  int64_t queries;  // of a request
-  int64_t tokens;   // of all requests: query tokens
-  int64_t splits;   // parts of a request's keys
-};
-constexpr int64_t kMaxSplits = 32;  // where nobody asks for another number
-
-// What the work is divided by. Splits follow from a request alone, so that its bits do not depend on
-// the batch; pages have no part in it.
+// What the work is divided by. Splits follow from a request alone, so that its bits do not depend
+// on the batch; pages have no part in it.
 struct PagedShape {
   int64_t group, kv_heads, slots;
   int64_t left, right;  // of the window, below 0: unlimited
@@ -82,6 +72,7 @@ class PagedWork {
   const int32_t* words() const { return words_.data(); }
   size_t bytes() const { return words_.size() * sizeof(int32_t); }
 
+  // The most that a plan's batches can need.
   static PagedCounts most(const PagedShape& shape, const PagedLimits& limits);
 
  private:

@@ -9,8 +9,6 @@
 
 namespace afnext {
 
-constexpr int64_t kMaxCudaDim = 256;  // what attention reads
-
 constinit cpu::KernelTable<cpu::PagedAppendArgs> cpu::paged_append_kernels;
 
 void paged_append(const TensorView& k, const TensorView& v, const TensorView& k_pages,
@@ -19,18 +17,14 @@ void paged_append(const TensorView& k, const TensorView& v, const TensorView& k_
                   const TensorView* inv_freq, bool interleaved, const TensorView* k_scales,
                   const TensorView* v_scales, Stream stream) {
   const Check check("paged_append", k);
-  check.floating(k, "k", 3);
-  check.same(v, "v", k);
+  const PagedTokens tokens{k,        v,           k_pages,  v_pages, times,
+                           inv_freq, interleaved, k_scales, v_scales};
+  check_append(check, tokens);
   check.offsets(cu_seqlens, "cu_seqlens", DType::i32, k.shape[0]);
   const int64_t requests = cu_seqlens.shape[0] - 1;
   check.metadata(start, "start", DType::i32, {requests});
-  check_pages(check, k, k_pages, v_pages, k_scales, v_scales, page_table, requests);
-  if (k_pages.shape[1] != k.shape[1] || k_pages.shape[3] != k.shape[2]) {
-    check.fail("k_pages must be [P, " + std::to_string(k.shape[1]) + ", slot, " +
-               std::to_string(k.shape[2]) + "] for k " + describe(k) + ", got " +
-               describe(k_pages));
-  }
-  const int64_t half = check_turn(check, k, times, inv_freq);
+  check_table(check, page_table, requests);
+  const int64_t half = inv_freq ? inv_freq->last() : 0;
   const int32_t *ends = cu_seqlens.as<int32_t>(), *starts = start.as<int32_t>();
   for (int64_t n = 0; n < requests; ++n) {
     if (starts[n] < 0) check.fail("start[" + std::to_string(n) + "] must not be negative");
@@ -40,12 +34,7 @@ void paged_append(const TensorView& k, const TensorView& v, const TensorView& k_
   }
   if (k.numel() == 0) return;
   if constexpr (kCuda) {
-    if (on_cuda(k)) {
-      check.require(k.shape[2] <= kMaxCudaDim, "k must have a head dim of 1 to 256 on CUDA");
-      return cuda::paged_append(
-          {k, v, k_pages, v_pages, times, inv_freq, interleaved, k_scales, v_scales}, page_table,
-          cu_seqlens, start, stream);
-    }
+    if (on_cuda(k)) return cuda::paged_append(tokens, page_table, cu_seqlens, start, stream);
   }
   cpu::paged_append_kernels({k.dtype,
                              k.shape[1],

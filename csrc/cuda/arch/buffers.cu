@@ -1,6 +1,6 @@
-#include "cuda/arch/buffers.h"
-
 #include <cstring>
+
+#include "cuda/arch/buffers.h"
 
 namespace afnext::cuda {
 namespace {

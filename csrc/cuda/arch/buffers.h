@@ -34,7 +34,7 @@ class UploadBuffer {
   // `host` may be reused at once. One asynchronous copy out of pinned memory, of which there are
   // two: what is waited for, if anything, is the upload before the last.
   void upload(const Call& call, const void* host, size_t bytes);
-  const int32_t* words() const { return device_.as<int32_t>(); }
+  int32_t* words() const { return device_.as<int32_t>(); }
 
  private:
   struct Staging;

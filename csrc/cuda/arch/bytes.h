@@ -22,7 +22,7 @@ AFNEXT_DEVICE uint32_t byte_permute(uint32_t low, uint32_t high, uint32_t select
 // Elements i and j of four. An int8 is put into the fraction of 2**23: no conversion unit.
 template <int i, int j>
 AFNEXT_DEVICE float2 pick(uint32_t four, int8_t) {
-  constexpr uint32_t kPower = 0x4b000000;       // 2**23
+  constexpr uint32_t kPower = 0x4b000000;         // 2**23
   constexpr float kOffset = 8388608.0f + 128.0f;  // and what turns int8 into uint8
   const uint32_t biased = four ^ 0x80808080;
   return {bits_float(byte_permute(biased, kPower, 0x7440 | i)) - kOffset,

@@ -22,8 +22,8 @@ struct PagedAttentionOptions {
 //
 //   q: float32 or bfloat16 (on CUDA float16 too) [T, Hq, D], unit stride in D <= 256; k_pages,
 //   v_pages: [P, Hkv, slot, D] of its dtype, int8 or, on CUDA, float8_e4m3fn, contiguous;
-//   page_table: int32 [N, max_pages], cu_seqlens_q: int32 [N + 1], kv_lengths: int32 [N], all on the
-//   CPU; out: [T, Hq, D] contiguous; lse: float32 [Hq, T].
+//   page_table: int32 [N, max_pages], cu_seqlens_q: int32 [N + 1], kv_lengths: int32 [N], all on
+//   the CPU; out: [T, Hq, D] contiguous; lse: float32 [Hq, T].
 void paged_attention(const TensorView& q, const TensorView& k_pages, const TensorView& v_pages,
                      const TensorView& page_table, const TensorView& cu_seqlens_q,
                      const TensorView& kv_lengths, const PagedAttentionOptions& options,

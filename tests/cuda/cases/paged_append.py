@@ -72,6 +72,27 @@ def run(
             assert (after[marks.isnan()] == 77).all()
 
 
+def planned(name: str, kernels: Kernels) -> None:
+    """Through a plan, whose tensors are longer than the batch, the same bytes as by a call."""
+    random, heads, slots, dim = generator(name), 3, 16, 64
+    totals = [a + b for a, b in zip(BEFORE, NEW, strict=True)]
+    pages = empty_pages(random, totals, heads, slots, dim, torch.int8)
+    k, v = torch.randn(2, sum(NEW) + 5, heads, dim, generator=random).bfloat16()
+    times, inv_freq = torch.rand(len(k), generator=random) * 1e6, torch.rand(dim // 2)
+    now = slice(0, sum(NEW))
+    wanted = append(kernels, k[now], v[now], pages, times[now], inv_freq, False)
+    arrays = [kernels.put(t) for t in (pages.k, pages.v, pages.k_scales, pages.v_scales)]
+    plan = kernels.compiled.PagedAttentionPlan(arrays[0], heads, 6, 4, 20, 40, 8, True, -1, -1)
+    plan.update(arrays[0], pages.table, offsets(NEW), int32(totals))
+    plan.append(
+        kernels.put(k), kernels.put(v), *arrays[:2], kernels.put(times), kernels.put(inv_freq), False,
+        *arrays[2:],
+    )  # fmt: skip
+    plan.check(arrays[0])
+    for got, which in zip(arrays, ("k", "v", "k_scales", "v_scales"), strict=True):
+        assert torch.equal(kernels.get(got).nan_to_num(-1), getattr(wanted, which).nan_to_num(-1))
+
+
 def nan(name: str, kind: torch.dtype, kernels: Kernels) -> None:
     """A row that held a NaN or an infinity reads as NaN, the others as they were."""
     random = generator(name)
@@ -102,6 +123,7 @@ def _cases() -> list[Case]:
                 name = f"{kinds}-{dim}-slots{slots}"
                 test = partial(run, name, dtype, kind, dim, slots, turns, interleaved, gap)
                 made.append(Case(name, test, core))
+    made.append(Case("plan", partial(planned, "plan")))
     for kind in BYTES:
         name = f"nan-{str(kind).removeprefix('torch.')}"
         made.append(Case(name, partial(nan, name, kind)))

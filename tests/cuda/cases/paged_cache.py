@@ -43,7 +43,12 @@ class Pages:
 
 
 def empty_pages(
-    random: torch.Generator, lengths: list[int], heads: int, slots: int, dim: int, dtype: torch.dtype
+    random: torch.Generator,
+    lengths: list[int],
+    heads: int,
+    slots: int,
+    dim: int,
+    dtype: torch.dtype,
 ) -> Pages:
     """Room for ``lengths`` tokens; ids past a request's pages are garbage."""
     used = [-(-length // slots) for length in lengths]
