@@ -20,15 +20,15 @@ Rotation = tuple[Tensor, Tensor]
 class PagedAttentionPlan:
     """``paged_append`` and ``paged_attention`` for a batch that is described once.
 
-    ``update`` checks a batch on the host, as the two ops do; ``append`` and ``attend`` then serve every layer.
-    On CUDA ``update`` sends the batch by one asynchronous copy to memory that stays where it is, and the other
-    two allocate nothing (given ``out`` and ``lse``), never wait, and launch grids that depend on the limits
-    alone: captured in a CUDA graph they serve whatever batch the plan was last updated with, on the same
-    stream, outside of the capture. Neither differentiable nor for two threads at once.
+    ``update`` checks a batch on the host, as the two ops do; ``append`` and ``attend`` then serve every
+    layer. On CUDA ``update`` sends the batch by one asynchronous copy to memory that stays where it is, and
+    the other two allocate nothing (given ``out`` and ``lse``), never wait, and launch grids that depend on
+    the limits alone: captured in a CUDA graph they serve whatever batch the plan was last updated with, on
+    the same stream, outside of the capture. Neither differentiable nor for two threads at once.
 
-    A request's result depends on the request and on ``max_splits``, not on the rest of the batch. A page id that
-    is written over on the device is not followed (zeros are read): the next ``update``, or ``check``, raises
-    ``ValueError`` that names the request.
+    A request's result depends on the request and on ``max_splits``, not on the rest of the batch. A page id
+    that is written over on the device is not followed (zeros are read): the next ``update``, or ``check``,
+    raises ``ValueError`` that names the request.
 
     Args:
         k_pages: ``[P, Hkv, slot, D]``; those of all layers have this shape and device.
@@ -95,7 +95,10 @@ class PagedAttentionPlan:
         k_scales: Tensor | None = None,
         v_scales: Tensor | None = None,
     ) -> None:
-        """Write the batch's new tokens, as ``paged_append`` does; k and v may have more rows than it has tokens."""
+        """Write the batch's new tokens, as ``paged_append`` does.
+
+        k and v ``[T, Hkv, D]`` may have more rows than the batch has tokens.
+        """
         if self._plan is not None:
             times, inv_freq = _turn(rotation)
             self._plan.append(
@@ -127,8 +130,8 @@ class PagedAttentionPlan:
     ) -> tuple[Tensor, Tensor]:
         """Attention of the batch's new tokens, as ``paged_attention`` gives it.
 
-        q ``[T, Hq, D]`` may have more rows than the batch has tokens; what out ``[T, Hq, D]`` and lse ``[Hq, T]``
-        hold for those is nobody's business. Both are allocated unless given.
+        q ``[T, Hq, D]`` may have more rows than the batch has tokens: what out ``[T, Hq, D]`` and lse
+        ``[Hq, T]`` hold for those is not defined. Both are allocated unless given.
         """
         if out is None or lse is None:
             new_out, new_lse = outputs(q)

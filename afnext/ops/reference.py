@@ -267,7 +267,7 @@ def paged_append(
     v_scales: Tensor | None = None,
     compute_dtype: torch.dtype | None = None,
 ) -> None:
-    """Write k (rotated) and v ``[T, Hkv, D]`` into their pages; those of 8 bits get the rows' scales beside."""
+    """Write k (rotated) and v ``[T, Hkv, D]`` into their pages; beside 8-bit ones go the rows' scales."""
     if k_scales is not None:
         k, v = k.float(), v.float()  # nothing is rounded twice
     if inv_freq is not None:

@@ -1,5 +1,5 @@
-"""New tokens to their pages: bit for bit where nothing turns, within a rounding where keys turn or pages are of
-8 bits; no other byte is touched."""
+"""New tokens to their pages: bit for bit where nothing turns, within a rounding where keys turn or pages are
+of 8 bits; no other byte is touched."""
 
 from __future__ import annotations
 
