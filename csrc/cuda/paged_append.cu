@@ -1,8 +1,9 @@
 // New keys and values to their pages, keys turned on the way.
 //
-// Bytes: a row read and a row written, 16 bits or 8; phases and scales are free beside them. A warp
-// takes the key rows of a token, head after head, so that a phase is computed once, or its value
-// rows. A lane holds two neighbouring pairs of channels: 128 bytes a row and access at D = 128.
+// Bytes: a row read and a row written, 16 bits or 8. A warp takes the key rows of a token, head
+// after head, so that a phase is computed once (some 40 instructions), or its value rows. A lane
+// holds pairs 32 apart: an access of the warp is 64 neighbouring bytes in 16 bits. A step appends a
+// few rows a request, a kilobyte each at 4 heads of 128: launch and latency are what it costs.
 #include <algorithm>
 #include <vector>
 

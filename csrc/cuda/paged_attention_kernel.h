@@ -1,25 +1,27 @@
 // Paged attention on tensor cores: softmax(q k^T) v of one tile of query rows and one part of a
 // request's keys, for one KV head.
 //
-// Bytes. Decode reads every key and value once: 2 D elements a token and KV head, against 4 D FLOPs
-// a row, at most 16 rows: 16 FLOPs a byte in 16 bits, where an H100 has 295. So the memory is kept
-// busy: 64 KB of stages a block, all but one of them in flight, three blocks on an SM of sm_90 (two
-// of sm_80), far more than the 20 KB or so that bandwidth times latency asks of each SM. The GQA
-// group shares a tile, so that a key is read once for all its heads. Pages cost one 4-byte read of
-// the table a row, one tile ahead of the copy that needs it.
+// Bytes. Decode reads every key and value once, 4 D bytes a token and KV head in 16 bits, and does
+// 4 D FLOPs with them for each of at most 16 rows: 16 FLOPs a byte, where an H100 has 295. So only
+// the memory counts: stages of 32 KB (16 KB of bytes) fill 64 KB a block, all but one of them in
+// flight, three blocks on an SM of sm_90 (168 registers a thread; 68 KB of 228), two on sm_80. That
+// is 96 KB in flight on an SM, where 3.35 TB/s times 0.7 us ask for 18. Heads of a GQA group share a
+// tile, so that a key is read once for all of them. A page costs one 4-byte read of the table a row
+// and copy of 16 bytes, a tile ahead of it; a page may be as small as one token.
 //
 // Decode (kRowWarps = 1): 16 rows, and warps that take 16 keys of each tile, joined at the end.
 // Prefill (kKeyWarps = 1): 64 rows, 16 a warp, that all see the same keys: each byte from memory
-// serves 64 rows and each from shared memory 16, which is where its speed ends (128 bytes a clock,
-// half of the tensor cores of sm_90).
+// serves 64 rows and each from shared memory 16, which is where its speed ends (128 bytes a clock
+// for 2,048 FLOPs a clock: the tensor cores of sm_80, half of those of sm_90). Its out rows and
+// scores take 195 to 255 registers, two blocks an SM.
 //
 // int8 and e4m3 pages are half the bytes: they go to shared memory as they are, ldmatrix takes 16
-// bits of them for an element, and they are widened in registers. The key's scale multiplies the
-// column of scores. The value's multiplies the probability, before it is rounded to bf16; in
-// float16 such a product may underflow, and the scale goes to the value.
+// bits of them for an element, and they are widened in registers, three instructions an element. The
+// key's scale multiplies the column of scores. The value's multiplies the probability, before it is
+// rounded to bf16; in float16 such a product may underflow, and the scale goes to the value.
 //
-// A value that is NaN or infinite reaches all rows of the item that meets it, also those that a
-// mask keeps from seeing its key.
+// A value that is NaN or infinite reaches all rows of the item that meets it, also those that a mask
+// keeps from seeing its key.
 #pragma once
 
 #include "cuda/arch/copy.h"
@@ -45,6 +47,9 @@ struct PagedTile {
   static constexpr int kChunks = kDim / kChunk;     // of a row
   static constexpr int kWanted = (64 << 10) / (2 * kKeys * kDim * static_cast<int>(sizeof(Page)));
   static constexpr int kStages = kWanted < 2 ? 2 : kWanted > 4 ? 4 : kWanted;
+
+  // Of an SM, as registers allow: 168 a thread in decode, 255 in prefill.
+  static constexpr int kBlocks = kRowWarps == 1 && kDim <= 128 ? 3 : 2;
 
   struct Stage {
     alignas(128) Page k[kKeys * kDim], v[kKeys * kDim];
@@ -303,7 +308,7 @@ class WarpRows {
                                           float (&scores)[kProducts][4]) {
     using T = typename Tile::T;
     const int lane = threadIdx.x % arch::kWarp;
-#pragma unroll
+#pragma unroll 4
     for (int step = 0; step < Tile::kDim / 16; ++step) {
       uint32_t a[4];
       arch::ldmatrix(a, q + Tile::template place<T>(lane % 16, 16 * step + lane / 16 * 8));
@@ -475,7 +480,7 @@ AFNEXT_DEVICE void attend(const PagedAttentionParams& p, const PagedItem& item, 
 // Blocks take items in turn: the grid has one shape, whatever the batch. Heads lie side by side in
 // a page, and so do the blocks that read it.
 template <typename Tile>
-__global__ void __launch_bounds__(Tile::kThreads)
+__global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     paged_attention_kernel(const __grid_constant__ PagedAttentionParams p) {
   const auto* header = reinterpret_cast<const PagedHeader*>(p.pages.words);
   const auto* items = reinterpret_cast<const PagedItem*>(header + 1);

@@ -24,11 +24,10 @@ namespace launches {
 template <typename Tile>
 void run(const Call& call, int64_t items, const PagedAttentionParams& p) {
   if (items == 0) return;
-  // Registers allow 3 blocks of an SM at most, shared memory fewer on some devices.
   constexpr int64_t kReserved = 1 << 10;  // of a block's shared memory, by the driver
   const auto bytes = static_cast<int64_t>(sizeof(typename Tile::Shared));
   const auto memory = static_cast<int64_t>(call.device().shared_bytes) + kReserved;
-  const int64_t blocks = std::clamp<int64_t>(memory / (bytes + kReserved), 1, 3);
+  const int64_t blocks = std::clamp<int64_t>(memory / (bytes + kReserved), 1, Tile::kBlocks);
   const int64_t grid = std::min(items * p.pages.kv_heads, blocks * call.device().multiprocessors);
   call.launch<paged_attention_kernel<Tile>>(dim3(static_cast<unsigned>(grid)), Tile::kThreads,
                                             sizeof(typename Tile::Shared), p);

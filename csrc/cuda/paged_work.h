@@ -21,7 +21,7 @@ constexpr int kLargeRows = 64;
 constexpr int kPartKeys = 256;
 constexpr int kPartStep = 64;
 
-struct PagedHeader {
+struct alignas(16) PagedHeader {
   int32_t small, large;             // items
   int32_t merges, first_merge;      // and the word where they begin
   int32_t requests, first_request;  // likewise
@@ -29,7 +29,7 @@ struct PagedHeader {
 };
 
 // One tile of rows against one part of the keys; a block does it for one KV head.
-struct PagedItem {
+struct alignas(16) PagedItem {
   int32_t request, first_query, queries, keys;  // first_query: token of the packed batch
   int32_t first_row, begin, end;                // rows from here, keys [begin, end)
   int32_t pages;                                // the word where the request's page ids begin
@@ -39,14 +39,14 @@ struct PagedItem {
 };
 
 // kSmallRows rows whose parts are merged.
-struct PagedMerge {
+struct alignas(16) PagedMerge {
   int32_t first_query, queries, first_row, parts;
   int32_t partial;  // row r of part p of head h: partial + (h * parts + p) * rows + r
   int32_t unused[3];
 };
 
 // Where paged_append finds a request's slots.
-struct PagedRequest {
+struct alignas(16) PagedRequest {
   int32_t first_query, start, pages, pages_end;  // start: position of its first new token
 };
 
