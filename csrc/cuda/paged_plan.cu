@@ -30,6 +30,10 @@ class Plan final : public PagedAttentionPlan::Backend {
               const TensorView& kv_lengths, Stream stream) override {
     const Call call("paged_plan", pages_, stream);
     work_.fill(shape_, page_table, cu_seqlens, kv_lengths, true);
+    const PagedCounts& counts = work_.counts();
+    if (counts.words > most_.words || counts.partial_rows > most_.partial_rows) {
+      call.fail("a batch within the plan's limits needs more memory than was foreseen");
+    }
     words_->upload(call, work_.words(), work_.bytes());
   }
 

@@ -18,7 +18,8 @@ struct PagedAttentionOptions {
 // query head h reads KV head h / (Hq / Hkv), masks are aligned at the bottom right. A query that
 // sees no key gives 0 and -inf. The same bits whatever the threads, the pages and the rest of the
 // batch are: keys are split by the request's own length and queries alone, on CUDA into at most 32
-// parts.
+// parts. A NaN or an infinity in a value spoils the queries that see it; on CUDA perhaps also
+// others of the request.
 //
 //   q: float32 or bfloat16 (on CUDA float16 too) [T, Hq, D], unit stride in D <= 256; k_pages,
 //   v_pages: [P, Hkv, slot, D] of its dtype, int8 or, on CUDA, float8_e4m3fn, contiguous;

@@ -170,6 +170,28 @@ def planned(name: str, b: Batch, kernels: Kernels) -> None:
     check(few, part, *got)
 
 
+def limits(name: str, kernels: Kernels) -> None:
+    """What a plan of the tightest limits sets aside is enough for any batch within them."""
+    random = generator(name)
+
+    def draw(low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (), generator=random))
+
+    like = kernels.put(torch.zeros(1, 2, 1, 8, dtype=torch.bfloat16))
+    for _ in range(200):
+        count, most = draw(1, 5), draw(1, 40)
+        queries = [draw(0, most) for _ in range(count)]
+        keys = [draw(0, 3000) for _ in range(count)]
+        group, splits = [1, 3, 16, 17][draw(0, 3)], [1, 2, 7, 32][draw(0, 3)]
+        plan = kernels.compiled.PagedAttentionPlan(
+            like, 2 * group, count, max(*keys, 1), max(*queries, 1), max(sum(queries), 1), splits,
+            bool(draw(0, 1)), [-1, 900][draw(0, 1)], -1,
+        )  # fmt: skip
+        plan.update(
+            like, torch.zeros(count, 3000, dtype=torch.int32), offsets(queries), int32(keys)
+        )
+
+
 class DeviceWords:
     """int32 on a GPU, as PyTorch reads it."""
 
@@ -242,6 +264,7 @@ def _cases() -> list[Case]:
     plans = replace(CHUNKS, queries=(5, 0, 1, 9), keys=(40, 0, 530, 12), dim=64)
     add("plan", plans, True, planned)
     add("plan-decode-int8", replace(DECODE, keys=(530, 64, 0, 9), pages=torch.int8), True, planned)
+    made.append(Case("limits", partial(limits, "limits")))
     for kind in (torch.bfloat16, torch.int8):
         name = f"overwritten-{str(kind).removeprefix('torch.')}"
         add(name, replace(plans, pages=kind, keys=(40, 0, 70, 30)), True, overwritten)
