@@ -13,7 +13,9 @@ struct PagedLimits {
   int64_t pages;        // of a request
   int64_t queries = 1;  // of a request: 1 is decode
   int64_t tokens = 0;   // new tokens of a batch; 0: requests * queries
-  int64_t splits = 32;  // parts that a request's keys are split into
+  // Parts that a request's keys are split into, at most: 32 of 4 KV heads are a block for each of an
+  // H100's 132 SMs.
+  int64_t splits = 32;
 };
 
 // What of the attention's question is the same for every batch.
