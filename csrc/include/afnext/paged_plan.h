@@ -13,8 +13,8 @@ struct PagedLimits {
   int64_t pages;        // of a request
   int64_t queries = 1;  // of a request: 1 is decode
   int64_t tokens = 0;   // new tokens of a batch; 0: requests * queries
-  // Parts that a request's keys are split into, at most: 32 of 4 KV heads are a block for each of an
-  // H100's 132 SMs.
+  // Parts that a request's keys are split into, at most: 32 of 4 KV heads are a block for each of
+  // an H100's 132 SMs.
   int64_t splits = 32;
 };
 
