@@ -259,6 +259,14 @@ def _cases() -> list[Case]:
     add("turned", replace(CHUNKS, turned=True), True)
     add("turned-interleaved", replace(DECODE, turned=True, interleaved=True, dim=64), True)
     add("window", replace(CHUNKS, causal=False, window=(17, 3)), True)
+    # Tiles of keys that a window begins in, but does not end in.
+    long = replace(DECODE, queries=(3, 1), keys=(200, 150), window=(100, -1), dim=64)
+    add("window-begins", long, True)
+    add("window-begins-decode", replace(long, group=2), True)
+    # More items than blocks at once (of the emulated device): a block takes a second one.
+    add(
+        "many", replace(DECODE, queries=(1,) * 9, keys=(20,) * 9, dim=64, kv_heads=3, group=2), True
+    )
     add("plain-float32", replace(CHUNKS, dtype=torch.float32, dim=33, turned=True), True)
     add("same-bits", replace(DECODE, keys=(530, 70, 0, 9), group=2, kv_heads=1), True, alone)
     plans = replace(CHUNKS, queries=(5, 0, 1, 9), keys=(40, 0, 530, 12), dim=64)
