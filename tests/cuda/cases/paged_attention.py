@@ -263,12 +263,14 @@ def _cases() -> list[Case]:
     long = replace(DECODE, queries=(3, 1), keys=(200, 150), window=(100, -1), dim=64)
     add("window-begins", long, True)
     add("window-begins-decode", replace(long, group=2), True)
+    # Sixteen keys of which some rows see none.
+    add("unseen", replace(DECODE, queries=(3,), keys=(18,), group=2, dim=64), True)
     # More items than blocks at once (of the emulated device): a block takes a second one.
     add(
         "many", replace(DECODE, queries=(1,) * 9, keys=(20,) * 9, dim=64, kv_heads=3, group=2), True
     )
     add("plain-float32", replace(CHUNKS, dtype=torch.float32, dim=33, turned=True), True)
-    add("same-bits", replace(DECODE, keys=(530, 70, 0, 9), group=2, kv_heads=1), True, alone)
+    add("same-bits", replace(DECODE, keys=(70, 800, 0, 9), group=2, kv_heads=1), True, alone)
     plans = replace(CHUNKS, queries=(5, 0, 1, 9), keys=(40, 0, 530, 12), dim=64)
     add("plan", plans, True, planned)
     add("plan-decode-int8", replace(DECODE, keys=(530, 64, 0, 9), pages=torch.int8), True, planned)
