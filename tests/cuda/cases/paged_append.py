@@ -8,7 +8,17 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from tests.cuda.cases.paged_cache import BYTES, LARGEST, Pages, empty_pages, int32, offsets, turned
+from tests.cuda.cases.paged_cache import (
+    BYTES,
+    LARGEST,
+    Pages,
+    assert_refused,
+    empty_pages,
+    int32,
+    offsets,
+    turned,
+    write_word,
+)
 from tests.cuda.harness import FLOATS, UNIT, Case, Kernels, assert_close, generator
 
 BEFORE, NEW = [5, 0, 40, 16], [9, 0, 1, 17]
@@ -91,6 +101,14 @@ def planned(name: str, kernels: Kernels) -> None:
     plan.check(arrays[0])
     for got, which in zip(arrays, ("k", "v", "k_scales", "v_scales"), strict=True):
         assert torch.equal(kernels.get(got).nan_to_num(-1), getattr(wanted, which).nan_to_num(-1))
+    write_word(
+        kernels, plan, 6, 10_000
+    )  # PagedHeader::tokens: more than a captured launch has rows
+    plan.append(
+        kernels.put(k), kernels.put(v), *arrays[:2], kernels.put(times), kernels.put(inv_freq), False,
+        *arrays[2:],
+    )  # fmt: skip
+    assert_refused("tokens of request 3 are more than", plan.check, arrays[0])
 
 
 def nan(name: str, kind: torch.dtype, kernels: Kernels) -> None:

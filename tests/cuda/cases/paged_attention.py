@@ -3,8 +3,6 @@ masks; the same bits in every batch; ids that are overwritten on the device."""
 
 from __future__ import annotations
 
-import ctypes
-import re
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -12,7 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.cuda.cases.paged_cache import Pages, attention, filled_pages, int32, offsets, turned
+from tests.cuda.cases.paged_cache import (
+    Pages,
+    assert_refused,
+    attention,
+    filled_pages,
+    int32,
+    offsets,
+    turned,
+    write_word,
+)
 from tests.cuda.harness import FLOATS, HALVES, UNIT, Case, Kernels, assert_close, generator
 
 
@@ -192,15 +199,6 @@ def limits(name: str, kernels: Kernels) -> None:
         )
 
 
-class DeviceWords:
-    """int32 on a GPU, as PyTorch reads it."""
-
-    def __init__(self, address: int, count: int) -> None:
-        self.__cuda_array_interface__ = {
-            "shape": (count,), "typestr": "<i4", "data": (address, False), "version": 3,
-        }  # fmt: skip
-
-
 def overwritten(name: str, b: Batch, kernels: Kernels) -> None:
     """An id that is written over on the device is not followed: the request is named, others are right."""
     x = inputs(name, b)
@@ -209,27 +207,29 @@ def overwritten(name: str, b: Batch, kernels: Kernels) -> None:
         batch = (x.pages.table, offsets(list(b.queries)), int32(x.pages.lengths))
         like = kernels.put(x.pages.k)
         plan.update(like, *batch)
-        address, count = plan.words()
-        if kernels.emulated:
-            (ctypes.c_int32 * count).from_address(address)[count - 1] = (
-                bad  # the last request's last
-            )
-        else:
-            torch.as_tensor(DeviceWords(address, count), device="cuda")[count - 1] = bad
+        write_word(kernels, plan, -1, bad)  # the last page of the last request
         out, lse = attend_by(kernels, plan, b, x, 60)
         check(b, x, out, lse, slice(-b.queries[-1]))
         assert out.isfinite().all()
         named = rf"page_table\[{len(b.keys) - 1}\] .* pool of {len(x.pages.k)}"
-        ask = plan.check if bad < 0 else plan.update
-        try:
-            ask(like, *(() if bad < 0 else batch))
-        except ValueError as error:
-            assert re.search(named, str(error)), error  # noqa: PT017
+        if bad < 0:
+            assert_refused(named, plan.check, like)
         else:
-            raise AssertionError("nobody was told of a bad page")
+            assert_refused(named, plan.update, like, *batch)
         plan.update(like, *batch)  # told once; the batch is sent anew
         attend_by(kernels, plan, b, x, 60)
         plan.check(like)
+
+
+def outgrown(name: str, b: Batch, kernels: Kernels) -> None:
+    """A captured launch that meets more tokens than its tensors have rows touches none of that request."""
+    x = inputs(name, b)
+    plan, like = make_plan(kernels, b, x), kernels.put(x.pages.k)
+    plan.update(like, x.pages.table, offsets(list(b.queries)), int32(x.pages.lengths))
+    write_word(kernels, plan, 8 + 2, 1000)  # PagedItem::queries of the first item
+    out, _ = attend_by(kernels, plan, b, x, 60)
+    assert out.isnan().any()
+    assert_refused(r"tokens of request \d are more than", plan.check, like)
 
 
 DECODE = Batch((1, 1, 1, 1), (1, 64, 0, 131))
@@ -275,14 +275,13 @@ def _cases() -> list[Case]:
     add("plan", plans, True, planned)
     add("plan-decode-int8", replace(DECODE, keys=(530, 64, 0, 9), pages=torch.int8), True, planned)
     made.append(Case("limits", partial(limits, "limits")))
+    short = replace(plans, keys=(40, 0, 70, 30))
     for kind in (torch.bfloat16, torch.int8):
         name = f"overwritten-{str(kind).removeprefix('torch.')}"
-        add(name, replace(plans, pages=kind, keys=(40, 0, 70, 30)), True, overwritten)
-    add(
-        "overwritten-float32",
-        replace(plans, dtype=torch.float32, keys=(40, 0, 70, 30)),
-        test=overwritten,
-    )
+        add(name, replace(short, pages=kind), True, overwritten)
+    add("outgrown", short, True, outgrown)
+    add("outgrown-float32", replace(short, dtype=torch.float32), test=outgrown)
+    add("overwritten-float32", replace(short, dtype=torch.float32), test=overwritten)
     for slots in (1, 8, 48, 64, 128):
         add(f"slots-{slots}", replace(DECODE, keys=(1, 64, 0, 300), slots=slots))
         add(f"slots-{slots}-int8", replace(DECODE, slots=slots, pages=torch.int8, dim=64))

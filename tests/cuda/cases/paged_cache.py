@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from tests.cuda.harness import Kernels
 
 BYTES = (torch.int8, torch.float8_e4m3fn)
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
@@ -130,3 +136,31 @@ def attention(
         outs.append((weights @ vn).transpose(0, 1))
         lses.append(torch.logsumexp(scores, -1).masked_fill(blind, -math.inf))
     return torch.cat(outs), torch.cat(lses, 1)
+
+
+class DeviceWords:
+    """int32 on a GPU, as PyTorch reads it."""
+
+    def __init__(self, address: int, count: int) -> None:
+        self.__cuda_array_interface__ = {
+            "shape": (count,), "typestr": "<i4", "data": (address, False), "version": 3,
+        }  # fmt: skip
+
+
+def write_word(kernels: Kernels, plan: Any, index: int, value: int) -> None:
+    """Writes over what a plan has on the device, as a stray kernel might."""
+    address, count = plan.words()
+    if kernels.emulated:
+        (ctypes.c_int32 * count).from_address(address)[index % count] = value
+    else:
+        torch.as_tensor(DeviceWords(address, count), device="cuda")[index] = value
+
+
+def assert_refused(said: str, call: Callable[..., object], *args: object) -> None:
+    """``call`` raises a ValueError that says so."""
+    try:
+        call(*args)
+    except ValueError as error:
+        assert re.search(said, str(error)), error  # noqa: PT017
+    else:
+        raise AssertionError(f"nobody said {said}")
