@@ -82,6 +82,8 @@ OPS = (
     "log_mel",
     "merge_attention",
     "packed_linear",
+    "paged_append",
+    "paged_attention",
     "rms_norm",
     "rotate",
     "sample",
