@@ -158,6 +158,8 @@ BACKWARD = define(
     kernel=_cpu_backward,
     reference=reference.attention_backward,
     fake=_fake_backward,
+    cuda=True,
+    host=("cu_seqlens_q", "cu_seqlens_k", "key_lengths"),
 )
 
 

@@ -75,7 +75,7 @@ class Case:
     core: bool = True
 
 
-OPS = ("rms_norm",)
+OPS = ("rms_norm", "attention_backward")
 
 
 def cases(op: str) -> list[Case]:
