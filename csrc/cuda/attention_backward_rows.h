@@ -19,7 +19,7 @@ struct CopyParams {
 };
 
 struct Phases {
-  SinCos at[kMaxDim / 2];
+  float sin[kMaxDim / 2], cos[kMaxDim / 2];
 };
 
 // A block a token: its heads turned by its time, rounded to T, and padded with zeros to `width`.
@@ -29,7 +29,9 @@ __global__ void __launch_bounds__(kRowThreads) copy_rows_kernel(const CopyParams
   const auto token = static_cast<int64_t>(blockIdx.x);
   const int turning = p.times != nullptr ? p.half : 0;
   for (int i = static_cast<int>(threadIdx.x); i < turning; i += kRowThreads) {
-    phases.at[i] = sincos_of(p.times[token], p.inv_freq[i]);
+    const SinCos phase = sincos_of(p.times[token], p.inv_freq[i]);
+    phases.sin[i] = phase.sin;
+    phases.cos[i] = phase.cos;
   }
   __syncthreads();
   for (int i = static_cast<int>(threadIdx.x); i < p.heads * p.width; i += kRowThreads) {
@@ -39,9 +41,9 @@ __global__ void __launch_bounds__(kRowThreads) copy_rows_kernel(const CopyParams
     if (d < 2 * turning) {
       const bool first = p.interleaved ? d % 2 == 0 : d < turning;
       const int partner = p.interleaved ? d ^ 1 : first ? d + turning : d - turning;
-      const SinCos phase = phases.at[p.interleaved ? d / 2 : first ? d : d - turning];
-      const float other = arch::to_float(row[partner]) * phase.sin;
-      value = value * phase.cos + (first ? -other : other);
+      const int pair = p.interleaved ? d / 2 : first ? d : d - turning;
+      const float other = arch::to_float(row[partner]) * phases.sin[pair];
+      value = value * phases.cos[pair] + (first ? -other : other);
     }
     static_cast<T*>(p.to)[(token * p.heads) * p.width + i] = arch::rounded<T>(value);
   }
