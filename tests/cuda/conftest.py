@@ -16,12 +16,12 @@ ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "emulated"
 
 
-def build_emulated(folder: Path, *options: str) -> Path:
-    """Configures and builds into ``folder``; gives the module's path."""
+def build_emulated(folder: Path, *options: str, source: Path = ROOT) -> Path:
+    """Configures and builds ``source`` into ``folder``; gives the module's path."""
     import pybind11
 
     configure = [
-        *("cmake", "-S", ROOT, "-B", folder, "-G", "Ninja", "-DAFNEXT_CUDA=emulated"),
+        *("cmake", "-S", source, "-B", folder, "-G", "Ninja", "-DAFNEXT_CUDA=emulated"),
         # The CPU's kernels are not what is tested: one level is enough to link.
         "-DAFNEXT_DISABLED_ISAS=avx2;avx_vnni;avx512;avx512_bf16;amx",
         f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",

@@ -13,7 +13,6 @@ namespace afnext::cuda {
 namespace {
 
 constexpr int kMaxDevices = 64;
-constexpr int kOldest = 80;
 
 cudaStream_t handle(Stream stream) { return static_cast<cudaStream_t>(stream.handle); }
 
@@ -62,11 +61,7 @@ const Device& device_of(int index) {
 
 Call::Call(const char* op, const TensorView& about, Stream stream)
     : op_(op), about_(about), stream_(stream), device_(&device_of(about.device_index)) {
-  if (device_->sm < kOldest) {
-    fail("device " + std::to_string(about.device_index) + " is of compute capability " +
-         std::to_string(device_->sm / 10) + "." + std::to_string(device_->sm % 10) +
-         ", kernels need 8.0");
-  }
+  check_device();
   int current = 0;
   cudaGetDevice(&current);
   if (current != about.device_index) {
@@ -92,11 +87,7 @@ void Call::fail(const std::string& what) const {
 void Call::run(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes,
                void** parameters) const {
   constexpr size_t kWithoutAsking = 48 << 10;
-  if (shared_bytes > device_->shared_bytes) {
-    fail("needs " + std::to_string(shared_bytes) +
-         " bytes of shared memory a block, the device has " +
-         std::to_string(device_->shared_bytes));
-  }
+  check_shared(shared_bytes);
   cudaError_t error = cudaSuccess;
   if (shared_bytes > kWithoutAsking) {
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,

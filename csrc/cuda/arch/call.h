@@ -76,6 +76,20 @@ class Call {
   void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel) const;
 #endif
 
+  // Refuses what the device cannot run, in the same words in emulation.
+  void check_device() const {
+    if (device_->sm >= kOldest) return;
+    fail("cuda:" + std::to_string(about_.device_index) + " has compute capability " +
+         std::to_string(device_->sm / 10) + "." + std::to_string(device_->sm % 10) +
+         ", kernels need 8.0");
+  }
+  void check_shared(size_t bytes) const {
+    if (bytes <= device_->shared_bytes) return;
+    fail("needs " + std::to_string(bytes) + " bytes of shared memory a block, cuda:" +
+         std::to_string(about_.device_index) + " has " + std::to_string(device_->shared_bytes));
+  }
+
+  static constexpr int kOldest = 80;
   const char* op_;
   const TensorView& about_;
   Stream stream_;

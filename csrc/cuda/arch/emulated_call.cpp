@@ -14,7 +14,9 @@ EmulatedLaunches& emulated_launches() {
 }
 
 Call::Call(const char* op, const TensorView& about, Stream stream)
-    : op_(op), about_(about), stream_(stream), device_(&emulated_launches().device) {}
+    : op_(op), about_(about), stream_(stream), device_(&emulated_launches().device) {
+  check_device();
+}
 
 Call::~Call() = default;
 
@@ -24,11 +26,7 @@ void Call::fail(const std::string& what) const {
 
 void Call::run(dim3 grid, dim3 block, size_t shared_bytes,
                const std::function<void()>& kernel) const {
-  if (shared_bytes > device_->shared_bytes) {
-    fail("needs " + std::to_string(shared_bytes) +
-         " bytes of shared memory a block, the device has " +
-         std::to_string(device_->shared_bytes));
-  }
+  check_shared(shared_bytes);
   EmulatedLaunches& launches = emulated_launches();
   const emulation::Report report =
       emulation::run(launches.options, grid, block, shared_bytes, kernel);
