@@ -21,6 +21,7 @@
 // fragments; at D = 128 16 rows; beyond, keys take two launches, one for grad_v (2 products), one
 // for grad_k (3).
 #include <algorithm>
+#include <cstdint>
 #include <vector>
 
 #include "cuda/arch/call.h"
@@ -32,14 +33,10 @@
 namespace afnext::cuda {
 namespace {
 
-constexpr int kUnlimited = 1 << 30;
-
 Heads heads_of(const TensorView& t) { return {t.data, t.stride[0], t.stride[1]}; }
-Heads packed_heads(void* data, int64_t heads, int64_t width) {
-  return {data, heads * width, width};
-}
 int window_side(int64_t width) {
-  return width < 0 ? kUnlimited : static_cast<int>(std::min<int64_t>(width, kUnlimited));
+  return width < 0 ? Band::kUnlimited
+                   : static_cast<int>(std::min<int64_t>(width, Band::kUnlimited));
 }
 int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
@@ -49,14 +46,19 @@ std::vector<BackwardSequence> sequences_of(const TensorView& q, const TensorView
   const auto* keys = options.cu_seqlens_k ? options.cu_seqlens_k->as<int32_t>() : nullptr;
   const auto* lengths = options.key_lengths ? options.key_lengths->as<int32_t>() : nullptr;
   const int64_t count = queries ? options.cu_seqlens_q->shape[0] - 1 : 1;
+  const int left = window_side(options.window_left);
+  const int right = options.causal ? 0 : window_side(options.window_right);
   std::vector<BackwardSequence> sequences;
   sequences.reserve(count);
   for (int64_t n = 0; n < count; ++n) {
     const int first_query = queries ? queries[n] : 0, first_key = keys ? keys[n] : 0;
     const int end_query = queries ? queries[n + 1] : static_cast<int>(q.shape[0]);
     const int end_key = keys ? keys[n + 1] : static_cast<int>(k.shape[0]);
-    sequences.push_back({first_query, end_query - first_query, first_key, end_key - first_key,
-                         lengths ? lengths[n] : end_key - first_key});
+    sequences.push_back(
+        {first_query,
+         first_key,
+         end_key - first_key,
+         {end_query - first_query, lengths ? lengths[n] : end_key - first_key, left, right}});
   }
   return sequences;
 }
@@ -68,14 +70,11 @@ std::vector<BackwardItem> items_of(const std::vector<BackwardSequence>& sequence
   std::vector<BackwardItem> items;
   std::vector<int> lengths;
   for (size_t n = 0; n < sequences.size(); ++n) {
-    const BackwardSequence& s = sequences[n];
-    const Band band(s, p);
-    const int count = Side::kKeys ? s.keys : band.rows();
-    const int meeting = Side::kKeys ? band.keys : band.rows();
+    const Meetings all{sequences[n].band, p.group};
+    const int count = Side::count(all, sequences[n].keys), meeting = Side::meeting(all);
     for (int first = 0; first < count; first += size) {
       const int last = std::min(first + size, meeting) - 1;
-      const int length =
-          first > last ? 0 : Side::visible(band, last).high - Side::visible(band, first).low;
+      const int length = first > last ? 0 : Side::met(all, last).high - Side::met(all, first).low;
       for (int head = 0; head < p.kv_heads; ++head) {
         items.push_back({static_cast<int>(n), head, first});
         lengths.push_back(length);
@@ -105,10 +104,10 @@ class Readable {
   Readable(const Call& call, const TensorView& t, int64_t width, const Turn* turn, T)
       : memory_(call, needed(t, width, turn, sizeof(T))), heads_(heads_of(t)) {
     if (memory_.as<void>() == nullptr) return;
-    heads_ = packed_heads(memory_.as<void>(), t.shape[1], width);
+    heads_ = {memory_.as<void>(), t.shape[1] * width, width};
     const AttentionOptions* options = turn ? &turn->options : nullptr;
     const CopyParams p{heads_of(t),
-                       heads_.data,
+                       memory_.as<void>(),
                        static_cast<int>(t.shape[1]),
                        static_cast<int>(t.shape[2]),
                        static_cast<int>(width),
@@ -253,6 +252,9 @@ void attention_backward(const TensorView& grad_out, const TensorView* grad_lse, 
   const Call call("attention_backward", q, stream);
   const int64_t heads = q.shape[1], dim = q.shape[2], group = heads / k.shape[1];
   const bool turning = options.inv_freq != nullptr && options.inv_freq->last() > 0;
+  if (std::max(q.shape[0] * group, k.shape[0]) > INT32_MAX) {
+    call.fail("takes 2**31 - 1 rows of a KV head at most");
+  }
   with_dtype(q.dtype, [&](auto zero) {
     using T = decltype(zero);
     const int64_t width = sizeof(T) == 2 ? round_up(dim, 8) : dim;
@@ -267,11 +269,17 @@ void attention_backward(const TensorView& grad_out, const TensorView* grad_lse, 
 
     const Scratch softmax(call, q.shape[0] * heads * sizeof(float2));
     const bool wide = dim % 8 == 0 && rows_align(out) && (sizeof(T) == 2 || rows_align(grad_out));
-    softmax_rows<T>(call,
-                    {grads.heads(), heads_of(out), lse.as<float>(),
-                     grad_lse ? grad_lse->as<float>() : nullptr, softmax.as<float2>(), q.shape[0],
-                     static_cast<int>(heads), static_cast<int>(group), static_cast<int>(dim)},
-                    out, wide);
+    const SoftmaxParams rows{grads.heads(),
+                             heads_of(out),
+                             lse.as<float>(),
+                             grad_lse ? grad_lse->as<float>() : nullptr,
+                             sizeof(T) == 2 ? kLog2E : 1.0f,
+                             softmax.as<float2>(),
+                             q.shape[0],
+                             static_cast<int>(heads),
+                             static_cast<int>(group),
+                             static_cast<int>(dim)};
+    softmax_rows<T>(call, rows, out, wide);
 
     const BackwardParams p{
         turned_q.heads(),
@@ -286,17 +294,15 @@ void attention_backward(const TensorView& grad_out, const TensorView* grad_lse, 
         static_cast<int>(width),
         static_cast<int>(group),
         static_cast<int>(k.shape[1]),
-        window_side(options.window_left),
-        options.causal ? 0 : window_side(options.window_right),
         static_cast<float>(options.scale),
         turn_q.times,
         turn_k.times,
         turning ? options.inv_freq->as<float>() : nullptr,
         turning ? static_cast<int>(options.inv_freq->last()) : 0,
         options.interleaved,
-        heads_of(grad_q),
-        heads_of(grad_k),
-        heads_of(grad_v),
+        grad_q.data,
+        grad_k.data,
+        grad_v.data,
         rows_align(grad_q) && rows_align(grad_k) && rows_align(grad_v),
     };
     run(call, sequences_of(q, k, options), p, zero);

@@ -35,9 +35,9 @@ AFNEXT_DEVICE int swizzled(int row, int chunk) {
 }
 
 // The rows from `first` of a and b to shared memory, zeros from `end` on and beyond `width`.
-template <typename Shape, int kCount, typename Place>
+template <typename Shape, int kCount, typename Places>
 AFNEXT_DEVICE void load_rows(uint16_t* to_a, const Heads& a, uint16_t* to_b, const Heads& b,
-                             const Place& place, int first, int end, int width) {
+                             const Places& places, int first, int end, int width) {
   constexpr int kChunks = Shape::kDim / 8, kLoads = kCount * kChunks / Shape::kThreads;
   static_assert(kCount * kChunks % Shape::kThreads == 0);
 #pragma unroll
@@ -45,11 +45,14 @@ AFNEXT_DEVICE void load_rows(uint16_t* to_a, const Heads& a, uint16_t* to_b, con
     const int item = i * Shape::kThreads + static_cast<int>(threadIdx.x);
     const int row = item / kChunks, chunk = item % kChunks;
     const bool real = first + row < end && 8 * chunk < width;
-    const int from = real ? first + row : first, channel = real ? 8 * chunk : 0;
-    const int to = swizzled<Shape::kDim>(row, chunk), bytes = real ? 16 : 0;
-    arch::cp_async<16>(to_a + to, static_cast<const uint16_t*>(a.data) + place(a, from) + channel,
+    const Place from = places(real ? first + row : first);
+    const int to = swizzled<Shape::kDim>(row, chunk);
+    const int channel = real ? 8 * chunk : 0, bytes = real ? 16 : 0;
+    arch::cp_async<16>(to_a + to,
+                       static_cast<const uint16_t*>(a.data) + a.at(from.token, from.head) + channel,
                        bytes);
-    arch::cp_async<16>(to_b + to, static_cast<const uint16_t*>(b.data) + place(b, from) + channel,
+    arch::cp_async<16>(to_b + to,
+                       static_cast<const uint16_t*>(b.data) + b.at(from.token, from.head) + channel,
                        bytes);
   }
 }
@@ -114,17 +117,17 @@ AFNEXT_DEVICE void add_product(float (&sums)[kM][kDim / 8][4], const float (&a)[
 // What a thread knows of the rows that its warp keeps: its own are lane / 4 and 8 more in each 16.
 template <typename Side, int kM>
 struct KeptRows {
-  Interval seen{0, 0};    // by any of the warp
-  Interval shared{0, 0};  // by all of them
+  Interval met{0, 0};  // by any of the warp
+  Interval met_by_all{0, 0};
   float2 softmax[kM][2];  // where rows are what is kept
 
   // The rows [first, end).
   AFNEXT_DEVICE KeptRows(const BackwardWork& work, int first, int end) {
     if (first < end) {
-      const Interval top = Side::visible(work.band, first);
-      const Interval bottom = Side::visible(work.band, end - 1);
-      seen = {top.low, bottom.high};
-      shared = {bottom.low, top.high};
+      const Interval top = Side::met(work.meetings, first);
+      const Interval bottom = Side::met(work.meetings, end - 1);
+      met = {top.low, bottom.high};
+      met_by_all = {bottom.low, top.high};
     }
 #pragma unroll
     for (int m = 0; m < kM; ++m) {
@@ -137,18 +140,17 @@ struct KeptRows {
     }
   }
 
-  AFNEXT_DEVICE bool meets(int first, int end) const { return first < seen.high && seen.low < end; }
-  AFNEXT_DEVICE bool sees_all(int first, int end) const {
-    return shared.low <= first && end <= shared.high;
+  AFNEXT_DEVICE bool meets(int first, int end) const { return first < met.high && met.low < end; }
+  AFNEXT_DEVICE bool meet_all(int first, int end) const {
+    return met_by_all.low <= first && end <= met_by_all.high;
   }
 };
 
 // The columns from `first` on meet a warp's rows: `u`, `w` and `softmax` are the columns'.
 template <typename T, typename Shape, typename Side, Sums kSums, int kM>
-AFNEXT_DEVICE void meet(const Band& band, const KeptRows<Side, kM>& kept, int row, int first,
+AFNEXT_DEVICE void meet(const BackwardParams& p, const KeptRows<Side, kM>& kept, int row, int first,
                         const uint16_t* x, const uint16_t* y, const uint16_t* u, const uint16_t* w,
-                        const float2* softmax, float scale_log2,
-                        float (&grad_x)[kM][Shape::kDim / 8][4],
+                        const float2* softmax, float (&grad_x)[kM][Shape::kDim / 8][4],
                         float (&grad_y)[kM][Shape::kDim / 8][4]) {
   constexpr int kN = Shape::kStep / 8;
   const int column = 2 * (static_cast<int>(threadIdx.x) % 4);
@@ -162,15 +164,17 @@ AFNEXT_DEVICE void meet(const Band& band, const KeptRows<Side, kM>& kept, int ro
       for (int m = 0; m < kM; ++m) {
         const float lse =
             Side::kKeys ? softmax[8 * n + column + i % 2].x : kept.softmax[m][i / 2].x;
-        weights[m][n][i] = arch::exp2_approx(fmaf(weights[m][n][i], scale_log2, -lse));
+        weights[m][n][i] = arch::exp2_approx(fmaf(weights[m][n][i], p.scale * kLog2E, -lse));
       }
     }
   }
-  if (!kept.sees_all(first, first + Shape::kStep)) {
+  if (!kept.meet_all(first, first + Shape::kStep)) {
+    // Read again: the loop has no registers for it.
+    const Meetings meetings = BackwardWork(p, p.items[blockIdx.x]).meetings;
 #pragma unroll
     for (int m = 0; m < kM; ++m) {
       const int own = row + 16 * m + static_cast<int>(threadIdx.x) % arch::kWarp / 4;
-      const Interval seen[2] = {Side::visible(band, own), Side::visible(band, own + 8)};
+      const Interval seen[2] = {Side::met(meetings, own), Side::met(meetings, own + 8)};
 #pragma unroll
       for (int n = 0; n < kN; ++n) {
 #pragma unroll
@@ -208,10 +212,10 @@ __global__ void __launch_bounds__(Shape::kThreads)
   auto& shared = arch::shared_memory<typename Shape::Shared>();
   const BackwardWork work(p, p.items[blockIdx.x]);
   const auto& kept_place = Side::kept(work);
-  const int end = smaller(work.first + Shape::kRows, Side::meeting(work));
+  const int end = smaller(work.first + Shape::kRows, Side::meeting(work.meetings));
   Interval span{0, 0};
   if (work.first < end) {
-    span = {Side::visible(work.band, work.first).low, Side::visible(work.band, end - 1).high};
+    span = {Side::met(work.meetings, work.first).low, Side::met(work.meetings, end - 1).high};
   }
   const auto load = [&](typename Shape::Stage& stage, int first) {
     load_rows<Shape, Shape::kColumns>(stage.u, Side::u(p), stage.w, Side::w(p),
@@ -244,10 +248,10 @@ __global__ void __launch_bounds__(Shape::kThreads)
 #pragma unroll 1
     for (int step = 0; step < Shape::kColumns; step += Shape::kStep) {
       if (!kept.meets(first + step, first + step + Shape::kStep)) continue;
-      meet<T, Shape, Side, kSums>(work.band, kept, work.first + warp_row, first + step,
+      meet<T, Shape, Side, kSums>(p, kept, work.first + warp_row, first + step,
                                   shared.x + warp_row * kDim, shared.y + warp_row * kDim,
                                   stage.u + step * kDim, stage.w + step * kDim,
-                                  stage.softmax + step, p.scale * 1.44269504f, grad_x, grad_y);
+                                  stage.softmax + step, grad_x, grad_y);
     }
   }
   __syncthreads();  // the gradients take the place of all that was read
@@ -255,13 +259,15 @@ __global__ void __launch_bounds__(Shape::kThreads)
   // What the loop has no register for is read once more.
   const BackwardWork done(p, p.items[blockIdx.x]);
   const int row = static_cast<int>(threadIdx.x) / arch::kWarp * Shape::kWarpRows;
-  const GradientRows rows{done.first + row, Side::meeting(done), Side::count(done)};
+  const GradientRows rows{done.first + row, Side::meeting(done.meetings),
+                          Side::count(done.meetings, done.keys)};
   if constexpr (kSums != Sums::y) {
     write_gradient<T, Shape>(grad_x, p.scale, p, rows, Side::kept(done), Side::grad_x(p),
-                             Side::times(p));
+                             Side::heads(p), Side::times(p));
   }
   if constexpr (kSums != Sums::x) {
-    write_gradient<T, Shape>(grad_y, 1.0f, p, rows, Side::kept(done), p.grad_v, nullptr);
+    write_gradient<T, Shape>(grad_y, 1.0f, p, rows, Side::kept(done), p.grad_v, Side::heads(p),
+                             nullptr);
   }
 }
 

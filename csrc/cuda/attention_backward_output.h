@@ -27,23 +27,26 @@ AFNEXT_DEVICE void turn_back(float* row, float time, const BackwardParams& p) {
   }
 }
 
-// A warp's row of float32 in shared memory to `out`; zeros unless `real`.
+// A warp's row of float32 in shared memory to its place in [tokens, heads, dim]; zeros unless
+// `real`.
 template <typename T>
-AFNEXT_DEVICE void write_row(const float* row, T* out, int dim, bool wide, bool real) {
+AFNEXT_DEVICE void write_row(const float* row, T* out, const Place& place, int heads,
+                             const BackwardParams& p, bool real) {
   constexpr int kVector = 16 / sizeof(T);
   struct alignas(16) Vector {
     T at[kVector];
   };
   const int lane = static_cast<int>(threadIdx.x) % arch::kWarp;
-  if (wide) {
-    for (int d = kVector * lane; d < dim; d += kVector * arch::kWarp) {
+  out += (int64_t{place.token} * heads + place.head) * p.dim;
+  if (p.wide) {
+    for (int d = kVector * lane; d < p.dim; d += kVector * arch::kWarp) {
       Vector values;
 #pragma unroll
       for (int i = 0; i < kVector; ++i) values.at[i] = arch::rounded<T>(real ? row[d + i] : 0.0f);
       *reinterpret_cast<Vector*>(out + d) = values;
     }
   } else {
-    for (int d = lane; d < dim; d += arch::kWarp) out[d] = arch::rounded<T>(real ? row[d] : 0.0f);
+    for (int d = lane; d < p.dim; d += arch::kWarp) out[d] = arch::rounded<T>(real ? row[d] : 0.0f);
   }
 }
 
@@ -55,10 +58,10 @@ struct GradientTile {
 };
 
 // factor * sums, turned back if there are `times`, to the rows of `out`. Warps work apart.
-template <typename T, typename Shape, int kM, typename Place>
+template <typename T, typename Shape, int kM, typename Places>
 AFNEXT_DEVICE void write_gradient(const float (&sums)[kM][Shape::kDim / 8][4], float factor,
                                   const BackwardParams& p, const GradientRows& rows,
-                                  const Place& place, const Heads& out, const float* times) {
+                                  const Places& places, void* out, int heads, const float* times) {
   static_assert(sizeof(GradientTile<Shape>) <= sizeof(typename Shape::Shared));
   const int lane = static_cast<int>(threadIdx.x) % arch::kWarp;
   const int warp = static_cast<int>(threadIdx.x) / arch::kWarp;
@@ -80,12 +83,12 @@ AFNEXT_DEVICE void write_gradient(const float (&sums)[kM][Shape::kDim / 8][4], f
 #pragma unroll 1
   for (int i = 0; i < end; ++i) {
     const int row = rows.first + i;
+    const Place place = places(row);
     if (times != nullptr) {
-      turn_back(tile[i], times[place.token(row)], p);
+      turn_back(tile[i], times[place.token], p);
       __syncwarp();
     }
-    write_row(tile[i], static_cast<T*>(out.data) + place(out, row), p.dim, p.wide,
-              row < rows.meeting);
+    write_row(tile[i], static_cast<T*>(out), place, heads, p, row < rows.meeting);
   }
 }
 

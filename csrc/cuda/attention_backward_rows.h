@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kRowThreads) copy_rows_kernel(const CopyParams
   __syncthreads();
   for (int i = static_cast<int>(threadIdx.x); i < p.heads * p.width; i += kRowThreads) {
     const int head = i / p.width, d = i % p.width;
-    const From* row = static_cast<const From*>(p.from.data) + offset(p.from, token, head);
+    const From* row = static_cast<const From*>(p.from.data) + p.from.at(token, head);
     float value = d < p.dim ? arch::to_float(row[d]) : 0.0f;
     if (d < 2 * turning) {
       const bool first = p.interleaved ? d % 2 == 0 : d < turning;
@@ -52,6 +52,7 @@ __global__ void __launch_bounds__(kRowThreads) copy_rows_kernel(const CopyParams
 struct SoftmaxParams {
   Heads grad_out, out;
   const float *lse, *grad_lse;  // [heads, tokens]; grad_lse may be null
+  float log_unit;               // what lse is multiplied by
   float2* softmax;              // BackwardParams::softmax
   int64_t tokens;
   int heads, group, dim;
@@ -72,8 +73,8 @@ __global__ void __launch_bounds__(kRowThreads) softmax_rows_kernel(const Softmax
   const bool real = row < p.tokens * p.heads;  // all lanes take part in the sum
   const int64_t token = real ? row / p.heads : 0;
   const int head = real ? static_cast<int>(row % p.heads) : 0;
-  const T* grad = static_cast<const T*>(p.grad_out.data) + offset(p.grad_out, token, head);
-  const Out* out = static_cast<const Out*>(p.out.data) + offset(p.out, token, head);
+  const T* grad = static_cast<const T*>(p.grad_out.data) + p.grad_out.at(token, head);
+  const Out* out = static_cast<const Out*>(p.out.data) + p.out.at(token, head);
   float delta = 0;
   for (int d = kVector * lane; d < p.dim; d += kVector * kLanes) {
     const Grads grads = *reinterpret_cast<const Grads*>(grad + d);
@@ -88,9 +89,9 @@ __global__ void __launch_bounds__(kRowThreads) softmax_rows_kernel(const Softmax
   const int64_t at = head * p.tokens + token;
   const float lse = p.lse[at];
   // A row that sees no key has weights of zero by its mask, whatever stands here.
-  const float log2 = lse == -INFINITY ? 0.0f : lse * 1.44269504f;
+  const float scaled = lse == -INFINITY ? 0.0f : lse * p.log_unit;
   if (p.grad_lse != nullptr) delta -= p.grad_lse[at];
-  p.softmax[(head / p.group * p.tokens + token) * p.group + head % p.group] = {log2, delta};
+  p.softmax[(head / p.group * p.tokens + token) * p.group + head % p.group] = {scaled, delta};
 }
 
 struct RowTile {
@@ -104,15 +105,15 @@ __global__ void __launch_bounds__(kRowThreads) attention_backward_rows(const Bac
   const int lane = static_cast<int>(threadIdx.x) % arch::kWarp;
   const int warp = static_cast<int>(threadIdx.x) / arch::kWarp;
   const BackwardWork work(p, p.items[blockIdx.x]);
-  const auto& place = Side::kept(work);
   const int row = work.first + warp;
-  if (row >= Side::count(work)) return;
-  const bool meeting = row < Side::meeting(work);
-  const auto read = [&](const Heads& t, int64_t at, float (&to)[kKept]) {
+  if (row >= Side::count(work.meetings, work.keys)) return;
+  const bool meeting = row < Side::meeting(work.meetings);
+  const Place place = Side::kept(work)(row);
+  const auto read = [&](const Heads& t, const Place& from, float (&to)[kKept]) {
 #pragma unroll
     for (int i = 0; i < kKept; ++i) {
       const int d = lane + arch::kWarp * i;
-      to[i] = d < p.dim ? static_cast<const float*>(t.data)[at + d] : 0.0f;
+      to[i] = d < p.dim ? static_cast<const float*>(t.data)[t.at(from.token, from.head) + d] : 0.0f;
     }
   };
   const auto dot = [](const float (&a)[kKept], const float (&b)[kKept]) {
@@ -122,17 +123,17 @@ __global__ void __launch_bounds__(kRowThreads) attention_backward_rows(const Bac
     return arch::sum_lanes(sum);
   };
   float x[kKept], y[kKept], grad_x[kKept] = {}, grad_y[kKept] = {};
-  read(Side::x(p), place(Side::x(p), row), x);
-  read(Side::y(p), place(Side::y(p), row), y);
-  const Interval span = meeting ? Side::visible(work.band, row) : Interval{0, 0};
+  read(Side::x(p), place, x);
+  read(Side::y(p), place, y);
+  const Interval span = meeting ? Side::met(work.meetings, row) : Interval{0, 0};
 #pragma unroll 1
   for (int column = span.low; column < span.high; ++column) {
-    const auto& streamed = Side::streamed(work);
+    const Place streamed = Side::streamed(work)(column);
     float u[kKept], w[kKept];
-    read(Side::u(p), streamed(Side::u(p), column), u);
-    read(Side::w(p), streamed(Side::w(p), column), w);
+    read(Side::u(p), streamed, u);
+    read(Side::w(p), streamed, w);
     const float2 softmax = work.softmax[Side::kKeys ? column : row];
-    const float weight = exp2f(fmaf(dot(x, u), p.scale * 1.44269504f, -softmax.x));
+    const float weight = expf(fmaf(dot(x, u), p.scale, -softmax.x));
     const float grad = weight * (dot(y, w) - softmax.y);
 #pragma unroll
     for (int i = 0; i < kKept; ++i) {
@@ -141,17 +142,16 @@ __global__ void __launch_bounds__(kRowThreads) attention_backward_rows(const Bac
     }
   }
   float* tile = arch::shared_memory<RowTile>().at[warp];
-  const auto write = [&](const float (&sums)[kKept], float factor, const Heads& out,
-                         const float* times) {
+  const auto write = [&](const float (&sums)[kKept], float factor, void* out, const float* times) {
     __syncwarp();
 #pragma unroll
     for (int i = 0; i < kKept; ++i) tile[lane + arch::kWarp * i] = factor * sums[i];
     __syncwarp();
     if (times != nullptr) {
-      turn_back(tile, times[place.token(row)], p);
+      turn_back(tile, times[place.token], p);
       __syncwarp();
     }
-    write_row(tile, static_cast<float*>(out.data) + place(out, row), p.dim, p.wide, meeting);
+    write_row(tile, static_cast<float*>(out), place, Side::heads(p), p, meeting);
   };
   write(grad_x, p.scale, Side::grad_x(p), Side::times(p));
   if constexpr (Side::kKeys) write(grad_y, 1.0f, p.grad_v, nullptr);
