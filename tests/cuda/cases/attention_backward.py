@@ -1,6 +1,6 @@
-"""Attention's gradients beside float64 autograd: at most twice the error of torch's own in the same precision,
-plus rounding. Every case also gives the same bits under every schedule of threads, and reads matrices from
-shared memory without conflicts between banks."""
+"""Attention's gradients beside float64 autograd: at most twice the error of torch's own in the same
+precision, plus rounding. Every case also gives the same bits under every schedule of threads, and reads
+matrices from shared memory without conflicts between banks."""
 
 from __future__ import annotations
 
