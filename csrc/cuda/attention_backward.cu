@@ -6,20 +6,29 @@
 // grad_q to memory, in float32, Tk / 128 times. By atomics that gives other bits each time; in an
 // order kept by semaphores it waits for blocks that need not be running; both need Tq Hq D floats
 // of memory and L2 traffic beside the products. Here nothing waits, nothing is cleared, and
-// training on an H200 can be repeated to the bit.
+// training can be repeated to the bit, at 5 / 7 of the speed that the tensor cores would allow.
 //
-// FLOPs: 14 D a visible pair of a query head and a key (10 D by the field's count of one pass).
-// Bytes: each tile of 128 keys reads its rows' q and grad_out once, each tile of 128 rows its keys'
-// k and v, from the L2 for the most part.
-//   D        rows a block  columns a stage  shared memory  registers  blocks a multiprocessor
-//   (sm_90) 64       128 (4 x 32)  64               65 KB          255        2 96       128 (8 x
-//   16)  64               97 KB          244        1 128      128 (8 x 16)  64 (32)          129
-//   (97) KB    255        1 192      64 (4 x 16)   32               97 KB          238        2 256
-//   64 (4 x 16)   32 (16)          129 (97) KB    255        1
-// In brackets: where a block can have but 99 KB. A warp's sums of x and y and its P and dS must fit
-// into 255 registers: at D = 64 it keeps 32 rows, so that what it reads of a stage serves two
-// fragments; at D = 128 16 rows; beyond, keys take two launches, one for grad_v (2 products), one
-// for grad_k (3).
+// FLOPs: 14 D a visible pair of a query head and a key (10 D by the field's count, of one pass).
+// Bytes: a tile of 128 keys reads its rows' q and grad_out once, a tile of 128 rows its keys' k and
+// v, for the most part from the L2. Sizes, and what of it fits a multiprocessor of sm_90:
+//
+//     D    multiplied by  rows of a block  columns a stage  shared memory  registers  blocks
+//     64   mma.sync       128 (4 x 32)     64, by 32        65 KB          255        2
+//     64   wgmma          128 (2 x 64)     64               66 KB          194        1
+//     96   mma.sync       128 (8 x 16)     64               97 KB          244        1
+//     128  mma.sync       128 (8 x 16)     64 (32)          129 (97) KB    255        1
+//     128  wgmma          128 (2 x 64)     64               130 KB         254        1
+//     192  mma.sync       64 (4 x 16)      32               97 KB          238        2
+//     256  mma.sync       64 (4 x 16)      32 (16)          129 (97) KB    255        1
+//
+// (In brackets: where a block can have but 99 KB.) Sums of x and y, P and dS must fit into 255
+// registers. mma.sync at D = 64 keeps 32 rows a warp, so that what it reads of a stage serves two
+// fragments; beyond 128 channels keys take two launches, for grad_v (2 products) and grad_k (3).
+//
+// wgmma at D = 128 takes 2,048 clocks of the tensor cores a stage of the first pass (4 products of
+// 128 x 64 x 128 at 2,048 multiply-adds a clock), while shared memory is read for 1,536 and written
+// for 256 at 128 bytes a clock, exponentials take 512, and instructions about 900: the tensor cores
+// are what limits it, as far as two warpgroups cover each other's waits.
 #include <algorithm>
 #include <cstdint>
 #include <vector>
@@ -28,6 +37,7 @@
 #include "cuda/attention_backward.h"
 #include "cuda/attention_backward_kernel.h"
 #include "cuda/attention_backward_rows.h"
+#include "cuda/attention_backward_sm90_kernel.h"
 #include "cuda/dispatch.h"
 
 namespace afnext::cuda {
@@ -194,31 +204,41 @@ class Passes {
 };
 
 template <typename T, typename Shape>
-void run_shape(const Call& call, const std::vector<BackwardSequence>& sequences,
-               const BackwardParams& p) {
+void run_mma(const Call& call, const std::vector<BackwardSequence>& sequences,
+             const BackwardParams& p) {
   Passes passes(call, sequences, p, Shape::kRows);
+  constexpr int kThreads = Shape::kThreads;
   constexpr size_t kShared = sizeof(typename Shape::Shared);
   if constexpr (Shape::kDim <= 128) {
-    passes.template keys<attention_backward_kernel<T, Shape, KeySide, Sums::both>>(Shape::kThreads,
+    passes.template keys<attention_backward_kernel<T, Shape, KeySide, Sums::both>>(kThreads,
                                                                                    kShared);
   } else {
-    passes.template keys<attention_backward_kernel<T, Shape, KeySide, Sums::y>>(Shape::kThreads,
-                                                                                kShared);
-    passes.template keys<attention_backward_kernel<T, Shape, KeySide, Sums::x>>(Shape::kThreads,
-                                                                                kShared);
+    passes.template keys<attention_backward_kernel<T, Shape, KeySide, Sums::y>>(kThreads, kShared);
+    passes.template keys<attention_backward_kernel<T, Shape, KeySide, Sums::x>>(kThreads, kShared);
   }
-  passes.template rows<attention_backward_kernel<T, Shape, RowSide, Sums::x>>(Shape::kThreads,
-                                                                              kShared);
+  passes.template rows<attention_backward_kernel<T, Shape, RowSide, Sums::x>>(kThreads, kShared);
 }
 
 template <typename T, typename Shape, typename SmallShape>
 void run_either(const Call& call, const std::vector<BackwardSequence>& sequences,
                 const BackwardParams& p) {
   if (sizeof(typename Shape::Shared) <= call.device().shared_bytes) {
-    run_shape<T, Shape>(call, sequences, p);
+    run_mma<T, Shape>(call, sequences, p);
   } else {
-    run_shape<T, SmallShape>(call, sequences, p);
+    run_mma<T, SmallShape>(call, sequences, p);
   }
+}
+
+template <typename T, typename Shape>
+void run_wgmma(const Call& call, const std::vector<BackwardSequence>& sequences,
+               const BackwardParams& p) {
+  Passes passes(call, sequences, p, Shape::kRows);
+  constexpr int kThreads = Shape::kThreads;
+  constexpr size_t kShared = sizeof(typename Shape::Shared);
+  passes.template keys<attention_backward_sm90_kernel<T, Shape, KeySide, Sums::both>>(kThreads,
+                                                                                      kShared);
+  passes.template rows<attention_backward_sm90_kernel<T, Shape, RowSide, Sums::x>>(kThreads,
+                                                                                   kShared);
 }
 
 void run(const Call& call, const std::vector<BackwardSequence>& sequences, const BackwardParams& p,
@@ -231,15 +251,20 @@ void run(const Call& call, const std::vector<BackwardSequence>& sequences, const
 template <typename T>
 void run(const Call& call, const std::vector<BackwardSequence>& sequences, const BackwardParams& p,
          T) {
-  if (p.dim <= 64) return run_shape<T, BackwardShape<64, 4, 32, 64, 32>>(call, sequences, p);
-  if (p.dim <= 96) return run_shape<T, BackwardShape<96, 8, 16, 64, 64>>(call, sequences, p);
-  if (p.dim <= 128) {
-    return run_either<T, BackwardShape<128, 8, 16, 64, 64>, BackwardShape<128, 8, 16, 32, 32>>(
-        call, sequences, p);
+  if (call.device().sm == 90) {
+    if (p.dim <= 64) return run_wgmma<T, WgmmaShape<64, 8, 64, 64>>(call, sequences, p);
+    if (p.dim > 96 && p.dim <= 128) {
+      return run_wgmma<T, WgmmaShape<128, 8, 64, 64>>(call, sequences, p);
+    }
   }
-  if (p.dim <= 192) return run_shape<T, BackwardShape<192, 4, 16, 32, 32>>(call, sequences, p);
-  run_either<T, BackwardShape<256, 4, 16, 32, 32>, BackwardShape<256, 4, 16, 16, 16>>(call,
-                                                                                      sequences, p);
+  if (p.dim <= 64) return run_mma<T, MmaShape<64, 4, 32, 64, 32>>(call, sequences, p);
+  if (p.dim <= 96) return run_mma<T, MmaShape<96, 8, 16, 64, 64>>(call, sequences, p);
+  if (p.dim <= 128) {
+    return run_either<T, MmaShape<128, 8, 16, 64, 64>, MmaShape<128, 8, 16, 32, 32>>(call,
+                                                                                     sequences, p);
+  }
+  if (p.dim <= 192) return run_mma<T, MmaShape<192, 4, 16, 32, 32>>(call, sequences, p);
+  run_either<T, MmaShape<256, 4, 16, 32, 32>, MmaShape<256, 4, 16, 16, 16>>(call, sequences, p);
 }
 
 }  // namespace

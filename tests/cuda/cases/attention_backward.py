@@ -35,7 +35,11 @@ class Setting:
     partials: bool = False  # out and grad_out in float32
     gap: int = 0  # elements between the rows of q, k and v
     scale: float | None = None
-    sm: int = 90
+    sm: int = 80
+
+    @property
+    def wgmma(self) -> bool:
+        return self.sm == 90 and (self.dim <= 64 or 96 < self.dim <= 128)
 
 
 def turn(x: Tensor, times: Tensor, inv_freq: Tensor, interleaved: bool) -> Tensor:
@@ -152,7 +156,8 @@ def run(name: str, s: Setting, kernels: Kernels) -> None:
         after = kernels.compiled.emulation_counters()
         assert after["bank_conflicts"] == before["bank_conflicts"]
         on_tensor_cores = s.dtype in HALVES and any(q * k for q, k in s.lengths)
-        assert (after["matrix_products"] > before["matrix_products"]) == on_tensor_cores
+        products = "warpgroup_products" if s.wgmma else "matrix_products"
+        assert (after[products] > before[products]) == on_tensor_cores
 
     got = [kernels.get(t) for t in results]
     for label, ours, exact, theirs in zip(("dq", "dk", "dv"), got, truth, peer, strict=True):
@@ -193,6 +198,10 @@ def _cases() -> list[Case]:
         "f32-40-rotated": Setting(
             f32, ((20, 31), (5, 9)), 40, group=2, causal=True, rotation="half", turned=8
         ),
+        "bf16-64-wgmma": Setting(bf16, ((70, 140), (9, 3)), causal=True, group=2, sm=90),
+        "f16-128-wgmma": Setting(
+            f16, ((75, 150),), 128, window=(90, 40), rotation="half", key_lengths=(140,), sm=90
+        ),
         "f32-255-window": Setting(f32, ((9, 17),), 255, window=(3, 4), key_lengths=(13,)),
     }
     long = {
@@ -206,6 +215,10 @@ def _cases() -> list[Case]:
         "bf16-odd": Setting(bf16, ((50, 60),), 33, gap=1, partials=True),
         "f16-interleaved-few": Setting(
             f16, ((60, 60),), rotation="interleaved", turned=11, window=(-1, 3)
+        ),
+        "f16-40-wgmma": Setting(f16, ((150, 70),), 40, gap=8, grad_lse=False, sm=90),
+        "bf16-128-wgmma-tiles": Setting(
+            bf16, ((140, 150), (0, 3)), 128, group=2, causal=True, rotation="interleaved", sm=90
         ),
         "bf16-8": Setting(bf16, ((40, 30),), 8, kv_heads=3),
         "bf16-nothing": Setting(bf16, ((0, 70), (5, 0))),
