@@ -21,12 +21,12 @@ namespace afnext::cuda {
 template <typename Shape, int kCount, typename Tile, typename Places>
 AFNEXT_DEVICE void load_rows(Tile& to_a, const Heads& a, Tile& to_b, const Heads& b,
                              const Places& places, int first, int end, int width) {
-  constexpr int kChunks = Shape::kDim / 8, kAll = kCount * kChunks;
+  constexpr int kChunks = Shape::kDim / 8, kLoads = kCount * kChunks / Shape::kThreads;
+  static_assert(kCount * kChunks % Shape::kThreads == 0);
   const int thread = arch::opaque(static_cast<int>(threadIdx.x));  // or places wait in registers
 #pragma unroll
-  for (int i = 0; i < kAll; i += Shape::kThreads) {
-    const int item = i + thread;
-    if (kAll % Shape::kThreads != 0 && item >= kAll) break;
+  for (int i = 0; i < kLoads; ++i) {
+    const int item = i * Shape::kThreads + thread;
     const int row = item / kChunks, chunk = item % kChunks;
     const bool real = first + row < end && 8 * chunk < width;
     const Place from = places(real ? first + row : first);
