@@ -160,6 +160,8 @@ BACKWARD = define(
     kernel=_kernel_backward,
     reference=reference.attention_backward,
     fake=_fake_backward,
+    cuda=True,
+    host=("cu_seqlens_q", "cu_seqlens_k", "key_lengths"),
 )
 
 
@@ -208,7 +210,8 @@ def attention(
     rotation: Rotation | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Attention over packed sequences without an S x S buffer. Differentiable in q, k, v.
+    """Attention over packed sequences without an S x S buffer. Differentiable in q, k, v; gradients are
+    the same to the bit each time, on CUDA too.
 
     Query head h reads key head ``h // (Hq / Hkv)``. Masks are aligned at the bottom right of each
     sequence: its last query sees its last key. Causality goes by index, never by time.

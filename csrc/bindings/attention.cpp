@@ -52,7 +52,7 @@ void backward(py::handle grad_out, py::handle grad_lse, py::handle q, py::handle
   function(grad_out_, grad_lse_, q_, k_, v_, out_, lse_,
            {cu_q, cu_k, lengths, times_q_, times_k_, inv_freq_, interleaved, causal, window_left,
             window_right, scale},
-           grad_q_, grad_k_, grad_v_);
+           grad_q_, grad_k_, grad_v_, q_.stream());
 }
 
 const Binding binding([](py::module_& m) {

@@ -11,6 +11,7 @@
 #include "cpu/huge_pages.h"
 #include "cpu/parallel.h"
 #include "cuda/attention.h"
+#include "cuda/attention_backward.h"
 #include "cuda/backend.h"
 
 namespace afnext {
@@ -333,12 +334,10 @@ void attention_tiles(const TensorView& q, const TensorView& k, const TensorView&
 
 namespace {
 
-template <typename Run>
-void differentiate(const TensorView& grad_out, const TensorView* grad_lse, const TensorView& q,
-                   const TensorView& k, const TensorView& v, const TensorView& out,
-                   const TensorView& lse, const AttentionOptions& options, const TensorView& grad_q,
-                   const TensorView& grad_k, const TensorView& grad_v, const Run& run) {
-  const Check check("attention_backward");
+void check_gradients(const Check& check, const TensorView& grad_out, const TensorView* grad_lse,
+                     const TensorView& q, const TensorView& k, const TensorView& v,
+                     const TensorView& out, const TensorView& lse, const AttentionOptions& options,
+                     const TensorView& grad_q, const TensorView& grad_k, const TensorView& grad_v) {
   check_inputs(check, q, k, v, options);
   check_results(check, q, out, lse);
   check.floating(grad_out, "grad_out", 3);
@@ -351,7 +350,15 @@ void differentiate(const TensorView& grad_out, const TensorView* grad_lse, const
   check.exact(grad_q, "grad_q", q.dtype, {q.shape[0], q.shape[1], q.shape[2]});
   check.exact(grad_k, "grad_k", q.dtype, like_k);
   check.exact(grad_v, "grad_v", q.dtype, like_k);
+}
 
+// What `run` does with a checked call.
+template <typename Run>
+void differentiate(const Check& check, const TensorView& grad_out, const TensorView* grad_lse,
+                   const TensorView& q, const TensorView& k, const TensorView& v,
+                   const TensorView& out, const TensorView& lse, const AttentionOptions& options,
+                   const TensorView& grad_q, const TensorView& grad_k, const TensorView& grad_v,
+                   const Run& run) {
   const Plan plan(q, k, v, options);
   const std::vector<cpu::AttentionItem> query_items = plan.query_items();
   const std::vector<cpu::AttentionTile> tiles = plan.tiles();
@@ -374,8 +381,16 @@ void attention_backward(const TensorView& grad_out, const TensorView* grad_lse, 
                         const TensorView& k, const TensorView& v, const TensorView& out,
                         const TensorView& lse, const AttentionOptions& options,
                         const TensorView& grad_q, const TensorView& grad_k,
-                        const TensorView& grad_v) {
-  differentiate(grad_out, grad_lse, q, k, v, out, lse, options, grad_q, grad_k, grad_v,
+                        const TensorView& grad_v, Stream stream) {
+  const Check check("attention_backward", q);
+  check_gradients(check, grad_out, grad_lse, q, k, v, out, lse, options, grad_q, grad_k, grad_v);
+  if constexpr (kCuda) {
+    if (on_cuda(q)) {
+      return cuda::attention_backward(grad_out, grad_lse, q, k, v, out, lse, options, grad_q,
+                                      grad_k, grad_v, stream);
+    }
+  }
+  differentiate(check, grad_out, grad_lse, q, k, v, out, lse, options, grad_q, grad_k, grad_v,
                 [](const Check&, const cpu::AttentionBackwardArgs& args) {
                   const bool tiles =
                       has_tiles(cpu::attention_backward_tiles_kernels) && cpu::fits_tiles(args);
@@ -388,8 +403,10 @@ void attention_backward_tiles(const TensorView& grad_out, const TensorView* grad
                               const TensorView& q, const TensorView& k, const TensorView& v,
                               const TensorView& out, const TensorView& lse,
                               const AttentionOptions& options, const TensorView& grad_q,
-                              const TensorView& grad_k, const TensorView& grad_v) {
-  differentiate(grad_out, grad_lse, q, k, v, out, lse, options, grad_q, grad_k, grad_v,
+                              const TensorView& grad_k, const TensorView& grad_v, Stream) {
+  const Check check("attention_backward");
+  check_gradients(check, grad_out, grad_lse, q, k, v, out, lse, options, grad_q, grad_k, grad_v);
+  differentiate(check, grad_out, grad_lse, q, k, v, out, lse, options, grad_q, grad_k, grad_v,
                 [](const Check& check, const cpu::AttentionBackwardArgs& args) {
                   run_in_tiles(check, cpu::attention_backward_tiles_kernels, args,
                                "q, out and grad_out");

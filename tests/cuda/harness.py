@@ -78,6 +78,7 @@ class Case:
 OPS = (
     "all_to_all",
     "attention",
+    "attention_backward",
     "layer_norm",
     "log_mel",
     "merge_attention",

@@ -32,18 +32,20 @@ void attention_tiles(const TensorView& q, const TensorView& k, const TensorView&
 
 // Gradients of q, k and v (contiguous, of their shapes and dtype) from those of out (out's shape,
 // q's dtype or float32) and of lse (float32 [Hq, Tq], null for none), and from the forward's
-// results. The same bits for any number of threads.
+// results. The same bits for any number of threads, and each time on CUDA. On CUDA too, cu_seqlens
+// and key_lengths are on the CPU.
 void attention_backward(const TensorView& grad_out, const TensorView* grad_lse, const TensorView& q,
                         const TensorView& k, const TensorView& v, const TensorView& out,
                         const TensorView& lse, const AttentionOptions& options,
                         const TensorView& grad_q, const TensorView& grad_k,
-                        const TensorView& grad_v);
+                        const TensorView& grad_v, Stream stream = {});
 // The same by the kernel for AMX tiles (bfloat16, grad_out and out too, D a multiple of 32), as
 // attention_tiles.
 void attention_backward_tiles(const TensorView& grad_out, const TensorView* grad_lse,
                               const TensorView& q, const TensorView& k, const TensorView& v,
                               const TensorView& out, const TensorView& lse,
                               const AttentionOptions& options, const TensorView& grad_q,
-                              const TensorView& grad_k, const TensorView& grad_v);
+                              const TensorView& grad_k, const TensorView& grad_v,
+                              Stream stream = {});
 
 }  // namespace afnext
