@@ -1,0 +1,170 @@
+// The sizes of attention on Hopper, by head dim, and how a block's work and its shared memory are
+// laid out: see attention_sm90_kernel.h.
+//
+//   D     rows x keys   registers: fetch, multiply   shared memory   a block's bytes a FLOP from
+//   the L2 128   128 x 128     40, 2 x 232                  160 KB          1 / 128 64    192 x 128
+//   32, 3 x 160                  152 KB          1 / 192
+//
+// Either fills the multiprocessor's registers, so one block runs on each. A multiply-add of the
+// tensor cores costs 1 / 2,048 clock, a weight's exponential 1 / 16: a tile takes them 2,048 clocks
+// and the special function units 1,024 at D = 128, but 1,536 and 1,536 at D = 64, which therefore
+// reaches a smaller part of the peak. More rows a block would spare the L2, which at D = 128
+// gives 5.5 TB/s at 700 TFLOP/s, but 64 sums, 64 scores and 32 packed weights a thread leave no
+// room for a third warpgroup's registers.
+#pragma once
+
+#include "cuda/arch/numbers.h"
+#include "cuda/arch/tma.h"
+#include "cuda/arch/wgmma.h"
+
+namespace afnext::cuda::sm90 {
+
+// Elements of [tokens, heads, dim] by strides; the last is 1.
+struct Heads {
+  const void* data;
+  int64_t token, head;
+};
+
+// The mask: query i of a sequence sees its keys [first(i), end(i)), aligned at the bottom right.
+// Both bounds never fall from one query to the next, so that a block's trip count comes from its
+// first and its last.
+struct Band {
+  static constexpr int kUnlimited = 1 << 30;
+
+  int queries, keys;
+  int left, right;  // keys before and after a query's own
+
+  __host__ AFNEXT_DEVICE int first(int query) const { return within(own(query) - left); }
+  __host__ AFNEXT_DEVICE int end(int query) const { return within(own(query) + right + 1); }
+
+ private:
+  __host__ AFNEXT_DEVICE int64_t own(int query) const { return int64_t{query} + keys - queries; }
+  __host__ AFNEXT_DEVICE int within(int64_t key) const {
+    return key < 0 ? 0 : key > keys ? keys : static_cast<int>(key);
+  }
+};
+
+struct Sequence {
+  int first_query, first_key;  // tokens
+  Band band;
+};
+
+// Rows [first_row, first_row + the block's) of one KV head: row r of a sequence is query r / group,
+// head r % group of those that share the KV head.
+struct Item {
+  int sequence, kv_head, first_row;
+};
+
+struct Params {
+  Heads q;
+  int group, kv_heads;
+  int query_tokens, key_tokens;
+  // What turns the queries; half is 0 without. The keys are turned already.
+  const float *times_q, *inv_freq;
+  int half;
+  bool interleaved;
+  float scale;
+  const Sequence* sequences;
+  const Item* items;  // the longest first
+  int item_count;
+  void* out;  // contiguous
+  bool out_is_float;
+  float* lse;
+};
+
+constexpr int kWarpgroup = 128;  // threads
+constexpr int kGroupRows = 64;   // of a warpgroup's products
+constexpr int kPiece = 64;       // channels: 128 bytes, a row of a swizzled tile
+
+template <int kDim>
+struct Shape {
+  static constexpr int kConsumers = kDim == 64 ? 3 : 2;  // warpgroups
+  static constexpr int kRows = kGroupRows * kConsumers;  // of a block
+  static constexpr int kKeys = 128;                      // of a tile
+  static constexpr int kStages = kDim == 64 ? 4 : 2;     // tiles of K, and of V
+  static constexpr int kThreads = kWarpgroup * (1 + kConsumers);
+  static constexpr int kProducerRegisters = kConsumers == 3 ? 32 : 40;
+  static constexpr int kConsumerRegisters = kConsumers == 3 ? 160 : 232;
+};
+
+// Rows of 16-bit elements as TMA lays them out and wgmma reads them: pieces of 64 channels, whose
+// 16-byte units change places by their row.
+template <typename T, int kRows, int kDim>
+struct alignas(1024) Tile {
+  static constexpr int kPieces = kDim / kPiece;
+  static constexpr uint32_t kBytes = kRows * kDim * sizeof(T);
+  static constexpr uint32_t kPieceBytes = kBytes / kPieces, kEightRows = 8 * kPiece * sizeof(T);
+
+  T pieces[kPieces][kRows][kPiece];
+
+  AFNEXT_DEVICE T* at(int row, int channel) {
+    const int unit = channel % kPiece / 8 ^ row % 8;
+    return &pieces[channel / kPiece][row][unit * 8 + channel % 8];
+  }
+  // The 16 channels from 16 i on, k of a product.
+  AFNEXT_DEVICE uint64_t channels(int i) const {
+    constexpr int kSteps = kPiece / 16;
+    return arch::wgmma_advance(
+        arch::wgmma_descriptor(pieces, arch::Swizzle::bytes128, 0, kEightRows),
+        i / kSteps * kPieceBytes + i % kSteps * 32);
+  }
+  // The 16 rows from 16 i on, k of a product whose n are the channels.
+  AFNEXT_DEVICE uint64_t rows(int i) const {
+    return arch::wgmma_advance(
+        arch::wgmma_descriptor(pieces, arch::Swizzle::bytes128, kPieceBytes, kEightRows),
+        i * 2 * kEightRows);
+  }
+};
+
+template <typename T, int kDim>
+struct Shared {
+  using S = Shape<kDim>;
+  Tile<T, kGroupRows, kDim> q[S::kConsumers];  // in the end the results
+  Tile<T, S::kKeys, kDim> k[S::kStages], v[S::kStages];
+  uint64_t k_full[S::kStages], k_empty[S::kStages], v_full[S::kStages], v_empty[S::kStages];
+  uint64_t v_landed;  // the first tile of V, where the producer still has to clear its end
+};
+
+// Where the n-th tile of a block's life goes, and the parity of the phase in which it is full.
+template <int kStages>
+struct Slot {
+  AFNEXT_DEVICE explicit Slot(unsigned n) : stage(n % kStages), parity(n / kStages % 2) {}
+  unsigned stage, parity;
+};
+
+// Rows of one sequence and KV head, and the tiles of keys that any of them sees.
+template <int kDim>
+struct Work {
+  using S = Shape<kDim>;
+
+  AFNEXT_DEVICE Work(const Params& p, int index) {
+    const Item item = p.items[index];
+    const Sequence sequence = p.sequences[item.sequence];
+    band = sequence.band;
+    first_query = sequence.first_query, first_key = sequence.first_key;
+    kv_head = item.kv_head, first_row = item.first_row;
+    const int rows = band.queries * p.group - first_row;
+    end_row = first_row + (rows < S::kRows ? rows : S::kRows);
+    const int begin = band.first(first_row / p.group), end = band.end((end_row - 1) / p.group);
+    first_tile = begin / S::kKeys;
+    tiles = end > begin ? (end + S::kKeys - 1) / S::kKeys - first_tile : 0;
+  }
+  // Of the sequence, the n-th that is visited: the last come first, as it is they that masks cut.
+  AFNEXT_DEVICE int key(int n) const { return (first_tile + tiles - 1 - n) * S::kKeys; }
+
+  Band band;
+  int first_query, first_key;  // tokens
+  int kv_head;
+  int first_row, end_row;  // of the sequence's queries x heads
+  int first_tile, tiles;
+};
+
+// A block's items: as the longest come first, those that had the longest of one round get the
+// shortest of the next.
+AFNEXT_DEVICE int item_of(int round) {
+  round = arch::opaque(round);
+  const int blocks = static_cast<int>(gridDim.x), block = static_cast<int>(blockIdx.x);
+  return round * blocks + (round % 2 == 0 ? block : blocks - 1 - block);
+}
+
+}  // namespace afnext::cuda::sm90
