@@ -42,31 +42,34 @@ std::vector<sm90::Sequence> sequences_of(const TensorView& q, const TensorView& 
   return sequences;
 }
 
-// All rows of all sequences, `rows` an item, the longest first.
+// All rows of all sequences, `rows` an item, the longest first: of all heads or, where their keys
+// and values do not fit into the L2 together, of one head after another.
 std::vector<sm90::Item> items_of(const std::vector<sm90::Sequence>& sequences,
-                                 const sm90::Params& p, int rows) {
-  std::vector<sm90::Item> items;
-  std::vector<int> lengths;
+                                 const sm90::Params& p, int rows, bool heads_apart) {
+  struct Sized {
+    sm90::Item item;
+    int length;
+  };
+  std::vector<Sized> sized;
   for (size_t n = 0; n < sequences.size(); ++n) {
     const sm90::Band& band = sequences[n].band;
     const int end_row = band.queries * p.group;
     for (int first = 0; first < end_row; first += rows) {
       const int last = std::min(first + rows, end_row) - 1;
-      const int length = std::max(0, band.end(last / p.group) - band.first(first / p.group));
+      const int length = band.end(last / p.group) - band.first(first / p.group);
       for (int head = 0; head < p.kv_heads; ++head) {
-        items.push_back({static_cast<int>(n), head, first});
-        lengths.push_back(length);
+        sized.push_back({{static_cast<int>(n), head, first}, length});
       }
     }
   }
-  std::vector<int> order(items.size());
-  for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int>(i);
-  std::stable_sort(order.begin(), order.end(),
-                   [&](int a, int b) { return lengths[a] > lengths[b]; });
-  std::vector<sm90::Item> sorted;
-  sorted.reserve(items.size());
-  for (const int i : order) sorted.push_back(items[i]);
-  return sorted;
+  std::stable_sort(sized.begin(), sized.end(), [&](const Sized& a, const Sized& b) {
+    if (heads_apart && a.item.kv_head != b.item.kv_head) return a.item.kv_head < b.item.kv_head;
+    return a.length > b.length;
+  });
+  std::vector<sm90::Item> items;
+  items.reserve(sized.size());
+  for (const Sized& one : sized) items.push_back(one.item);
+  return items;
 }
 
 // Keys or values [tokens, heads, dim] as [heads, pieces, tokens, 64 channels], so that one copy
@@ -88,7 +91,9 @@ template <typename T, int kDim>
 void run(const Call& call, const TensorView& k, const TensorView& v,
          const std::vector<sm90::Sequence>& sequences, sm90::Params p) {
   using S = sm90::Shape<kDim>;
-  const std::vector<sm90::Item> items = items_of(sequences, p, S::kRows);
+  const size_t key_bytes = 2 * k.numel() * sizeof(T);
+  const std::vector<sm90::Item> items =
+      items_of(sequences, p, S::kRows, key_bytes > call.device().l2_bytes / 2);
   if (items.empty()) return;
   const size_t sequence_bytes = sequences.size() * sizeof(sm90::Sequence);
   const size_t item_bytes = items.size() * sizeof(sm90::Item);

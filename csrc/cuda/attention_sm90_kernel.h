@@ -160,7 +160,10 @@ struct Turns {
 };
 
 // A barrier of a warpgroup alone.
-AFNEXT_DEVICE void group_sync(int group) { arch::bar_sync(8 + group, kWarpgroup); }
+AFNEXT_DEVICE void group_sync(int group) {
+  constexpr int kFirstBarrier = 8;  // behind those of the turns
+  arch::bar_sync(kFirstBarrier + group, kWarpgroup);
+}
 
 // A warpgroup's queries, turned, to shared memory; rows past the end are zeros.
 template <typename T, int kDim>
@@ -262,6 +265,7 @@ AFNEXT_DEVICE void store_results(Tile<T, kGroupRows, kDim>& tile, const Params& 
   }
 }
 
+// An item's rows of one warpgroup, `tile` being the first of the item's tiles, then of the next's.
 template <typename T, int kDim>
 AFNEXT_DEVICE void attend(Shared<T, kDim>& shared, const Params& p, int round, int group,
                           unsigned& tile) {
@@ -274,17 +278,16 @@ AFNEXT_DEVICE void attend(Shared<T, kDim>& shared, const Params& p, int round, i
   const Work<kDim> work(p, item_of(round));
   load_queries<T, kDim>(q, p, work, group);
 
-  // This thread's rows of the sequence, and the keys that each sees.
+  // The keys that each of this thread's two rows sees.
   const int group_row = work.first_row + group * kGroupRows;
   const auto query_of = [&](int row) {
     return (row < work.end_row ? row : work.end_row - 1) / p.group;
   };
-  int row[2], first[2], end[2];
+  int first[2], end[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    row[half] = group_row + thread / arch::kWarp * 16 + half * 8 + lane / 4;
-    first[half] = work.band.first(query_of(row[half]));
-    end[half] = work.band.end(query_of(row[half]));
+    const int query = query_of(group_row + thread / arch::kWarp * 16 + half * 8 + lane / 4);
+    first[half] = work.band.first(query), end[half] = work.band.end(query);
   }
   // Tiles within these are seen by the warpgroup's every row.
   const int all_first = work.band.first(query_of(group_row + kGroupRows - 1));
@@ -342,12 +345,15 @@ AFNEXT_DEVICE void attend(Shared<T, kDim>& shared, const Params& p, int round, i
 
   if (work.tiles > 0) {
     const int last_key = work.key(work.tiles - 1);
+    const unsigned first_tile = tile;
     multiply_keys(tile);
     arch::wgmma_wait_group<0>();
     arch::hold(scores);
     release(shared.k_empty, tile);
     weigh();
-    const unsigned first_tile = tile;
+    // A turn begins with the wait for the last one's sums, so that the softmax at its end can't be
+    // put off until then: compilers move arithmetic within a block of code, not from one to the
+    // next.
 #pragma unroll 1
     while (true) {
       arch::wgmma_wait_group<0>();
@@ -400,6 +406,8 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
         arch::mbarrier_init(&shared.v_empty[i], kWarps);
       }
       arch::mbarrier_init(&shared.v_landed, 1);
+      arch::prefetch_tensor_map(map_k);
+      arch::prefetch_tensor_map(map_v);
       arch::fence_mbarrier_init();
     }
     __syncthreads();

@@ -1,16 +1,21 @@
-// The sizes of attention on Hopper, by head dim, and how a block's work and its shared memory are
-// laid out: see attention_sm90_kernel.h.
+// Attention on Hopper: sizes by head dim, a block's work, and how its shared memory is laid out.
+// See attention_sm90_kernel.h.
 //
-//   D     rows x keys   registers: fetch, multiply   shared memory   a block's bytes a FLOP from
-//   the L2 128   128 x 128     40, 2 x 232                  160 KB          1 / 128 64    192 x 128
-//   32, 3 x 160                  152 KB          1 / 192
+//   D     rows x keys   registers to fetch, multiply   shared memory   stages   FLOPs a byte (L2)
+//   128   128 x 128     40, 2 x 232                    160 KB          2        128
+//   64    192 x 128     32, 3 x 160                    152 KB          4        192
 //
-// Either fills the multiprocessor's registers, so one block runs on each. A multiply-add of the
-// tensor cores costs 1 / 2,048 clock, a weight's exponential 1 / 16: a tile takes them 2,048 clocks
-// and the special function units 1,024 at D = 128, but 1,536 and 1,536 at D = 64, which therefore
-// reaches a smaller part of the peak. More rows a block would spare the L2, which at D = 128
-// gives 5.5 TB/s at 700 TFLOP/s, but 64 sums, 64 scores and 32 packed weights a thread leave no
-// room for a third warpgroup's registers.
+// Threads fill a multiprocessor's registers, so that one block runs on each. What a tile takes of
+// it, in clocks, at 2,048 multiply-adds of the tensor cores, 16 exponentials and 4 instructions of
+// a warp a clock:
+//
+//   D     tensor cores   exponentials   instructions
+//   128   2,048          1,024          1,080
+//   64    1,536          1,536          1,430
+//
+// At D = 64 all three are needed all the time, so it comes less near to the peak. At D = 128 the L2
+// has to bring 5.5 TB/s for 700 TFLOP/s, about what it can; more rows a block would ask less of it,
+// but 64 sums, 64 scores and 32 packed weights a thread leave no registers for a third warpgroup.
 #pragma once
 
 #include "cuda/arch/numbers.h"
