@@ -108,6 +108,42 @@ constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 AFNEXT_DEVICE constexpr int half_of(int i) { return i / 2 % 2; }
 AFNEXT_DEVICE constexpr int column_of(int i) { return i / 4 * 8 + i % 2; }
 
+// What a warpgroup's rows see of their sequence's keys, and this thread's two.
+template <int kDim>
+class RowMask {
+ public:
+  AFNEXT_DEVICE RowMask(const Work<kDim>& work, int heads, int group, int thread) {
+    const int group_row = work.first_row + group * kGroupRows;
+    const auto query_of = [&](int row) {
+      return (row < work.end_row ? row : work.end_row - 1) / heads;
+    };
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = thread / arch::kWarp * 16 + half * 8 + thread % arch::kWarp / 4;
+      first_[half] = work.band.first(query_of(group_row + row));
+      end_[half] = work.band.end(query_of(group_row + row));
+    }
+    all_first_ = work.band.first(query_of(group_row + kGroupRows - 1));
+    all_end_ = work.band.end(query_of(group_row));
+  }
+  // Whether there is a key in the tile that a row does not see.
+  AFNEXT_DEVICE bool cuts(int key) const {
+    return key < all_first_ || key + Shape<kDim>::kKeys > all_end_;
+  }
+  template <int kCount>
+  AFNEXT_DEVICE void apply(float (&scores)[kCount], int key, int lane) const {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const int at = key + lane % 4 * 2 + column_of(i), half = half_of(i);
+      if (at < first_[half] || at >= end_[half]) scores[i] = -INFINITY;
+    }
+  }
+
+ private:
+  int first_[2], end_[2];
+  int all_first_, all_end_;  // keys that every row sees
+};
+
 // Softmax of two rows of a thread while their scores come tile by tile.
 struct OnlineSoftmax {
   float top[2] = {-INFINITY, -INFINITY}, sum[2] = {};
@@ -278,21 +314,7 @@ AFNEXT_DEVICE void attend(Shared<T, kDim>& shared, const Params& p, int round, i
   const Work<kDim> work(p, item_of(round));
   load_queries<T, kDim>(q, p, work, group);
 
-  // The keys that each of this thread's two rows sees.
-  const int group_row = work.first_row + group * kGroupRows;
-  const auto query_of = [&](int row) {
-    return (row < work.end_row ? row : work.end_row - 1) / p.group;
-  };
-  int first[2], end[2];
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int query = query_of(group_row + thread / arch::kWarp * 16 + half * 8 + lane / 4);
-    first[half] = work.band.first(query), end[half] = work.band.end(query);
-  }
-  // Tiles within these are seen by the warpgroup's every row.
-  const int all_first = work.band.first(query_of(group_row + kGroupRows - 1));
-  const int all_end = work.band.end(query_of(group_row));
-
+  const RowMask<kDim> mask(work, p.group, group, thread);
   float scores[S::kKeys / 2], out[kDim / 2] = {}, factor[2];
   uint32_t weights[kSteps][4];
   int key = work.key(0);  // the first of the tile
@@ -327,13 +349,7 @@ AFNEXT_DEVICE void attend(Shared<T, kDim>& shared, const Params& p, int round, i
     if (lane == 0) arch::mbarrier_arrive(&empty[Place(n).stage]);
   };
   const auto weigh = [&] {
-    if (key < all_first || key + S::kKeys > all_end) {
-#pragma unroll
-      for (int i = 0; i < S::kKeys / 2; ++i) {
-        const int at = key + lane % 4 * 2 + column_of(i), half = half_of(i);
-        if (at < first[half] || at >= end[half]) scores[i] = -INFINITY;
-      }
-    }
+    if (mask.cuts(key)) mask.apply(scores, key, lane);
     softmax.weigh(scores, p.scale * kLog2e, factor);
   };
   const auto pack_weights = [&] {
