@@ -1,8 +1,9 @@
-// Attention for Hopper: one warp fetches tiles of keys and values by TMA, two or three warpgroups
-// multiply by wgmma, each for 64 rows of queries x heads.
+// Attention for Hopper: one warp fetches tiles of keys and values by TMA, three fetch queries, two
+// or three warpgroups multiply by wgmma, each for 64 rows of queries x heads.
 //
 // What runs under what:
-// - Copies under everything: K and V each have a ring of tiles, full and empty by mbarriers.
+// - Copies under everything: K and V each have a ring of tiles, full and empty by mbarriers, and so
+//   have the queries of items.
 // - Inside a warpgroup, a tile's scores (Q K^T) and the last tile's sums (P V) go to the tensor
 // cores
 //   together; when the scores are there, their softmax runs under P V.
@@ -11,13 +12,14 @@
 //   the others are at their softmax, instead of all at the same.
 // This is the plan of FlashAttention-3 (Shah et al. 2024, arXiv:2407.08608).
 //
-// Blocks stay and take items in turns, so that the fetching warp runs ahead into the next item
-// while results are written: an item's start and end would otherwise be idle time of the whole
-// multiprocessor, as only one block fits. Items come sorted by length and are dealt forwards and
-// backwards in turn, which balances as well as a queue as long as blocks run alike, without one.
+// Blocks stay and take items in turns, so that fetching runs ahead into the next item while results
+// are written: as only one block fits on a multiprocessor, an item's start and end would else leave
+// all of it idle. Items come sorted by length and are dealt forwards and backwards in turn: every
+// block gets about the same, and nobody counts.
 #pragma once
 
 #include "cuda/arch/barrier.h"
+#include "cuda/arch/copy.h"
 #include "cuda/arch/mbarrier.h"
 #include "cuda/arch/warp.h"
 #include "cuda/attention_sm90_tiles.h"
@@ -25,15 +27,85 @@
 
 namespace afnext::cuda::sm90 {
 
-// --- the warp that fetches ---------------------------------------------------------------------
+// --- the warps that fetch ----------------------------------------------------------------------
 
+// Queries are not TMA's: a block's rows are not a box of any tensor, and they turn on their way.
+// The three warps that tiles leave over fetch them, an item ahead.
+constexpr int kQueryWarps = kWarpgroup / arch::kWarp - 1;
+
+// Named barriers: of these warps, of each warpgroup alone, and of the turns.
+constexpr int kQueryBarrier = 1, kGroupBarrier = 2, kTurnBarrier = 5;
+
+// Each warp brings sixteens of rows, and turns them.
 template <typename T, int kDim>
-class Fetcher {
+AFNEXT_DEVICE void fetch_queries(Tile<T, kGroupRows, kDim> (&tiles)[Shape<kDim>::kConsumers],
+                                 const Params& p, const Work<kDim>& work) {
+  constexpr int kRows = 16, kUnits = kDim / 8;  // units of 16 bytes
+  const int lane = static_cast<int>(threadIdx.x) % arch::kWarp;
+  const int start = (static_cast<int>(threadIdx.x) / arch::kWarp - 1) * kRows;
+#pragma unroll 1
+  for (int first = start; first < Shape<kDim>::kRows; first += kQueryWarps * kRows) {
+    auto& tile = tiles[first / kGroupRows];
+#pragma unroll 1
+    for (int i = lane; i < kRows * kUnits; i += arch::kWarp) {
+      const int at = first + i / kUnits, channel = i % kUnits * 8, row = work.first_row + at;
+      const bool inside = row < work.end_row;  // rows past the end are zeros
+      const int64_t token = inside ? work.first_query + row / p.group : 0;
+      const int64_t head = work.kv_head * p.group + row % p.group;
+      const T* from = static_cast<const T*>(p.q.data) + token * p.q.token + head * p.q.head;
+      arch::cp_async<16>(tile.at(at % kGroupRows, channel), from + channel, inside ? 16 : 0);
+    }
+  }
+  arch::cp_async_commit_group();
+  arch::cp_async_wait_group<0>();
+  __syncwarp();
+  if (p.half == 0) return;
+#pragma unroll 1
+  for (int first = start; first < Shape<kDim>::kRows; first += kQueryWarps * kRows) {
+    auto& tile = tiles[first / kGroupRows];
+#pragma unroll 1
+    for (int pair = lane; pair < p.half; pair += arch::kWarp) {
+      const int first_row = work.first_row + first;
+      int turned = -1;  // the heads of a query turn alike
+      SinCos turn{};
+#pragma unroll 1
+      for (int i = 0; i < kRows && first_row + i < work.end_row; ++i) {
+        const int token = work.first_query + (first_row + i) / p.group;
+        if (token != turned) turn = sincos_of(p.times_q[token], p.inv_freq[pair]);
+        turned = token;
+        T* a = tile.at(first % kGroupRows + i, p.interleaved ? 2 * pair : pair);
+        T* b = tile.at(first % kGroupRows + i, p.interleaved ? 2 * pair + 1 : pair + p.half);
+        const float x = arch::to_float(*a), y = arch::to_float(*b);
+        arch::from_float(x * turn.cos - y * turn.sin, a);
+        arch::from_float(y * turn.cos + x * turn.sin, b);
+      }
+    }
+  }
+}
+
+// All items of a block, each when the results of the one before the last have left its place.
+template <typename T, int kDim>
+AFNEXT_DEVICE void fetch_all_queries(Shared<T, kDim>& shared, const Params& p) {
+  for (int round = 0; item_of(round) < p.item_count; ++round) {
+    const Slot<Shared<T, kDim>::kItems> place(round);
+    arch::mbarrier_wait(&shared.q_empty[place.stage], place.parity ^ 1);
+    if (threadIdx.x == arch::kWarp) shared.work[place.stage] = Work<kDim>(p, item_of(round));
+    arch::bar_sync(kQueryBarrier, kQueryWarps * arch::kWarp);
+    fetch_queries<T, kDim>(shared.q[place.stage], p, shared.work[place.stage]);
+    arch::fence_proxy_async();
+    __syncwarp();
+    if (threadIdx.x % arch::kWarp == 0) arch::mbarrier_arrive(&shared.q_full[place.stage]);
+  }
+}
+
+// Tiles of K and V, by one warp.
+template <typename T, int kDim>
+class TileFetcher {
  public:
   using S = Shape<kDim>;
 
-  AFNEXT_DEVICE Fetcher(Shared<T, kDim>& shared, const arch::TensorMap& map_k,
-                        const arch::TensorMap& map_v, int key_tokens)
+  AFNEXT_DEVICE TileFetcher(Shared<T, kDim>& shared, const arch::TensorMap& map_k,
+                            const arch::TensorMap& map_v, int key_tokens)
       : shared_(shared), map_k_(map_k), map_v_(map_v), key_tokens_(key_tokens) {}
 
   // All tiles of an item, K a tile ahead of V, as they are used.
@@ -179,68 +251,20 @@ struct OnlineSoftmax {
 // has had its turn computes a softmax meanwhile.
 template <int kConsumers>
 struct Turns {
-  static constexpr int kFirstBarrier = 1;
   int group;
 
   AFNEXT_DEVICE void begin() const {
     if (group == kConsumers - 1) pass();
   }
-  AFNEXT_DEVICE void wait() const { arch::bar_sync(kFirstBarrier + group, 2 * kWarpgroup); }
+  AFNEXT_DEVICE void wait() const { arch::bar_sync(kTurnBarrier + group, 2 * kWarpgroup); }
   AFNEXT_DEVICE void pass() const {
     const int next = arch::opaque(group) + 1;
-    arch::bar_arrive(kFirstBarrier + (next < kConsumers ? next : 0), 2 * kWarpgroup);
+    arch::bar_arrive(kTurnBarrier + (next < kConsumers ? next : 0), 2 * kWarpgroup);
   }
   AFNEXT_DEVICE void end() const {
     if (group == 0) wait();
   }
 };
-
-// A barrier of a warpgroup alone.
-AFNEXT_DEVICE void group_sync(int group) {
-  constexpr int kFirstBarrier = 8;  // behind those of the turns
-  arch::bar_sync(kFirstBarrier + group, kWarpgroup);
-}
-
-// A warpgroup's queries, turned, to shared memory; rows past the end are zeros.
-template <typename T, int kDim>
-AFNEXT_DEVICE void load_queries(Tile<T, kGroupRows, kDim>& tile, const Params& p,
-                                const Work<kDim>& work, int group) {
-  constexpr int kUnits = kDim / 8;
-  const int thread = arch::opaque(static_cast<int>(threadIdx.x)) % kWarpgroup;
-  const int first_row = work.first_row + group * kGroupRows;
-  group_sync(group);  // all are done with the last item
-#pragma unroll
-  for (int i = 0; i < kGroupRows * kUnits / kWarpgroup; ++i) {
-    const int row = (i * kWarpgroup + thread) / kUnits, unit = thread % kUnits;
-    uint4 elements{};
-    if (first_row + row < work.end_row) {
-      const int query = (first_row + row) / p.group;
-      const int head = work.kv_head * p.group + (first_row + row) % p.group;
-      elements = *reinterpret_cast<const uint4*>(static_cast<const T*>(p.q.data) +
-                                                 (work.first_query + query) * p.q.token +
-                                                 head * p.q.head + unit * 8);
-    }
-    *reinterpret_cast<uint4*>(tile.at(row, unit * 8)) = elements;
-  }
-  if (p.half > 0) {
-    group_sync(group);
-    for (int pair = thread % arch::kWarp; pair < p.half; pair += arch::kWarp) {
-      const float inv_freq = p.inv_freq[pair];
-      for (int row = thread / arch::kWarp; row < kGroupRows; row += kWarpgroup / arch::kWarp) {
-        if (first_row + row >= work.end_row) break;
-        T* a = tile.at(row, p.interleaved ? 2 * pair : pair);
-        T* b = tile.at(row, p.interleaved ? 2 * pair + 1 : pair + p.half);
-        const SinCos turn =
-            sincos_of(p.times_q[work.first_query + (first_row + row) / p.group], inv_freq);
-        const float x = arch::to_float(*a), y = arch::to_float(*b);
-        arch::from_float(x * turn.cos - y * turn.sin, a);
-        arch::from_float(y * turn.cos + x * turn.sin, b);
-      }
-    }
-  }
-  arch::fence_proxy_async();
-  group_sync(group);
-}
 
 // The results of this thread's two rows: sums of values over sums of weights.
 template <typename T, int kDim>
@@ -282,7 +306,7 @@ AFNEXT_DEVICE void store_results(Tile<T, kGroupRows, kDim>& tile, const Params& 
     return;
   }
   // By way of the queries' memory, so that lanes write 16 bytes of a row each.
-  group_sync(group);  // all have read the queries
+  arch::bar_sync(kGroupBarrier + group, kWarpgroup);  // all have read the queries
 #pragma unroll
   for (int i = 0; i < kDim / 4; ++i) {
     const int half = i % 2;
@@ -303,17 +327,14 @@ AFNEXT_DEVICE void store_results(Tile<T, kGroupRows, kDim>& tile, const Params& 
 
 // An item's rows of one warpgroup, `tile` being the first of the item's tiles, then of the next's.
 template <typename T, int kDim>
-AFNEXT_DEVICE void attend(Shared<T, kDim>& shared, const Params& p, int round, int group,
+AFNEXT_DEVICE void attend(Shared<T, kDim>& shared, const Params& p, unsigned item, int group,
                           unsigned& tile) {
   using S = Shape<kDim>;
   using Place = Slot<S::kStages>;
   constexpr int kSteps = S::kKeys / 16;
   const int thread = arch::opaque(static_cast<int>(threadIdx.x)) % kWarpgroup;
   const int lane = thread % arch::kWarp;
-  auto& q = shared.q[group];
-  const Work<kDim> work(p, item_of(round));
-  load_queries<T, kDim>(q, p, work, group);
-
+  const Work<kDim>& work = shared.work[item];
   const RowMask<kDim> mask(work, p.group, group, thread);
   float scores[S::kKeys / 2], out[kDim / 2] = {}, factor[2];
   uint32_t weights[kSteps][4];
@@ -323,7 +344,7 @@ AFNEXT_DEVICE void attend(Shared<T, kDim>& shared, const Params& p, int round, i
 
   const auto multiply_keys = [&](unsigned n) {
     const Place place(n);
-    const auto& queries = shared.q[arch::opaque(group)];
+    const auto& queries = shared.q[item][arch::opaque(group)];
     arch::mbarrier_wait(&shared.k_full[place.stage], place.parity);
     arch::wgmma_fence();
 #pragma unroll
@@ -399,8 +420,7 @@ AFNEXT_DEVICE void attend(Shared<T, kDim>& shared, const Params& p, int round, i
     ++tile;
   }
 
-  // The work is looked up again, rather than kept in registers meanwhile.
-  store_results<T, kDim>(q, p, Work<kDim>(p, item_of(round)), group, out, softmax);
+  store_results<T, kDim>(shared.q[item][group], p, work, group, out, softmax);
 }
 
 // --- the kernel --------------------------------------------------------------------------------
@@ -422,6 +442,10 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
         arch::mbarrier_init(&shared.v_empty[i], kWarps);
       }
       arch::mbarrier_init(&shared.v_landed, 1);
+      for (int i = 0; i < Shared<T, kDim>::kItems; ++i) {
+        arch::mbarrier_init(&shared.q_full[i], kQueryWarps);
+        arch::mbarrier_init(&shared.q_empty[i], kWarps);
+      }
       arch::prefetch_tensor_map(map_k);
       arch::prefetch_tensor_map(map_v);
       arch::fence_mbarrier_init();
@@ -429,8 +453,8 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
     __syncthreads();
     if (threadIdx.x < kWarpgroup) {
       arch::give_back_registers<S::kProducerRegisters>();
-      if (warp > 0) return;
-      Fetcher<T, kDim> fetcher(shared, map_k, map_v, p.key_tokens);
+      if (warp > 0) return fetch_all_queries<T, kDim>(shared, p);
+      TileFetcher<T, kDim> fetcher(shared, map_k, map_v, p.key_tokens);
       for (int round = 0; item_of(round) < p.item_count; ++round) {
         fetcher.fetch(Work<kDim>(p, item_of(round)));
       }
@@ -441,7 +465,11 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
       turns.begin();
       unsigned tile = 0;
       for (int round = 0; item_of(round) < p.item_count; ++round) {
-        attend<T, kDim>(shared, p, round, group, tile);
+        const Slot<Shared<T, kDim>::kItems> place(round);
+        arch::mbarrier_wait(&shared.q_full[place.stage], place.parity);
+        attend<T, kDim>(shared, p, place.stage, group, tile);
+        __syncwarp();
+        if (threadIdx.x % arch::kWarp == 0) arch::mbarrier_arrive(&shared.q_empty[place.stage]);
       }
       turns.end();
     }

@@ -2,8 +2,8 @@
 // See attention_sm90_kernel.h.
 //
 //   D     rows x keys   registers to fetch, multiply   shared memory   stages   FLOPs a byte (L2)
-//   128   128 x 128     40, 2 x 232                    160 KB          2        128
-//   64    192 x 128     32, 3 x 160                    152 KB          4        192
+//   128   128 x 128     40, 2 x 232                    192 KB          2        128
+//   64    192 x 128     32, 3 x 160                    176 KB          4        192
 //
 // Threads fill a multiprocessor's registers, so that one block runs on each. What a tile takes of
 // it, in clocks, at 2,048 multiply-adds of the tensor cores, 16 exponentials and 4 instructions of
@@ -121,22 +121,6 @@ struct alignas(1024) Tile {
   }
 };
 
-template <typename T, int kDim>
-struct Shared {
-  using S = Shape<kDim>;
-  Tile<T, kGroupRows, kDim> q[S::kConsumers];  // in the end the results
-  Tile<T, S::kKeys, kDim> k[S::kStages], v[S::kStages];
-  uint64_t k_full[S::kStages], k_empty[S::kStages], v_full[S::kStages], v_empty[S::kStages];
-  uint64_t v_landed;  // the first tile of V, where the producer still has to clear its end
-};
-
-// Where the n-th tile of a block's life goes, and the parity of the phase in which it is full.
-template <int kStages>
-struct Slot {
-  AFNEXT_DEVICE explicit Slot(unsigned n) : stage(n % kStages), parity(n / kStages % 2) {}
-  unsigned stage, parity;
-};
-
 // Rows of one sequence and KV head, and the tiles of keys that any of them sees.
 template <int kDim>
 struct Work {
@@ -164,11 +148,31 @@ struct Work {
   int first_tile, tiles;
 };
 
+template <typename T, int kDim>
+struct Shared {
+  using S = Shape<kDim>;
+  static constexpr int kItems = 2;                     // one at work, one to come
+  Tile<T, kGroupRows, kDim> q[kItems][S::kConsumers];  // in the end the results
+  Tile<T, S::kKeys, kDim> k[S::kStages], v[S::kStages];
+  Work<kDim> work[kItems];
+  uint64_t q_full[kItems], q_empty[kItems];
+  uint64_t k_full[S::kStages], k_empty[S::kStages], v_full[S::kStages], v_empty[S::kStages];
+  uint64_t v_landed;  // an item's first tile of V, whose end is still to be cleared
+};
+
+// Where the n-th tile of a block's life goes, or its n-th item, and the parity of the phase in
+// which it is full.
+template <int kStages>
+struct Slot {
+  AFNEXT_DEVICE explicit Slot(unsigned n) : stage(n % kStages), parity(n / kStages % 2) {}
+  unsigned stage, parity;
+};
+
 // A block's items: as the longest come first, those that had the longest of one round get the
 // shortest of the next.
 AFNEXT_DEVICE int item_of(int round) {
-  round = arch::opaque(round);
-  const int blocks = static_cast<int>(gridDim.x), block = static_cast<int>(blockIdx.x);
+  const int blocks = static_cast<int>(gridDim.x);
+  const int block = arch::opaque(static_cast<int>(blockIdx.x));
   return round * blocks + (round % 2 == 0 ? block : blocks - 1 - block);
 }
 
