@@ -36,8 +36,8 @@ AFNEXT_DEVICE uint64_t wgmma_descriptor(const void* tile, Swizzle swizzle, uint3
          static_cast<uint64_t>(stride >> 4 & kMask) << 32 | mode << 62;
 }
 
-// The same tile `bytes` further on: the next 16 of k lie 32 bytes on where k runs along rows, else 16
-// rows. Only the address changes, so that the rest stays a constant.
+// The same tile `bytes` further on: the next 16 of k lie 32 bytes on where k runs along rows, else
+// 16 rows. Only the address changes, so that the rest stays a constant.
 AFNEXT_DEVICE uint64_t wgmma_advance(uint64_t descriptor, uint32_t bytes) {
   return descriptor >> 32 << 32 | (static_cast<uint32_t>(descriptor) + (bytes >> 4));
 }
