@@ -39,7 +39,7 @@ constexpr int kQueryBarrier = 1, kGroupBarrier = 2, kTurnBarrier = 5;
 // Each warp brings sixteens of rows, and turns them.
 template <typename T, int kDim>
 AFNEXT_DEVICE void fetch_queries(Tile<T, kGroupRows, kDim> (&tiles)[Shape<kDim>::kConsumers],
-                                 const Params& p, const Work<kDim>& work) {
+                                 const AttentionParams& p, const Work<kDim>& work) {
   constexpr int kRows = 16, kUnits = kDim / 8;  // units of 16 bytes
   const int lane = static_cast<int>(threadIdx.x) % arch::kWarp;
   const int start = (static_cast<int>(threadIdx.x) / arch::kWarp - 1) * kRows;
@@ -51,8 +51,8 @@ AFNEXT_DEVICE void fetch_queries(Tile<T, kGroupRows, kDim> (&tiles)[Shape<kDim>:
       const int at = first + i / kUnits, channel = i % kUnits * 8, row = work.first_row + at;
       const bool inside = row < work.end_row;  // rows past the end are zeros
       const int64_t token = inside ? work.first_query + row / p.group : 0;
-      const int64_t head = work.kv_head * p.group + row % p.group;
-      const T* from = static_cast<const T*>(p.q.data) + token * p.q.token + head * p.q.head;
+      const int head = work.kv_head * p.group + row % p.group;
+      const T* from = static_cast<const T*>(p.q.data) + p.q.at(token, head);
       arch::cp_async<16>(tile.at(at % kGroupRows, channel), from + channel, inside ? 16 : 0);
     }
   }
@@ -65,16 +65,18 @@ AFNEXT_DEVICE void fetch_queries(Tile<T, kGroupRows, kDim> (&tiles)[Shape<kDim>:
     auto& tile = tiles[first / kGroupRows];
 #pragma unroll 1
     for (int pair = lane; pair < p.half; pair += arch::kWarp) {
-      const int first_row = work.first_row + first;
-      int turned = -1;  // the heads of a query turn alike
-      SinCos turn{};
+      const int channel = p.interleaved ? 2 * pair : pair, apart = p.interleaved ? 1 : p.half;
+      const float inv_freq = p.inv_freq[pair];
+      const int rows = work.end_row - work.first_row - first;
+      int token = work.first_query + (work.first_row + first) / p.group;
+      int head = (work.first_row + first) % p.group;
+      SinCos turn{};  // of a query, for all its heads
 #pragma unroll 1
-      for (int i = 0; i < kRows && first_row + i < work.end_row; ++i) {
-        const int token = work.first_query + (first_row + i) / p.group;
-        if (token != turned) turn = sincos_of(p.times_q[token], p.inv_freq[pair]);
-        turned = token;
-        T* a = tile.at(first % kGroupRows + i, p.interleaved ? 2 * pair : pair);
-        T* b = tile.at(first % kGroupRows + i, p.interleaved ? 2 * pair + 1 : pair + p.half);
+      for (int i = 0; i < kRows && i < rows; ++i) {
+        if (i == 0 || head == 0) turn = sincos_of(p.times_q[token], inv_freq);
+        if (++head == p.group) head = 0, ++token;
+        T* a = tile.at(first % kGroupRows + i, channel);
+        T* b = tile.at(first % kGroupRows + i, channel + apart);
         const float x = arch::to_float(*a), y = arch::to_float(*b);
         arch::from_float(x * turn.cos - y * turn.sin, a);
         arch::from_float(y * turn.cos + x * turn.sin, b);
@@ -85,16 +87,21 @@ AFNEXT_DEVICE void fetch_queries(Tile<T, kGroupRows, kDim> (&tiles)[Shape<kDim>:
 
 // All items of a block, each when the results of the one before the last have left its place.
 template <typename T, int kDim>
-AFNEXT_DEVICE void fetch_all_queries(Shared<T, kDim>& shared, const Params& p) {
-  for (int round = 0; item_of(round) < p.item_count; ++round) {
-    const Slot<Shared<T, kDim>::kItems> place(round);
+AFNEXT_DEVICE void fetch_all_queries(Shared<T, kDim>& shared, const AttentionParams& p,
+                                     const Rounds& rounds) {
+  for (int round = 0; rounds.has(round); ++round) {
+    const Slot<Shared<T, kDim>::kItems> place(arch::opaque(round));
     arch::mbarrier_wait(&shared.q_empty[place.stage], place.parity ^ 1);
-    if (threadIdx.x == arch::kWarp) shared.work[place.stage] = Work<kDim>(p, item_of(round));
+    if (threadIdx.x == arch::kWarp) {
+      shared.work[place.stage] = Work<kDim>(rounds.item(round), p.group);
+    }
     arch::bar_sync(kQueryBarrier, kQueryWarps * arch::kWarp);
     fetch_queries<T, kDim>(shared.q[place.stage], p, shared.work[place.stage]);
     arch::fence_proxy_async();
     __syncwarp();
-    if (threadIdx.x % arch::kWarp == 0) arch::mbarrier_arrive(&shared.q_full[place.stage]);
+    if (threadIdx.x % arch::kWarp == 0) {
+      arch::mbarrier_arrive(&shared.q_full[arch::opaque(round) % Shared<T, kDim>::kItems]);
+    }
   }
 }
 
@@ -268,7 +275,7 @@ struct Turns {
 
 // The results of this thread's two rows: sums of values over sums of weights.
 template <typename T, int kDim>
-AFNEXT_DEVICE void store_results(Tile<T, kGroupRows, kDim>& tile, const Params& p,
+AFNEXT_DEVICE void store_results(Tile<T, kGroupRows, kDim>& tile, const AttentionParams& p,
                                  const Work<kDim>& work, int group, const float (&out)[kDim / 2],
                                  const OnlineSoftmax& softmax) {
   const int thread = arch::opaque(static_cast<int>(threadIdx.x)) % kWarpgroup;
@@ -327,8 +334,8 @@ AFNEXT_DEVICE void store_results(Tile<T, kGroupRows, kDim>& tile, const Params& 
 
 // An item's rows of one warpgroup, `tile` being the first of the item's tiles, then of the next's.
 template <typename T, int kDim>
-AFNEXT_DEVICE void attend(Shared<T, kDim>& shared, const Params& p, unsigned item, int group,
-                          unsigned& tile) {
+AFNEXT_DEVICE void attend(Shared<T, kDim>& shared, const AttentionParams& p, unsigned item,
+                          int group, unsigned& tile) {
   using S = Shape<kDim>;
   using Place = Slot<S::kStages>;
   constexpr int kSteps = S::kKeys / 16;
@@ -427,11 +434,13 @@ AFNEXT_DEVICE void attend(Shared<T, kDim>& shared, const Params& p, unsigned ite
 
 template <typename T, int kDim>
 __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
-    attention_kernel(const Params p, const __grid_constant__ arch::TensorMap map_k,
+    attention_kernel(const AttentionParams p, bool heads_apart,
+                     const __grid_constant__ arch::TensorMap map_k,
                      const __grid_constant__ arch::TensorMap map_v) {
   if constexpr (arch::kSm90a) {
     using S = Shape<kDim>;
     auto& shared = arch::shared_memory<Shared<T, kDim>>();
+    const Rounds rounds(p, heads_apart);
     const int warp = static_cast<int>(threadIdx.x) / arch::kWarp;
     if (threadIdx.x == 0) {
       constexpr int kWarps = S::kConsumers * kWarpgroup / arch::kWarp;
@@ -453,10 +462,10 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
     __syncthreads();
     if (threadIdx.x < kWarpgroup) {
       arch::give_back_registers<S::kProducerRegisters>();
-      if (warp > 0) return fetch_all_queries<T, kDim>(shared, p);
+      if (warp > 0) return fetch_all_queries<T, kDim>(shared, p, rounds);
       TileFetcher<T, kDim> fetcher(shared, map_k, map_v, p.key_tokens);
-      for (int round = 0; item_of(round) < p.item_count; ++round) {
-        fetcher.fetch(Work<kDim>(p, item_of(round)));
+      for (int round = 0; rounds.has(round); ++round) {
+        fetcher.fetch(Work<kDim>(rounds.item(round), p.group));
       }
     } else {
       arch::take_registers<S::kConsumerRegisters>();
@@ -464,7 +473,7 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
       const Turns<S::kConsumers> turns{group};
       turns.begin();
       unsigned tile = 0;
-      for (int round = 0; item_of(round) < p.item_count; ++round) {
+      for (int round = 0; rounds.has(round); ++round) {
         const Slot<Shared<T, kDim>::kItems> place(round);
         arch::mbarrier_wait(&shared.q_full[place.stage], place.parity);
         attend<T, kDim>(shared, p, place.stage, group, tile);

@@ -21,61 +21,9 @@
 #include "cuda/arch/numbers.h"
 #include "cuda/arch/tma.h"
 #include "cuda/arch/wgmma.h"
+#include "cuda/attention_params.h"
 
 namespace afnext::cuda::sm90 {
-
-// Elements of [tokens, heads, dim] by strides; the last is 1.
-struct Heads {
-  const void* data;
-  int64_t token, head;
-};
-
-// The mask: query i of a sequence sees its keys [first(i), end(i)), aligned at the bottom right.
-// Both bounds never fall from one query to the next, so that a block's trip count comes from its
-// first and its last.
-struct Band {
-  static constexpr int kUnlimited = 1 << 30;
-
-  int queries, keys;
-  int left, right;  // keys before and after a query's own
-
-  __host__ AFNEXT_DEVICE int first(int query) const { return within(own(query) - left); }
-  __host__ AFNEXT_DEVICE int end(int query) const { return within(own(query) + right + 1); }
-
- private:
-  __host__ AFNEXT_DEVICE int64_t own(int query) const { return int64_t{query} + keys - queries; }
-  __host__ AFNEXT_DEVICE int within(int64_t key) const {
-    return key < 0 ? 0 : key > keys ? keys : static_cast<int>(key);
-  }
-};
-
-struct Sequence {
-  int first_query, first_key;  // tokens
-  Band band;
-};
-
-// Rows [first_row, first_row + the block's) of one KV head: row r of a sequence is query r / group,
-// head r % group of those that share the KV head.
-struct Item {
-  int sequence, kv_head, first_row;
-};
-
-struct Params {
-  Heads q;
-  int group, kv_heads;
-  int query_tokens, key_tokens;
-  // What turns the queries; half is 0 without. The keys are turned already.
-  const float *times_q, *inv_freq;
-  int half;
-  bool interleaved;
-  float scale;
-  const Sequence* sequences;
-  const Item* items;  // the longest first
-  int item_count;
-  void* out;  // contiguous
-  bool out_is_float;
-  float* lse;
-};
 
 constexpr int kWarpgroup = 128;  // threads
 constexpr int kGroupRows = 64;   // of a warpgroup's products
@@ -121,20 +69,20 @@ struct alignas(1024) Tile {
   }
 };
 
-// Rows of one sequence and KV head, and the tiles of keys that any of them sees.
+// An item's rows, and the tiles of keys that any of them sees.
 template <int kDim>
 struct Work {
   using S = Shape<kDim>;
 
-  AFNEXT_DEVICE Work(const Params& p, int index) {
-    const Item item = p.items[index];
-    const Sequence sequence = p.sequences[item.sequence];
-    band = sequence.band;
-    first_query = sequence.first_query, first_key = sequence.first_key;
-    kv_head = item.kv_head, first_row = item.first_row;
-    const int rows = band.queries * p.group - first_row;
+  AFNEXT_DEVICE Work(const AttentionItem& item, int group)
+      : band(item.sequence.band),
+        first_query(item.sequence.first_query),
+        first_key(item.sequence.first_key),
+        kv_head(item.kv_head),
+        first_row(item.first_row) {
+    const int rows = band.queries * group - first_row;
     end_row = first_row + (rows < S::kRows ? rows : S::kRows);
-    const int begin = band.first(first_row / p.group), end = band.end((end_row - 1) / p.group);
+    const int begin = band.first(first_row / group), end = band.end((end_row - 1) / group);
     first_tile = begin / S::kKeys;
     tiles = end > begin ? (end + S::kKeys - 1) / S::kKeys - first_tile : 0;
   }
@@ -168,12 +116,29 @@ struct Slot {
   unsigned stage, parity;
 };
 
-// A block's items: as the longest come first, those that had the longest of one round get the
-// shortest of the next.
-AFNEXT_DEVICE int item_of(int round) {
-  const int blocks = static_cast<int>(gridDim.x);
-  const int block = arch::opaque(static_cast<int>(blockIdx.x));
-  return round * blocks + (round % 2 == 0 ? block : blocks - 1 - block);
-}
+// A block's items, one a round. As the longest come first, they are dealt forwards and backwards in
+// turn. `heads_apart` finishes one KV head before the next, where the L2 does not hold the keys and
+// values of all.
+class Rounds {
+ public:
+  AFNEXT_DEVICE Rounds(const AttentionParams& p, bool heads_apart)
+      : p_(p), heads_apart_(heads_apart) {}
+
+  AFNEXT_DEVICE bool has(int round) const { return index(round) < p_.items; }
+  AFNEXT_DEVICE AttentionItem item(int round) const {
+    const int i = index(round), tiles = p_.items / p_.kv_heads;
+    return item_of(p_, heads_apart_ ? i % tiles * p_.kv_heads + i / tiles : i);
+  }
+
+ private:
+  AFNEXT_DEVICE static int index(int round) {
+    const int blocks = arch::opaque(static_cast<int>(gridDim.x));
+    const int block = arch::opaque(static_cast<int>(blockIdx.x));
+    return round * blocks + (round % 2 == 0 ? block : blocks - 1 - block);
+  }
+
+  const AttentionParams& p_;
+  bool heads_apart_;
+};
 
 }  // namespace afnext::cuda::sm90
