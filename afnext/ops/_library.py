@@ -170,7 +170,7 @@ def outputs(q: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor
         out = torch.empty_like(q, dtype=dtype, memory_format=torch.contiguous_format)
     shape = q.shape
     heads = shape[1] if len(shape) == 3 else 0  # else the kernel refuses q
-    return out, torch.empty(heads, shape[0], dtype=torch.float32)
+    return out, torch.empty(heads, shape[0], dtype=torch.float32, device=q.device)
 
 
 def any_requires_grad(*tensors: Tensor | None) -> bool:

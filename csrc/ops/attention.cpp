@@ -10,6 +10,8 @@
 #include "cpu/attention_backward.h"
 #include "cpu/huge_pages.h"
 #include "cpu/parallel.h"
+#include "cuda/attention.h"
+#include "cuda/backend.h"
 
 namespace afnext {
 
@@ -73,12 +75,12 @@ void check_sequences(const Check& check, const TensorView& q, const TensorView& 
   const Offsets queries(options.cu_seqlens_q, q.shape[0]);
   if (options.cu_seqlens_k != nullptr) {
     check.offsets(*options.cu_seqlens_k, "cu_seqlens_k", DType::i32, k.shape[0]);
-    check.exact(*options.cu_seqlens_k, "cu_seqlens_k", DType::i32, {queries.count + 1});
+    check.metadata(*options.cu_seqlens_k, "cu_seqlens_k", DType::i32, {queries.count + 1});
   }
   const Offsets keys(options.cu_seqlens_k, k.shape[0]);
   check.require(keys.count == queries.count, "cu_seqlens_k must be given beside cu_seqlens_q");
   if (options.key_lengths == nullptr) return;
-  check.exact(*options.key_lengths, "key_lengths", DType::i32, {keys.count});
+  check.metadata(*options.key_lengths, "key_lengths", DType::i32, {keys.count});
   for (int64_t n = 0; n < keys.count; ++n) {
     const int32_t length = options.key_lengths->as<int32_t>()[n];
     if (length < 0 || length > keys.length(n)) {
@@ -290,33 +292,41 @@ void cpu::run_attention(const AttentionArgs& args) {
 
 namespace {
 
-// What `run` does with a checked call.
+// What the CPU's kernels make of a checked call.
 template <typename Run>
 void attend(const TensorView& q, const TensorView& k, const TensorView& v,
             const AttentionOptions& options, const TensorView& out, const TensorView& lse,
             const Run& run) {
-  const Check check("attention");
-  check_inputs(check, q, k, v, options);
-  check_results(check, q, out, lse);
-  if (q.numel() == 0) return;
   const Plan plan(q, k, v, options);
   const std::vector<cpu::AttentionItem> items = plan.query_items();
-  run(check, {plan.problem, items.data(), static_cast<int64_t>(items.size()), out.data,
-              out.dtype == DType::f32, lse.as<float>()});
+  run({plan.problem, items.data(), static_cast<int64_t>(items.size()), out.data,
+       out.dtype == DType::f32, lse.as<float>()});
 }
 
 }  // namespace
 
 void attention(const TensorView& q, const TensorView& k, const TensorView& v,
-               const AttentionOptions& options, const TensorView& out, const TensorView& lse) {
+               const AttentionOptions& options, const TensorView& out, const TensorView& lse,
+               Stream stream) {
+  const Check check("attention", q);
+  check_inputs(check, q, k, v, options);
+  check_results(check, q, out, lse);
+  if (q.numel() == 0) return;
+  if constexpr (kCuda) {
+    if (on_cuda(q)) return cuda::attention(q, k, v, options, out, lse, stream);
+  }
   attend(q, k, v, options, out, lse,
-         [](const Check&, const cpu::AttentionArgs& args) { cpu::run_attention(args); });
+         [](const cpu::AttentionArgs& args) { cpu::run_attention(args); });
 }
 
 void attention_tiles(const TensorView& q, const TensorView& k, const TensorView& v,
                      const AttentionOptions& options, const TensorView& out,
                      const TensorView& lse) {
-  attend(q, k, v, options, out, lse, [](const Check& check, const cpu::AttentionArgs& args) {
+  const Check check("attention");
+  check_inputs(check, q, k, v, options);
+  check_results(check, q, out, lse);
+  if (q.numel() == 0) return;
+  attend(q, k, v, options, out, lse, [&](const cpu::AttentionArgs& args) {
     run_in_tiles(check, cpu::attention_tiles_kernels, args, "q and out");
   });
 }

@@ -75,7 +75,7 @@ class Case:
     core: bool = True
 
 
-OPS = ("rms_norm",)
+OPS = ("attention", "rms_norm")
 
 
 def cases(op: str) -> list[Case]:
