@@ -100,7 +100,7 @@ struct RowTile {
 
 // float32: a warp keeps a row, or a key, and has a lane for every 32nd channel.
 template <typename Side>
-__global__ void __launch_bounds__(kRowThreads) attention_backward_rows(const BackwardParams p) {
+__global__ void __launch_bounds__(kRowThreads, 1) attention_backward_rows(const BackwardParams p) {
   constexpr int kKept = kMaxDim / arch::kWarp;
   const int lane = static_cast<int>(threadIdx.x) % arch::kWarp;
   const int warp = static_cast<int>(threadIdx.x) / arch::kWarp;
