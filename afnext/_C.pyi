@@ -193,7 +193,7 @@ def layer_norm(
     out: _Tensor,
     /,
 ) -> None: ...
-def packed_bytes(format: str, n: int, k: int, gate_up: bool, /) -> int: ...
+def packed_bytes(format: str, n: int, k: int, gate_up: bool, cuda: bool, /) -> int: ...
 def pack(weight: _Tensor, format: str, gate_up: bool, data: _Tensor, /) -> None: ...
 def expect_huge_pages(data: _Tensor, /) -> None: ...
 def pack_quantized(
@@ -258,6 +258,55 @@ def sample(
     /,
 ) -> None: ...
 def silu_mul(gate: _Tensor, up: _Tensor, out: _Tensor, /) -> None: ...
+
+class PagedAttentionPlan:
+    def __init__(
+        self,
+        k_pages: _Tensor,
+        heads: int,
+        requests: int,
+        pages: int,
+        queries: int,
+        tokens: int,
+        splits: int,
+        causal: bool,
+        window_left: int,
+        window_right: int,
+        /,
+    ) -> None: ...
+    def update(
+        self, k_pages: _Tensor, page_table: _Tensor, cu_seqlens: _Tensor, kv_lengths: _Tensor, /
+    ) -> None: ...
+    def append(
+        self,
+        k: _Tensor,
+        v: _Tensor,
+        k_pages: _Tensor,
+        v_pages: _Tensor,
+        times: _Tensor | None,
+        inv_freq: _Tensor | None,
+        interleaved: bool,
+        k_scales: _Tensor | None,
+        v_scales: _Tensor | None,
+        /,
+    ) -> None: ...
+    def attend(
+        self,
+        q: _Tensor,
+        k_pages: _Tensor,
+        v_pages: _Tensor,
+        times: _Tensor | None,
+        inv_freq: _Tensor | None,
+        interleaved: bool,
+        scale: float,
+        k_scales: _Tensor | None,
+        v_scales: _Tensor | None,
+        out: _Tensor,
+        lse: _Tensor,
+        /,
+    ) -> None: ...
+    def check(self, k_pages: _Tensor, /) -> None: ...
+    def words(self) -> tuple[int, int]: ...
 
 class Decoder:
     def __init__(

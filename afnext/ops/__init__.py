@@ -16,6 +16,7 @@ from .pack import PackedWeight, pack
 from .packed_file import fingerprint, load_packed, save_packed
 from .paged_append import paged_append
 from .paged_attention import paged_attention
+from .paged_plan import PagedAttentionPlan
 from .quantize import QuantizedWeight, quantize
 from .rms_norm import rms_norm
 from .rotate import Rotation, rotate
@@ -26,6 +27,7 @@ __all__ = [
     "Decoder",
     "DecoderLayer",
     "PackedWeight",
+    "PagedAttentionPlan",
     "QuantizedWeight",
     "Rotation",
     "all_to_all_pack",

@@ -25,10 +25,12 @@ def describe(tensor: Tensor) -> str:
 def floating(
     op: str, name: str, tensor: Tensor, dims: int | None = None, like: Tensor | None = None
 ) -> None:
-    """``tensor`` must be float32 or bfloat16, of ``dims`` dimensions, of ``like``'s dtype and device."""
-    require(
-        tensor.dtype in FLOATS, f"{op}: {name} must be float32 or bfloat16, got {describe(tensor)}"
-    )
+    """``tensor`` must be float32 or bfloat16 (on CUDA also float16), of ``dims`` dimensions, of ``like``'s
+    dtype and device."""
+    on_cuda = tensor.device.type == "cuda"
+    if tensor.dtype not in FLOATS and not (on_cuda and tensor.dtype == torch.float16):
+        wanted = "float32, bfloat16 or float16" if on_cuda else "float32 or bfloat16"
+        raise ValueError(f"{op}: {name} must be {wanted}, got {describe(tensor)}")
     if dims is not None:
         require(
             tensor.dim() == dims,

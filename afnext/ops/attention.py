@@ -96,7 +96,7 @@ def _reference(
     return reference.attention(q, k, v, cu_seqlens_q, cu_seqlens_k, key_lengths, *args)
 
 
-def _cpu(
+def _kernel(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -127,7 +127,7 @@ def _fake_backward(
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
-def _cpu_backward(
+def _kernel_backward(
     grad_out: Tensor,
     grad_lse: Tensor | None,
     q: Tensor,
@@ -152,12 +152,16 @@ _ARGS = (
     "int window_right, float scale, bool partials"
 )
 
+_METADATA = ("cu_seqlens_q", "cu_seqlens_k", "key_lengths")
+
 BACKWARD = define(
     "attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, "
     f"Tensor lse, {_ARGS}) -> (Tensor, Tensor, Tensor)",
-    kernel=_cpu_backward,
+    kernel=_kernel_backward,
     reference=reference.attention_backward,
     fake=_fake_backward,
+    cuda=True,
+    host=("cu_seqlens_q", "cu_seqlens_k", "key_lengths"),
 )
 
 
@@ -173,9 +177,11 @@ def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor | None) -> tuple[Any,
 
 OP = define(
     f"attention(Tensor q, Tensor k, Tensor v, {_ARGS}) -> (Tensor, Tensor)",
-    kernel=_cpu,
+    kernel=_kernel,
     reference=_reference,
     fake=_fake,
+    cuda=True,
+    host=_METADATA,
     backward=_backward,
     save=_save,
 )
@@ -204,17 +210,19 @@ def attention(
     rotation: Rotation | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Attention over packed sequences without an S x S buffer. Differentiable in q, k, v.
+    """Attention over packed sequences without an S x S buffer. Differentiable in q, k, v; gradients are
+    the same to the bit each time, on CUDA too.
 
     Query head h reads key head ``h // (Hq / Hkv)``. Masks are aligned at the bottom right of each
     sequence: its last query sees its last key. Causality goes by index, never by time.
 
     Args:
-        q: float32 or bfloat16 ``[Tq, Hq, D]``, unit stride in D, D <= 256.
+        q: float32 or bfloat16 (on CUDA float16 too) ``[Tq, Hq, D]``, unit stride in D, D <= 256.
         k, v: ``[Tk, Hkv, D]``, Hkv divides Hq.
         cu_seqlens_q: int32 ``[N + 1]``, where sequences begin and end among the queries; None is one.
         cu_seqlens_k: the same among the keys; by default ``cu_seqlens_q``.
-        key_lengths: int32 ``[N]``, how many keys of each sequence count.
+        key_lengths: int32 ``[N]``, how many keys of each sequence count. Like the offsets it is best given
+            on the CPU: kernels on CUDA are told it from there, and copying it waits for the device.
         causal: a query sees no later key.
         window: (left, right), how many keys before and after its own a query sees; -1 is unlimited.
         softmax_scale: by default ``D ** -0.5``.

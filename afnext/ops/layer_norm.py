@@ -27,7 +27,7 @@ def _fake(x: Tensor, weight: Tensor, bias: Tensor, eps: float, pooled: Tensor | 
     return x.new_empty(pooled.shape[0], x.shape[-1])
 
 
-def _cpu(x: Tensor, weight: Tensor, bias: Tensor, eps: float, pooled: Tensor | None) -> Tensor:
+def _kernel(x: Tensor, weight: Tensor, bias: Tensor, eps: float, pooled: Tensor | None) -> Tensor:
     if pooled is None:
         out = torch.empty_like(x, memory_format=torch.contiguous_format)
     else:
@@ -73,9 +73,10 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 OP = define(
     "layer_norm(Tensor x, Tensor weight, Tensor bias, float eps, Tensor? pooled) -> Tensor",
-    kernel=_cpu,
+    kernel=_kernel,
     reference=_reference,
     fake=_fake,
+    cuda=True,
     backward=_backward,
     save=_save,
 )
@@ -91,10 +92,11 @@ def layer_norm(
     Differentiable.
 
     Args:
-        x: float32 or bfloat16 ``[..., D]``.
+        x: float32 or bfloat16 (CUDA: float16 too) ``[..., D]``.
         weight, bias: ``[D]``, of x's dtype.
         eps: added to the variance.
-        pooled: int64 ``[n, P]``, indices of rows of x, or None.
+        pooled: int64 ``[n, P]`` on x's device, indices of rows of x, or None. On CUDA they are not read
+            before the kernel runs: one that is out of range makes its row NaN.
 
     Returns:
         x's shape and dtype; with ``pooled``, ``[n, D]``.

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import _check as check
 from . import reference
 from ._compiled import compiled
 from ._library import any_requires_grad, call, call_detached, define, through_torch
-from .pack import PackedWeight
+from .pack import DTYPES, PackedWeight, unpack
 from .quantize import QuantizedWeight
 
 
@@ -77,6 +79,8 @@ def _packed_shape(
         x.dim() >= 1 and x.shape[-1] == k,
         f"linear: x must be [..., {k}] for the packed weight [{n}, {k}], got {list(x.shape)}",
     )
+    if data.device.type == "cuda" and x.dtype not in (torch.float32, DTYPES.get(format, x.dtype)):
+        raise ValueError(f"linear: x must be {format} like the packed weight")
     check.require(
         activation in ("", "gelu", "silu_mul"),
         f"linear: activation must be gelu or silu_mul, got {activation!r}",
@@ -87,9 +91,8 @@ def _packed_shape(
         if gate_up
         else "linear: activation silu_mul needs a weight packed with gate_up",
     )
-    check.typed(
-        "linear", "data", data, torch.uint8, (compiled.packed_bytes(format, n, k, gate_up),)
-    )
+    size = compiled.packed_bytes(format, n, k, gate_up, data.device.type == "cuda")
+    check.typed("linear", "data", data, torch.uint8, (size,))
     if bias is not None:
         check.typed("linear", "bias", bias, x.dtype, (n,))
     shape = (*x.shape[:-1], n // 2 if gate_up else n)
@@ -98,7 +101,10 @@ def _packed_shape(
     return x.new_empty(shape)
 
 
-def _packed_cpu(
+CUDA_ROWS = 64  # of x, that the kernel for packed weights takes
+
+
+def multiply_unpacked(
     x: Tensor,
     data: Tensor,
     bias: Tensor | None,
@@ -109,6 +115,40 @@ def _packed_cpu(
     gate_up: bool,
     activation: str,
 ) -> Tensor:
+    """Many rows of x on CUDA: the weight is unpacked into x's dtype, and torch multiplies."""
+    out = _packed_shape(x, data, bias, residual, format, n, k, gate_up, activation)
+    rows = x.reshape(-1, k)
+    weight = unpack(data, format, n, k, gate_up, x.dtype)
+    if activation == "" and residual is None:
+        return F.linear(rows, weight, bias).view(out.shape)
+    if x.dtype == torch.float32:
+        sums = rows @ weight.T
+    else:
+        sums = torch.mm(rows, weight.T, out_dtype=torch.float32)
+    if bias is not None:
+        sums += bias
+    if activation == "gelu":
+        sums = 0.5 * sums * torch.erfc(-math.sqrt(0.5) * sums)  # 1 + erf would cancel
+    elif activation == "silu_mul":
+        sums = F.silu(sums[:, : n // 2]) * sums[:, n // 2 :]
+    if residual is not None:
+        sums += residual.reshape(sums.shape)
+    return out.copy_(sums.view(out.shape))
+
+
+def _packed(
+    x: Tensor,
+    data: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    format: str,
+    n: int,
+    k: int,
+    gate_up: bool,
+    activation: str,
+) -> Tensor:
+    if x.is_cuda and (x.shape[:-1].numel() > CUDA_ROWS or x.dtype == torch.float32):
+        return multiply_unpacked(x, data, bias, residual, format, n, k, gate_up, activation)
     out = x.new_empty((*x.shape[:-1], n // 2 if gate_up else n))
     rows, rows_out = x, out
     if x.dim() > 2 and not x.is_contiguous():
@@ -123,9 +163,10 @@ def _packed_cpu(
 PACKED_OP = define(
     "packed_linear(Tensor x, Tensor data, Tensor? bias, Tensor? residual, str format, int n, int k, "
     "bool gate_up, str activation) -> Tensor",
-    kernel=_packed_cpu,
+    kernel=_packed,
     reference=reference.packed_linear,
     fake=_packed_shape,
+    cuda=True,
 )
 
 
@@ -139,10 +180,13 @@ def linear(
 ) -> Tensor:
     """``activation(x @ weight.T + bias) + residual`` with float32 accumulation, rounded once.
 
-    Differentiable with a plain weight; a packed one is for inference.
+    Differentiable with a plain weight; a packed one is for inference. On CUDA, products of a packed weight
+    take x as it is, in 16 bits, never rounded to integers. Up to 64 rows of x read the packed weight itself;
+    for more of them, or float32, it is first unpacked into x's dtype (its dequantised values are rounded to
+    it), and torch multiplies.
 
     Args:
-        x: float32 or bfloat16 ``[..., K]``, unit stride in K.
+        x: float32 or bfloat16 (on CUDA also float16) ``[..., K]``, unit stride in K.
         weight: ``[N, K]``, of x's dtype, unit stride in K; or the result of ``ops.pack``, of any format.
         bias: ``[N]`` of x's dtype or None.
         activation: None, "gelu" (the one with erf), or "silu_mul" with a weight that was packed with

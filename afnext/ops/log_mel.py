@@ -20,24 +20,30 @@ MEL_BINS = 128
 
 
 def _fake(samples: Tensor, cu_samples: list[int], frames: list[int]) -> Tensor:
+    integers = samples.dtype == torch.int16 and samples.device.type != "cpu"
     check.require(
-        samples.dtype == torch.float32 and samples.dim() == 1,
+        (samples.dtype == torch.float32 or integers) and samples.dim() == 1,
         f"log_mel: samples must be float32 [S], got {check.describe(samples)}",
     )
-    return samples.new_empty(sum(frames), MEL_BINS)
+    return _new(samples, frames)
 
 
-def _cpu(samples: Tensor, cu_samples: list[int], frames: list[int]) -> Tensor:
-    out = torch.empty(sum(frames), MEL_BINS)
+def _new(samples: Tensor, frames: list[int]) -> Tensor:
+    return torch.empty(sum(frames), MEL_BINS, device=samples.device)
+
+
+def _kernel(samples: Tensor, cu_samples: list[int], frames: list[int]) -> Tensor:
+    out = _new(samples, frames)
     compiled.log_mel(samples.contiguous(), cu_samples, frames, out)
     return out
 
 
 OP = define(
     "log_mel(Tensor samples, SymInt[] cu_samples, SymInt[] frames) -> Tensor",
-    kernel=_cpu,
+    kernel=_kernel,
     reference=reference.log_mel,
     fake=_fake,
+    cuda=True,
 )
 
 
@@ -54,7 +60,8 @@ def log_mel(
     A window that holds a NaN or an infinity is NaN in all of its frames; the others do not notice.
 
     Args:
-        samples: float32 ``[S]``, 16 kHz mono, windows one after another.
+        samples: float32 ``[S]``, 16 kHz mono, windows one after another; on other devices than the CPU also
+            int16, worth 1 / 32768 each.
         cu_samples: int64 ``[N + 1]``, where windows begin and end; None is one window. At most 480,000
             samples each.
         frames: how many 10 ms frames to write for each window (at most 3,000); by default those that

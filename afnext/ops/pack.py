@@ -1,8 +1,8 @@
-"""Weights of linear layers, packed once into the order in which the CPU kernels read them."""
+"""Weights of linear layers, packed once into the order in which the kernels of a device read them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,12 +15,31 @@ from .quantize import QuantizedWeight, quantize
 from .reference_quantized import FORMATS
 
 LAYOUT = "panels32-v1"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+CUDA_LAYOUT = "mma-v1"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def layout_on(device: torch.device) -> str:
+    """The layout of packed weights on ``device``, in this build."""
+    return CUDA_LAYOUT if device.type == "cuda" and compiled.has_cuda else LAYOUT
+
+
+def unpack(
+    data: Tensor, format: str, n: int, k: int, gate_up: bool, dtype: torch.dtype | None = None
+) -> Tensor:
+    """The plain weight of a packing, in its own dtype (float32 for quantised ones) or, on CUDA, ``dtype``."""
+    if layout_on(data.device) == LAYOUT and data.device.type != "cpu":
+        return reference.unpack(data, format, n, k, gate_up)
+    own = DTYPES.get(format, torch.float32)
+    out = torch.empty(n, k, dtype=dtype or own, device=data.device)
+    compiled.unpack(data, format, n, k, gate_up, out)
+    return out
 
 
 @dataclass(frozen=True, eq=False)
 class PackedWeight:
-    """A weight ``[n, k]`` in a kernel's own order; ``csrc/include/afnext/pack.h`` describes it.
+    """A weight ``[n, k]`` in a kernel's own order; ``csrc/include/afnext/pack.h`` describes it, and
+    ``csrc/cuda/packed_layout.h`` that of CUDA devices.
 
     Attributes:
         data: uint8 ``[bytes]``, aligned to 64 bytes.
@@ -30,7 +49,8 @@ class PackedWeight:
         activations: how a product with int8 or int4 weights rounds x, a scale for each 128 elements of a
             row: "int16" (error 3e-5, far below bfloat16's own), "int8" (0.7 % of Gaussian numbers, twice
             as fast with many rows) or "auto" ("int8" in calls of 16 rows and more whose x it is expected
-            to change by 1 % at most, else "int16"). None for dense weights.
+            to change by 1 % at most, else "int16"). None for dense weights, and on CUDA, where x is never
+            rounded.
         layout: names the order of the bytes; a saved packing of another layout is of no use.
     """
 
@@ -57,7 +77,7 @@ class PackedWeight:
         Raises:
             ValueError: where they are not as many as the format and shape take.
         """
-        kept = torch.empty(compiled.packed_bytes(format, n, k, gate_up), dtype=torch.uint8)
+        kept = torch.empty(compiled.packed_bytes(format, n, k, gate_up, False), dtype=torch.uint8)
         compiled.expect_huge_pages(kept)
         check.typed("PackedWeight", "data", data, torch.uint8, tuple(kept.shape))
         return cls(kept.copy_(data), format, n, k, gate_up, activations)
@@ -83,11 +103,25 @@ class PackedWeight:
 
     def unpack(self) -> Tensor:
         """The plain weight ``[n, k]`` again; exact for dense formats, float32 for others."""
-        if self.data.device.type != "cpu":
-            return reference.unpack(self.data, self.format, self.n, self.k, self.gate_up)
-        out = torch.empty(self.n, self.k, dtype=DTYPES.get(self.format, torch.float32))
-        compiled.unpack(self.data, self.format, self.n, self.k, self.gate_up, out)
-        return out
+        return unpack(self.data, self.format, self.n, self.k, self.gate_up)
+
+    def to(self, device: torch.device | str) -> PackedWeight:
+        """The weight on another device, in the layout of that device.
+
+        Raises:
+            ValueError: where that is another layout and the weight is quantised: its integers are to be
+                packed there anew.
+        """
+        device = torch.device(device)
+        layout = layout_on(device)
+        if layout == self.layout:
+            return replace(self, data=self.data.to(device))
+        check.require(
+            self.format in DTYPES,
+            f"PackedWeight: {self.format} of layout {self.layout} has no other; pack the QuantizedWeight "
+            f"on {device}",
+        )
+        return pack(self.unpack().to(device), self.format, self.gate_up)
 
 
 def pack(
@@ -97,15 +131,17 @@ def pack(
     *,
     activations: str | None = None,
 ) -> PackedWeight:
-    """Pack a weight for ``ops.linear``. Takes no memory beside the result.
+    """Pack a weight for ``ops.linear``, on the device where it lies. Takes no memory beside the result.
 
     Args:
-        weight: float32 or bfloat16 ``[N, K]`` on the CPU, unit stride in K; or an ``ops.quantize``d one.
-        format: "float32" or "bfloat16" (the default; float32 values are rounded to it); or one of
-            ``ops.quantize``, which then comes first, without zero points.
+        weight: float32 or bfloat16 (on CUDA also float16) ``[N, K]``, unit stride in K; or an
+            ``ops.quantize``d one.
+        format: "float32" (CPU), "float16" (CUDA) or "bfloat16" (the default; values are rounded to it); or
+            one of ``ops.quantize`` ("fp8" on CUDA alone), which then comes first, without zero points.
         gate_up: the weight is ``[2 * F, K]``, F gate rows and F up rows: for ``activation="silu_mul"``.
         activations: "int16", "int8" or "auto", see ``PackedWeight``. By default "int16" for int8 weights,
             whose own error is as small as that of "int8", and "int8" for int4 weights, whose error hides it.
+            Of no effect on CUDA.
 
     Raises:
         ValueError: naming the argument that is wrong.
@@ -131,9 +167,14 @@ def pack(
     check.floating("pack", "weight", weight, 2)
     n, k = weight.shape
     format = format or "bfloat16"
-    data = torch.empty(compiled.packed_bytes(format, n, k, gate_up), dtype=torch.uint8)
+    data = _new(weight.device, format, n, k, gate_up)
     compiled.pack(weight.detach(), format, gate_up, data)
-    return PackedWeight(data, format, n, k, gate_up)
+    return PackedWeight(data, format, n, k, gate_up, layout=layout_on(data.device))
+
+
+def _new(device: torch.device, format: str, n: int, k: int, gate_up: bool) -> Tensor:
+    size = compiled.packed_bytes(format, n, k, gate_up, device.type == "cuda")
+    return torch.empty(size, dtype=torch.uint8, device=device)
 
 
 def _pack_quantized(
@@ -147,6 +188,10 @@ def _pack_quantized(
     )
     format = weight.format if weight.zeros is None else weight.format + "-zp"
     n, k = weight.shape
-    data = torch.empty(compiled.packed_bytes(format, n, k, gate_up), dtype=torch.uint8)
-    compiled.pack_quantized(weight.values, weight.scales, weight.zeros, format, n, k, gate_up, data)
-    return PackedWeight(data, format, n, k, gate_up, activations)
+    values = weight.values.view(torch.uint8) if format == "fp8" else weight.values
+    data = _new(values.device, format, n, k, gate_up)
+    compiled.pack_quantized(values, weight.scales, weight.zeros, format, n, k, gate_up, data)
+    layout = layout_on(data.device)
+    return PackedWeight(
+        data, format, n, k, gate_up, None if layout == CUDA_LAYOUT else activations, layout
+    )

@@ -25,14 +25,18 @@ def check_pages(
     page_table: Tensor,
     requests: int,
 ) -> None:
-    """Pages ``[P, Hkv, slot, D]`` of tokens' dtype, or int8 with scales, and a table ``[N, max_pages]``."""
-    quantized = k_pages.dtype == torch.int8 and k_pages.dim() == 4
+    """Pages ``[P, Hkv, slot, D]`` of tokens' dtype, or 8 bits with scales, and a table ``[N, max_pages]``."""
+    quantized = k_pages.dtype in (torch.int8, torch.float8_e4m3fn) and k_pages.dim() == 4
+    check.require(
+        k_pages.dtype != torch.float8_e4m3fn or k_pages.device.type != "cpu",
+        f"{op}: k_pages of float8_e4m3fn need a CUDA device: on the CPU take int8",
+    )
     if not quantized:
         check.floating(op, "k_pages", k_pages, 4, like=tokens)
     for name, scales in (("k_scales", k_scales), ("v_scales", v_scales)):
         check.require(
             (scales is not None) == quantized,
-            f"{op}: {name} must be given for pages of int8, and for no other",
+            f"{op}: {name} must be given for pages of 8 bits, and for no other",
         )
         if scales is not None:
             check.typed(op, name, scales, torch.float32, tuple(k_pages.shape[:3]))
@@ -119,7 +123,7 @@ def _reference(
     reference.paged_append(k, v, k_pages, v_pages, page_table, cu_seqlens, start, *rest)  # type: ignore[arg-type]
 
 
-def _cpu(*args: Any) -> None:
+def _kernel(*args: Any) -> None:
     compiled.paged_append(*args)
 
 
@@ -127,9 +131,11 @@ OP = define(
     "paged_append(Tensor k, Tensor v, Tensor(a!) k_pages, Tensor(b!) v_pages, Tensor page_table, "
     "Tensor cu_seqlens, Tensor start, Tensor? times, Tensor? inv_freq, bool interleaved, "
     "Tensor(c!)? k_scales, Tensor(d!)? v_scales) -> ()",
-    kernel=_cpu,
+    kernel=_kernel,
     reference=_reference,
     fake=_fake,
+    cuda=True,
+    host=("page_table", "cu_seqlens", "start"),
 )
 
 
@@ -153,15 +159,16 @@ def paged_append(
     ``page_table[n, (start[n] + t) // slot]``. Nothing is written when an argument is refused.
 
     Args:
-        k, v: float32 or bfloat16 ``[T, Hkv, D]``, unit stride in D.
-        k_pages, v_pages: ``[P, Hkv, slot, D]``, contiguous, of k's dtype or int8; changed in place.
+        k, v: float32 or bfloat16 (on CUDA float16 too, and D up to 256) ``[T, Hkv, D]``, unit stride in D.
+        k_pages, v_pages: ``[P, Hkv, slot, D]``, contiguous, of k's dtype, int8 or, on CUDA,
+            float8_e4m3fn; changed in place.
         page_table: int32 ``[N, max_pages]``, page ids; entries past a request's pages may be anything.
         cu_seqlens: int32 ``[N + 1]``, where requests begin and end among the new tokens.
-        start: int32 ``[N]``, tokens each request holds already.
+        start: int32 ``[N]``, tokens each request holds already. This and the two above are best on the CPU.
         rotation: (times ``[T]`` int or float32, inv_freq float32 ``[R / 2]``) that turns k.
         interleaved: pairs of the rotation are (2i, 2i + 1).
-        k_scales, v_scales: float32 ``[P, Hkv, slot]`` beside pages of int8; changed in place. Rows of a
-            token and head are quantised symmetrically, the largest magnitude to 127.
+        k_scales, v_scales: float32 ``[P, Hkv, slot]`` beside pages of 8 bits; changed in place. Rows of
+            a token and head are quantised symmetrically, the largest magnitude to 127 or, in float8, 448.
 
     Raises:
         ValueError: naming the argument whose dtype, shape, stride, device or page id is wrong.

@@ -59,7 +59,7 @@ def _fake(
     return q.new_empty(q.shape), q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32)
 
 
-def _cpu(
+def _kernel(
     q: Tensor,
     k_pages: Tensor,
     v_pages: Tensor,
@@ -107,9 +107,11 @@ OP = define(
     "Tensor kv_lengths, Tensor? times, Tensor? inv_freq, bool interleaved, bool causal, "
     "int window_left, int window_right, float scale, Tensor? k_scales, Tensor? v_scales) "
     "-> (Tensor, Tensor)",
-    kernel=_cpu,
+    kernel=_kernel,
     reference=_reference,
     fake=_fake,
+    cuda=True,
+    host=("page_table", "cu_seqlens_q", "kv_lengths"),
 )
 
 
@@ -132,18 +134,20 @@ def paged_attention(
     """Attention of each request's last queries over its pages.
 
     The queries of request n are its last ``cu_seqlens_q[n + 1] - cu_seqlens_q[n]`` tokens, which were
-    appended before the call: one of them is decode, several are a chunk of prefill.
+    appended before the call: one of them is decode, several are a chunk of prefill. A request's result is
+    the same, bit for bit, whatever else is in the batch and wherever its pages are.
 
     Args:
-        q: float32 or bfloat16 ``[T, Hq, D]``, unit stride in D.
-        k_pages, v_pages: ``[P, Hkv, slot, D]``, contiguous, of q's dtype or int8; keys already turned.
+        q: float32 or bfloat16 (on CUDA float16 too) ``[T, Hq, D]``, unit stride in D.
+        k_pages, v_pages: ``[P, Hkv, slot, D]``, contiguous, of q's dtype, int8 or, on CUDA, float8_e4m3fn;
+            keys already turned.
         page_table: int32 ``[N, max_pages]``.
         cu_seqlens_q: int32 ``[N + 1]``.
-        kv_lengths: int32 ``[N]``, tokens each request holds.
+        kv_lengths: int32 ``[N]``, tokens each request holds. These three are best on the CPU.
         causal, window, softmax_scale: as in ``attention``, aligned at the bottom right.
         rotation: (times ``[T]`` int or float32, inv_freq float32 ``[R / 2]``) that turns q.
         interleaved: pairs of the rotation are (2i, 2i + 1).
-        k_scales, v_scales: float32 ``[P, Hkv, slot]`` beside pages of int8, as ``paged_append`` wrote them.
+        k_scales, v_scales: float32 ``[P, Hkv, slot]`` beside pages of 8 bits, as ``paged_append`` wrote them.
 
     Returns:
         out ``[T, Hq, D]`` and lse, float32 ``[Hq, T]``.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -33,16 +33,18 @@ def _spec(op: str, format: str, zero_points: bool) -> tuple[int, int]:
     return bits, group
 
 
+def _value_dtype(format: str, bits: int) -> torch.dtype:
+    if format == "fp8":
+        return torch.float8_e4m3fn
+    return torch.int8 if bits == 8 else torch.uint8
+
+
 def _new(weight: Tensor, format: str, zero_points: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Empty values, scales and zeros (with no elements where there are no zero points)."""
     check.floating("quantize", "weight", weight, 2)
     bits, group = _spec("quantize", format, zero_points)
     n, k = weight.shape
-    values = (
-        weight.new_empty(n, k, dtype=torch.int8)
-        if bits == 8
-        else weight.new_empty(n, (k + 1) // 2, dtype=torch.uint8)
-    )
+    values = weight.new_empty(n, k if bits == 8 else (k + 1) // 2, dtype=_value_dtype(format, bits))
     if group == 0:
         return (
             values,
@@ -56,12 +58,19 @@ def _new(weight: Tensor, format: str, zero_points: bool) -> tuple[Tensor, Tensor
 
 def _cpu(weight: Tensor, format: str, zero_points: bool) -> tuple[Tensor, Tensor, Tensor]:
     values, scales, zeros = _new(weight, format, zero_points)
+    if format == "fp8":
+        return reference.quantize_fp8(weight)
     compiled.quantize(weight, format, values, scales, zeros if zero_points else None)
     return values, scales, zeros
 
 
 def _reference(weight: Tensor, format: str, zero_points: bool) -> tuple[Tensor, Tensor, Tensor]:
-    return reference.quantize(weight, *_spec("quantize", format, zero_points), zero_points)
+    spec = _spec("quantize", format, zero_points)
+    return (
+        reference.quantize_fp8(weight)
+        if format == "fp8"
+        else reference.quantize(weight, *spec, zero_points)
+    )
 
 
 OP = define(
@@ -77,10 +86,11 @@ class QuantizedWeight:
     """A weight ``[N, K]`` as integers with scales.
 
     Attributes:
-        values: int8 ``[N, K]``; for int4 uint8 ``[N, ceil(K / 2)]``, the even element in the low nibble.
-        scales: float32 ``[N]`` for "int8", else bfloat16 ``[N, groups]``.
+        values: int8 ``[N, K]``; for fp8 float8_e4m3fn ``[N, K]``, finite; for int4 uint8
+            ``[N, ceil(K / 2)]``, the even element in the low nibble.
+        scales: float32 ``[N]`` for "int8" and "fp8", else bfloat16 ``[N, groups]``.
         zeros: uint8 ``[N, groups]``, or None where int4 values are offset by 8.
-        format: "int8", "int8-g128", "int4-g128" or "int4-g32".
+        format: "int8", "int8-g128", "int4-g128", "int4-g32" or "fp8".
         shape: ``(N, K)``.
 
     Raises:
@@ -102,7 +112,7 @@ class QuantizedWeight:
             op,
             "values",
             self.values,
-            torch.int8 if bits == 8 else torch.uint8,
+            _value_dtype(self.format, bits),
             (n, k if bits == 8 else (k + 1) // 2),
         )
         check.typed(op, "scales", self.scales, torch.bfloat16 if group else torch.float32, groups)
@@ -114,6 +124,13 @@ class QuantizedWeight:
         """Bytes of all its tensors."""
         tensors = (self.values, self.scales, self.zeros)
         return sum(t.nbytes for t in tensors if t is not None)
+
+    def to(self, device: torch.device | str) -> QuantizedWeight:
+        """The same weight on another device."""
+        zeros = None if self.zeros is None else self.zeros.to(device)
+        return replace(
+            self, values=self.values.to(device), scales=self.scales.to(device), zeros=zeros
+        )
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight ``[N, K]`` that the integers stand for, computed in at least float32."""
@@ -183,6 +200,7 @@ def quantize(
         weight: float32 or bfloat16 ``[N, K]``, unit stride in K, any K.
         format: "int8" (a scale for each row), "int8-g128", "int4-g128" or "int4-g32" (a scale for each
             group of 128 or 32 along K). Error relative to Gaussian weights: 0.8 %, 0.6 %, 9.7 %, 8.2 %.
+            Or "fp8" (e4m3, a scale for each row; 2.6 %), for CUDA.
         zero_points: int4 only: groups need not be centred at zero; 9.5 % and 7.8 %.
 
     Raises:

@@ -63,6 +63,8 @@ def log_mel(
     parts = [torch.empty(0, 128, device=samples.device)]
     for (start, end), wanted in zip(pairwise(cu_samples), frames, strict=True):
         window = samples[start:end].to(dtype)
+        if samples.dtype == torch.int16:
+            window = window / 2**15
         # What lies 2 frames beyond the audio is silence: transform no more than is needed.
         count = min(3000, max(wanted, -(-len(window) // 160) + 2))
         padded = F.pad(window, (0, min(WINDOW_SAMPLES, count * 160 + 400) - len(window)))
@@ -267,7 +269,7 @@ def paged_append(
     v_scales: Tensor | None = None,
     compute_dtype: torch.dtype | None = None,
 ) -> None:
-    """Write k (rotated) and v ``[T, Hkv, D]`` into their pages; int8 ones get the rows' scales beside."""
+    """Write k (rotated) and v ``[T, Hkv, D]`` into their pages; beside 8-bit ones go the rows' scales."""
     if k_scales is not None:
         k, v = k.float(), v.float()  # nothing is rounded twice
     if inv_freq is not None:
@@ -280,9 +282,11 @@ def paged_append(
         for x, pages, scales in ((k, k_pages, k_scales), (v, v_pages, v_scales)):
             rows = x[ends[n] : ends[n + 1]]
             if scales is not None:
-                peak = rows.abs().amax(dim=-1)
-                scales[page, :, position % slots] = peak / 127
-                rows = (rows * (127 / peak).nan_to_num(0, 0, 0)[..., None]).round().nan_to_num()
+                peak, whole = rows.abs().amax(dim=-1), pages.dtype == torch.int8
+                most = 127 if whole else 448  # float8_e4m3fn
+                scales[page, :, position % slots] = peak / most
+                rows = rows * (most / peak).nan_to_num(0, 0, 0)[..., None]
+                rows = rows.round().nan_to_num() if whole else rows
             pages[page, :, position % slots] = rows.to(pages.dtype)
 
 
@@ -306,8 +310,8 @@ def paged_attention(
 ) -> tuple[Tensor, Tensor]:
     """Attention of the last queries of each request over its pages (keys were rotated at append)."""
     if k_scales is not None and v_scales is not None:
-        k_pages = (k_pages * k_scales[..., None]).to(q.dtype)
-        v_pages = (v_pages * v_scales[..., None]).to(q.dtype)
+        k_pages = (k_pages.float() * k_scales[..., None]).to(q.dtype)
+        v_pages = (v_pages.float() * v_scales[..., None]).to(q.dtype)
     if inv_freq is not None:
         q = rotate(q, times, inv_freq, None, interleaved, False, compute_dtype)
     lengths = kv_lengths.tolist()

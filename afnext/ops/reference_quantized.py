@@ -11,7 +11,13 @@ from torch import Tensor
 
 from . import _check as check
 
-FORMATS = {"int8": (8, 0), "int8-g128": (8, 128), "int4-g128": (4, 128), "int4-g32": (4, 32)}
+FORMATS = {
+    "int8": (8, 0),
+    "int8-g128": (8, 128),
+    "int4-g128": (4, 128),
+    "int4-g32": (4, 32),
+    "fp8": (8, 0),
+}
 BLOCK = 128  # elements of K that share a scale of x
 
 
@@ -65,6 +71,20 @@ def quantize(
         flat = flat[:, 0::2] | flat[:, 1::2] << 4
     zeros = zero.to(torch.uint8) if zero_points else zero.new_empty(0, dtype=torch.uint8)
     return flat, scale.to(scale_dtype) if group else scale[:, 0], zeros
+
+
+def quantize_fp8(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Values (e4m3), scales and no zeros of ``ops.quantize``: a row's largest magnitude becomes 448."""
+    x = weight.float()
+    check.require(
+        bool(x.isfinite().all()), "quantize: weight must be finite, it has NaN or infinity"
+    )
+    largest = x.abs().amax(-1) if x.shape[1] else x.new_zeros(x.shape[0])
+    scale = largest / 448
+    scale = torch.where(scale < 1e-36, 0, scale)
+    inverse = torch.where(scale == 0, 0, 1 / scale)
+    values = (x * inverse[:, None]).clamp(-448, 448).to(torch.float8_e4m3fn)
+    return values, scale, values.new_empty(0, dtype=torch.uint8)
 
 
 def unpack_quantized(data: Tensor, format: str, n: int, k: int, gate_up: bool) -> Tensor:

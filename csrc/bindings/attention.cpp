@@ -1,5 +1,7 @@
 #include "afnext/attention.h"
 
+#include <type_traits>
+
 #include "bindings/bindings.h"
 
 namespace afnext::bindings {
@@ -19,11 +21,16 @@ void forward(py::handle q, py::handle k, py::handle v, py::handle cu_seqlens_q,
       times_q_(times_q, op, "rotation.times_q"),
       times_k_(times_k, op, "rotation.times_k", times_q_),
       inv_freq_(inv_freq, op, "rotation.inv_freq");
+  const AttentionOptions options{cu_q,        cu_k,   lengths,     times_q_,     times_k_, inv_freq_,
+                                 interleaved, causal, window_left, window_right, scale};
   const py::gil_scoped_release release;
-  function(q_, k_, v_,
-           {cu_q, cu_k, lengths, times_q_, times_k_, inv_freq_, interleaved, causal, window_left,
-            window_right, scale},
-           out_, lse_);
+  if constexpr (std::is_invocable_v<decltype(function), const TensorView&, const TensorView&,
+                                    const TensorView&, const AttentionOptions&, const TensorView&,
+                                    const TensorView&, Stream>) {
+    function(q_, k_, v_, options, out_, lse_, q_.stream());
+  } else {
+    function(q_, k_, v_, options, out_, lse_);
+  }
 }
 
 template <auto function>
@@ -45,7 +52,7 @@ void backward(py::handle grad_out, py::handle grad_lse, py::handle q, py::handle
   function(grad_out_, grad_lse_, q_, k_, v_, out_, lse_,
            {cu_q, cu_k, lengths, times_q_, times_k_, inv_freq_, interleaved, causal, window_left,
             window_right, scale},
-           grad_q_, grad_k_, grad_v_);
+           grad_q_, grad_k_, grad_v_, q_.stream());
 }
 
 const Binding binding([](py::module_& m) {

@@ -13,9 +13,9 @@ constexpr const char* op = "decoder";
 // afnext.ops.PackedWeight
 PackedView packed_weight(py::handle weight) {
   const py::object data = weight.attr("data");
-  return packed_tensor(op, Tensor(data, op, "weight"), weight.attr("kernel").cast<std::string>(),
-                       weight.attr("n").cast<int64_t>(), weight.attr("k").cast<int64_t>(),
-                       weight.attr("gate_up").cast<bool>());
+  return packed_tensor(op, TensorView{}, Tensor(data, op, "weight"),
+                       weight.attr("kernel").cast<std::string>(), weight.attr("n").cast<int64_t>(),
+                       weight.attr("k").cast<int64_t>(), weight.attr("gate_up").cast<bool>());
 }
 
 TensorView tensor(py::handle object, const char* name) { return Tensor(object, op, name); }

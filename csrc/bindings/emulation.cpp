@@ -26,6 +26,7 @@ void set_emulation(const std::string& order, uint64_t seed, int os_threads, bool
 void set_device(int sm, int multiprocessors) {
   cuda::Device& device = cuda::emulated_launches().device;
   device.sm = sm;
+  device.shared_bytes = (sm == 80 ? 163 : sm == 90 || sm == 100 ? 227 : 99) << 10;
   device.multiprocessors = multiprocessors;
 }
 

@@ -11,7 +11,7 @@ void call(py::handle x, py::handle weight, py::handle bias, double eps, py::hand
       bias_(bias, "layer_norm", "bias"), out_(out, "layer_norm", "out");
   const OptionalTensor pooled_(pooled, "layer_norm", "pooled");
   const py::gil_scoped_release release;
-  layer_norm(x_, weight_, bias_, eps, pooled_, out_);
+  layer_norm(x_, weight_, bias_, eps, pooled_, out_, x_.stream());
 }
 
 const Binding binding([](py::module_& m) { define<&call>(m, "layer_norm"); });

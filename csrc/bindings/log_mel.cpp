@@ -24,7 +24,7 @@ void call(py::handle samples, const std::vector<int64_t>& cu_samples,
   std::vector<int64_t> cu_frames(frames.size() + 1);
   std::partial_sum(frames.begin(), frames.end(), cu_frames.begin() + 1);
   const py::gil_scoped_release release;
-  log_mel(samples_, offsets(cu_samples), offsets(cu_frames), out_);
+  log_mel(samples_, offsets(cu_samples), offsets(cu_frames), out_, samples_.stream());
 }
 
 const Binding binding([](py::module_& m) { define<&call>(m, "log_mel"); });

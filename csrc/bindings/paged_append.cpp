@@ -17,7 +17,7 @@ void append(py::handle k, py::handle v, py::handle k_pages, py::handle v_pages,
       v_scales_(v_scales, op, "v_scales");
   const py::gil_scoped_release release;
   paged_append(k_, v_, k_pages_, v_pages_, page_table_, cu_seqlens_, start_, times_, inv_freq_,
-               interleaved, k_scales_, v_scales_);
+               interleaved, k_scales_, v_scales_, k_.stream());
 }
 
 const Binding binding([](py::module_& m) { define<&append>(m, "paged_append"); });

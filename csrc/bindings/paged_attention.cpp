@@ -20,7 +20,7 @@ void attend(py::handle q, py::handle k_pages, py::handle v_pages, py::handle pag
   paged_attention(q_, k_pages_, v_pages_, page_table_, cu_seqlens_q_, kv_lengths_,
                   {times_, inv_freq_, interleaved, causal, window_left, window_right, scale,
                    k_scales_, v_scales_},
-                  out_, lse_);
+                  out_, lse_, q_.stream());
 }
 
 const Binding binding([](py::module_& m) { define<&attend>(m, "paged_attention"); });

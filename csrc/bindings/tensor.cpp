@@ -27,6 +27,8 @@ DType dtype_of(dlpack::DataType t) {
                             : DType::other;
     case dlpack::kUInt:
       return t.bits == 8 ? DType::u8 : DType::other;
+    case dlpack::kFloat8E4m3:
+      return t.bits == 8 ? DType::f8e4m3 : DType::other;
     case dlpack::kBool:
       return DType::boolean;
     default:

@@ -48,6 +48,24 @@ void build_filters(LogMelTables* t) {
   t->begin[kMelBins] = static_cast<int16_t>(count);
 }
 
+void build_quads(LogMelTables* t) {
+  int count = 0;
+  for (int m = 0; m < kMelBins; ++m) {
+    const int g = m / 4;
+    if (m % 4 == 0) {
+      t->quad_first[g] = t->first[m];
+      t->quad_begin[g] = static_cast<int16_t>(count);
+    }
+    for (int i = t->begin[m]; i < t->begin[m + 1]; ++i) {
+      const int bin = t->first[m] + i - t->begin[m];
+      const int at = t->quad_begin[g] + bin - t->quad_first[g];
+      t->quads[at][m % 4] = t->weights[i];
+      count = std::max(count, at + 1);
+    }
+  }
+  t->quad_begin[kMelBins / 4] = static_cast<int16_t>(count);
+}
+
 LogMelTables build() {
   LogMelTables t = {};
   for (int i = 0; i < kFrameSamples; ++i) {
@@ -65,6 +83,7 @@ LogMelTables build() {
     t.slot[k] = static_cast<uint8_t>(25 * outer + 5 * (inner % 5) + inner / 5);
   }
   build_filters(&t);
+  build_quads(&t);
   return t;
 }
 

@@ -22,6 +22,10 @@ struct LogMelTables {
   // Filter m weighs bins first[m] .. with weights[begin[m]] .. weights[begin[m + 1] - 1].
   int16_t first[kMelBins], begin[kMelBins + 1];
   float weights[400];  // a bin lies in at most two filters
+  // The same for four filters at once, 4 g .. 4 g + 3: bins quad_first[g] .. with
+  // quads[quad_begin[g]] .. quads[quad_begin[g + 1] - 1], zero where a filter does not reach.
+  int16_t quad_first[kMelBins / 4], quad_begin[kMelBins / 4 + 1];
+  float quads[256][4];
 };
 
 // Built in double, once.

@@ -62,6 +62,7 @@ struct AttentionParams {
   const float *times_q, *inv_freq;
   int half;
   bool interleaved;
+  bool plain_q;  // q's rows are of whole units of 16 bytes, and stay as they are
   AttentionSequence only;              // where there is one sequence, which costs no upload
   const AttentionSequence* sequences;  // else, by first_tile
   int sequence_count;

@@ -9,14 +9,22 @@ struct SinCos {
   float sin, cos;
 };
 
-// Of time * inv_freq, within 1e-6 up to phases of a million turns: the product and its rounding
-// error, less the nearest multiple of pi / 2 in three parts.
+// Of time * inv_freq, within 1e-6 of float64 up to six million radians, NaN for what is not finite.
+//
+// The product and its rounding error, less the nearest multiple of pi / 2 in three parts. At large
+// phases the error is large enough to leave the polynomials' interval, so what is left is folded
+// once more. The polynomials are those of Cephes (sinf, cosf).
 AFNEXT_DEVICE SinCos sincos_of(float time, float inv_freq) {
+  constexpr float kTwoOverPi = 0.636619772f;
+  constexpr float kHalfPi[] = {0x1.921fb6p+0f, -0x1.777a5cp-25f, -0x1.ee59dap-50f};
   const float phase = time * inv_freq, lost = fmaf(time, inv_freq, -phase);
-  const float n = rintf(phase * 0.636619772f);
-  float r = fmaf(n, -0x1.921fb6p+0f, phase);
-  r = fmaf(n, 0x1.777a5cp-25f, r);
-  r = fmaf(n, 0x1.ee59dap-50f, r) + lost;
+  float turns = rintf(phase * kTwoOverPi);
+  float r = fmaf(turns, -kHalfPi[0], phase);
+  r = fmaf(turns, -kHalfPi[1], r);
+  r = fmaf(turns, -kHalfPi[2], r) + lost;
+  const float again = rintf(r * kTwoOverPi);
+  r = fmaf(again, -kHalfPi[0], r);
+  turns += again;
   const float r2 = r * r;
   float s = fmaf(-1.9515295891e-4f, r2, 8.3321608736e-3f);
   s = fmaf(s, r2, -1.6666654611e-1f);
@@ -25,7 +33,8 @@ AFNEXT_DEVICE SinCos sincos_of(float time, float inv_freq) {
   c = fmaf(c, r2, 4.166664568298827e-2f);
   c = fmaf(c, r2, -0.5f);
   c = fmaf(c, r2, 1.0f);
-  const int quadrant = static_cast<int>(n) & 3;
+  constexpr float kMost = 8388608.0f;  // beyond it a turn is not to be told from the next
+  const int quadrant = fabsf(turns) < kMost ? static_cast<int>(turns) & 3 : 0;
   const float sine = quadrant & 1 ? c : s, cosine = quadrant & 1 ? s : c;
   return {quadrant & 2 ? -sine : sine, (quadrant + 1) & 2 ? -cosine : cosine};
 }

@@ -10,6 +10,9 @@
 #include "cpu/attention_backward.h"
 #include "cpu/huge_pages.h"
 #include "cpu/parallel.h"
+#include "cuda/attention.h"
+#include "cuda/attention_backward.h"
+#include "cuda/backend.h"
 
 namespace afnext {
 
@@ -73,12 +76,12 @@ void check_sequences(const Check& check, const TensorView& q, const TensorView& 
   const Offsets queries(options.cu_seqlens_q, q.shape[0]);
   if (options.cu_seqlens_k != nullptr) {
     check.offsets(*options.cu_seqlens_k, "cu_seqlens_k", DType::i32, k.shape[0]);
-    check.exact(*options.cu_seqlens_k, "cu_seqlens_k", DType::i32, {queries.count + 1});
+    check.metadata(*options.cu_seqlens_k, "cu_seqlens_k", DType::i32, {queries.count + 1});
   }
   const Offsets keys(options.cu_seqlens_k, k.shape[0]);
   check.require(keys.count == queries.count, "cu_seqlens_k must be given beside cu_seqlens_q");
   if (options.key_lengths == nullptr) return;
-  check.exact(*options.key_lengths, "key_lengths", DType::i32, {keys.count});
+  check.metadata(*options.key_lengths, "key_lengths", DType::i32, {keys.count});
   for (int64_t n = 0; n < keys.count; ++n) {
     const int32_t length = options.key_lengths->as<int32_t>()[n];
     if (length < 0 || length > keys.length(n)) {
@@ -290,45 +293,51 @@ void cpu::run_attention(const AttentionArgs& args) {
 
 namespace {
 
-// What `run` does with a checked call.
+// What the CPU's kernels make of a checked call.
 template <typename Run>
 void attend(const TensorView& q, const TensorView& k, const TensorView& v,
             const AttentionOptions& options, const TensorView& out, const TensorView& lse,
             const Run& run) {
-  const Check check("attention");
-  check_inputs(check, q, k, v, options);
-  check_results(check, q, out, lse);
-  if (q.numel() == 0) return;
   const Plan plan(q, k, v, options);
   const std::vector<cpu::AttentionItem> items = plan.query_items();
-  run(check, {plan.problem, items.data(), static_cast<int64_t>(items.size()), out.data,
-              out.dtype == DType::f32, lse.as<float>()});
+  run({plan.problem, items.data(), static_cast<int64_t>(items.size()), out.data,
+       out.dtype == DType::f32, lse.as<float>()});
 }
 
 }  // namespace
 
 void attention(const TensorView& q, const TensorView& k, const TensorView& v,
-               const AttentionOptions& options, const TensorView& out, const TensorView& lse) {
+               const AttentionOptions& options, const TensorView& out, const TensorView& lse,
+               Stream stream) {
+  const Check check("attention", q);
+  check_inputs(check, q, k, v, options);
+  check_results(check, q, out, lse);
+  if (q.numel() == 0) return;
+  if constexpr (kCuda) {
+    if (on_cuda(q)) return cuda::attention(q, k, v, options, out, lse, stream);
+  }
   attend(q, k, v, options, out, lse,
-         [](const Check&, const cpu::AttentionArgs& args) { cpu::run_attention(args); });
+         [](const cpu::AttentionArgs& args) { cpu::run_attention(args); });
 }
 
 void attention_tiles(const TensorView& q, const TensorView& k, const TensorView& v,
                      const AttentionOptions& options, const TensorView& out,
                      const TensorView& lse) {
-  attend(q, k, v, options, out, lse, [](const Check& check, const cpu::AttentionArgs& args) {
+  const Check check("attention");
+  check_inputs(check, q, k, v, options);
+  check_results(check, q, out, lse);
+  if (q.numel() == 0) return;
+  attend(q, k, v, options, out, lse, [&](const cpu::AttentionArgs& args) {
     run_in_tiles(check, cpu::attention_tiles_kernels, args, "q and out");
   });
 }
 
 namespace {
 
-template <typename Run>
-void differentiate(const TensorView& grad_out, const TensorView* grad_lse, const TensorView& q,
-                   const TensorView& k, const TensorView& v, const TensorView& out,
-                   const TensorView& lse, const AttentionOptions& options, const TensorView& grad_q,
-                   const TensorView& grad_k, const TensorView& grad_v, const Run& run) {
-  const Check check("attention_backward");
+void check_gradients(const Check& check, const TensorView& grad_out, const TensorView* grad_lse,
+                     const TensorView& q, const TensorView& k, const TensorView& v,
+                     const TensorView& out, const TensorView& lse, const AttentionOptions& options,
+                     const TensorView& grad_q, const TensorView& grad_k, const TensorView& grad_v) {
   check_inputs(check, q, k, v, options);
   check_results(check, q, out, lse);
   check.floating(grad_out, "grad_out", 3);
@@ -341,7 +350,15 @@ void differentiate(const TensorView& grad_out, const TensorView* grad_lse, const
   check.exact(grad_q, "grad_q", q.dtype, {q.shape[0], q.shape[1], q.shape[2]});
   check.exact(grad_k, "grad_k", q.dtype, like_k);
   check.exact(grad_v, "grad_v", q.dtype, like_k);
+}
 
+// What `run` does with a checked call.
+template <typename Run>
+void differentiate(const Check& check, const TensorView& grad_out, const TensorView* grad_lse,
+                   const TensorView& q, const TensorView& k, const TensorView& v,
+                   const TensorView& out, const TensorView& lse, const AttentionOptions& options,
+                   const TensorView& grad_q, const TensorView& grad_k, const TensorView& grad_v,
+                   const Run& run) {
   const Plan plan(q, k, v, options);
   const std::vector<cpu::AttentionItem> query_items = plan.query_items();
   const std::vector<cpu::AttentionTile> tiles = plan.tiles();
@@ -364,8 +381,16 @@ void attention_backward(const TensorView& grad_out, const TensorView* grad_lse, 
                         const TensorView& k, const TensorView& v, const TensorView& out,
                         const TensorView& lse, const AttentionOptions& options,
                         const TensorView& grad_q, const TensorView& grad_k,
-                        const TensorView& grad_v) {
-  differentiate(grad_out, grad_lse, q, k, v, out, lse, options, grad_q, grad_k, grad_v,
+                        const TensorView& grad_v, Stream stream) {
+  const Check check("attention_backward", q);
+  check_gradients(check, grad_out, grad_lse, q, k, v, out, lse, options, grad_q, grad_k, grad_v);
+  if constexpr (kCuda) {
+    if (on_cuda(q)) {
+      return cuda::attention_backward(grad_out, grad_lse, q, k, v, out, lse, options, grad_q,
+                                      grad_k, grad_v, stream);
+    }
+  }
+  differentiate(check, grad_out, grad_lse, q, k, v, out, lse, options, grad_q, grad_k, grad_v,
                 [](const Check&, const cpu::AttentionBackwardArgs& args) {
                   const bool tiles =
                       has_tiles(cpu::attention_backward_tiles_kernels) && cpu::fits_tiles(args);
@@ -378,8 +403,10 @@ void attention_backward_tiles(const TensorView& grad_out, const TensorView* grad
                               const TensorView& q, const TensorView& k, const TensorView& v,
                               const TensorView& out, const TensorView& lse,
                               const AttentionOptions& options, const TensorView& grad_q,
-                              const TensorView& grad_k, const TensorView& grad_v) {
-  differentiate(grad_out, grad_lse, q, k, v, out, lse, options, grad_q, grad_k, grad_v,
+                              const TensorView& grad_k, const TensorView& grad_v, Stream) {
+  const Check check("attention_backward");
+  check_gradients(check, grad_out, grad_lse, q, k, v, out, lse, options, grad_q, grad_k, grad_v);
+  differentiate(check, grad_out, grad_lse, q, k, v, out, lse, options, grad_q, grad_k, grad_v,
                 [](const Check& check, const cpu::AttentionBackwardArgs& args) {
                   run_in_tiles(check, cpu::attention_backward_tiles_kernels, args,
                                "q, out and grad_out");

@@ -15,6 +15,8 @@ const char* dtype_name(DType dtype) {
       return "float16";
     case DType::f64:
       return "float64";
+    case DType::f8e4m3:
+      return "float8_e4m3fn";
     case DType::i8:
       return "int8";
     case DType::u8:

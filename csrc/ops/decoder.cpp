@@ -143,10 +143,11 @@ void Decoder::run(const TensorView& hidden, const std::vector<TensorView>& k_pag
   }
   const TensorView sample = heads(hidden, 0, g.kv_heads, g.head_dim);
   for (size_t i = 0; i < layers_.size(); ++i) {
-    check_pages(check, sample, k_pages[i], v_pages[i], nullptr, nullptr, step.page_table, requests);
+    check_pages(check, sample, k_pages[i], v_pages[i], nullptr, nullptr);
     check.exact(k_pages[i], "k_pages", hidden.dtype,
                 {k_pages[i].shape[0], g.kv_heads, k_pages[i].shape[2], g.head_dim});
   }
+  check_table(check, step.page_table, requests);
   for (int64_t n = 0; n < requests; ++n) {
     for (const TensorView& pages : k_pages) {
       check_tokens(check, step.page_table, pages, n, 0, lengths.as<int32_t>()[n], "length");

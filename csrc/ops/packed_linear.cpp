@@ -3,6 +3,8 @@
 #include "afnext/error.h"
 #include "cpu/activation_bits.h"
 #include "cpu/packed_linear.h"
+#include "cuda/backend.h"
+#include "cuda/packed_linear.h"
 
 namespace afnext {
 
@@ -42,8 +44,10 @@ const cpu::KernelTable<Args>& kernels(const Args& args) {
 
 Args checked(const TensorView& x, const PackedView& weight, const TensorView* bias,
              const TensorView* residual, Activation activation, const TensorView& out) {
-  const Check check("linear");
+  const Check check("linear", x);
   check.floating(x, "x");
+  check.require(weight.layout == packed_layout(x.device),
+                "weight must be packed on the device of x");
   check.require(x.has_uniform_rows(), "x must have rows at a uniform distance");
   if (x.last() != weight.k) {
     check.fail("x must be [..., " + std::to_string(weight.k) + "] for the packed weight [" +
@@ -74,11 +78,34 @@ Args checked(const TensorView& x, const PackedView& weight, const TensorView* bi
           out.data};
 }
 
+// What kernels for CUDA take of what `checked` lets pass.
+void check_cuda(const Args& args) {
+  const Check check("linear");
+  const WeightFormat format = args.weight.format;
+  check.require(args.dtype != DType::f32, "x must be bfloat16 or float16 on cuda, got float32");
+  check.require(format != WeightFormat::bf16 || args.dtype == DType::bf16,
+                "x must be bfloat16 like the packed weight");
+  check.require(format != WeightFormat::f16 || args.dtype == DType::f16,
+                "x must be float16 like the packed weight");
+  if (args.m > cuda::kMaxLinearRows) {
+    check.fail("x must have at most " + std::to_string(cuda::kMaxLinearRows) +
+               " rows on cuda, got " + std::to_string(args.m) + " (unpack the weight)");
+  }
+}
+
 }  // namespace
 
 void packed_linear(const TensorView& x, const PackedView& weight, const TensorView* bias,
-                   const TensorView* residual, Activation activation, const TensorView& out) {
+                   const TensorView* residual, Activation activation, const TensorView& out,
+                   Stream stream) {
   Args args = checked(x, weight, bias, residual, activation, out);
+  if constexpr (kCuda) {
+    if (on_cuda(x)) {
+      check_cuda(args);
+      if (out.numel() == 0) return;
+      return cuda::packed_linear(x, weight, bias, residual, activation, out, stream);
+    }
+  }
   if (out.numel() == 0) return;
   if (weight.activation_bits == 0) args.weight.activation_bits = cpu::activation_bits(args);
   kernels(args)(args);

@@ -3,6 +3,8 @@
 #include <string>
 
 #include "cpu/paged_append.h"
+#include "cuda/backend.h"
+#include "cuda/paged_append.h"
 #include "ops/pages.h"
 
 namespace afnext {
@@ -13,20 +15,16 @@ void paged_append(const TensorView& k, const TensorView& v, const TensorView& k_
                   const TensorView& v_pages, const TensorView& page_table,
                   const TensorView& cu_seqlens, const TensorView& start, const TensorView* times,
                   const TensorView* inv_freq, bool interleaved, const TensorView* k_scales,
-                  const TensorView* v_scales) {
-  const Check check("paged_append");
-  check.floating(k, "k", 3);
-  check.same(v, "v", k);
+                  const TensorView* v_scales, Stream stream) {
+  const Check check("paged_append", k);
+  const PagedTokens tokens{k,        v,           k_pages,  v_pages, times,
+                           inv_freq, interleaved, k_scales, v_scales};
+  check_append(check, tokens);
   check.offsets(cu_seqlens, "cu_seqlens", DType::i32, k.shape[0]);
   const int64_t requests = cu_seqlens.shape[0] - 1;
-  check.exact(start, "start", DType::i32, {requests});
-  check_pages(check, k, k_pages, v_pages, k_scales, v_scales, page_table, requests);
-  if (k_pages.shape[1] != k.shape[1] || k_pages.shape[3] != k.shape[2]) {
-    check.fail("k_pages must be [P, " + std::to_string(k.shape[1]) + ", slot, " +
-               std::to_string(k.shape[2]) + "] for k " + describe(k) + ", got " +
-               describe(k_pages));
-  }
-  const int64_t half = check_turn(check, k, times, inv_freq);
+  check.metadata(start, "start", DType::i32, {requests});
+  check_table(check, page_table, requests);
+  const int64_t half = inv_freq ? inv_freq->last() : 0;
   const int32_t *ends = cu_seqlens.as<int32_t>(), *starts = start.as<int32_t>();
   for (int64_t n = 0; n < requests; ++n) {
     if (starts[n] < 0) check.fail("start[" + std::to_string(n) + "] must not be negative");
@@ -35,6 +33,9 @@ void paged_append(const TensorView& k, const TensorView& v, const TensorView& k_
     check_tokens(check, page_table, k_pages, n, starts[n], starts[n] + length, "start + length");
   }
   if (k.numel() == 0) return;
+  if constexpr (kCuda) {
+    if (on_cuda(k)) return cuda::paged_append(tokens, page_table, cu_seqlens, start, stream);
+  }
   cpu::paged_append_kernels({k.dtype,
                              k.shape[1],
                              k.shape[2],

@@ -8,6 +8,8 @@
 #include "cpu/attention.h"
 #include "cpu/paged_attention.h"
 #include "cpu/parallel.h"
+#include "cuda/backend.h"
+#include "cuda/paged_attention.h"
 #include "ops/pages.h"
 
 namespace afnext {
@@ -16,7 +18,6 @@ constinit cpu::KernelTable<cpu::PagedAttentionArgs> cpu::paged_attention_kernels
 
 namespace {
 
-constexpr int64_t kMaxDim = 256;
 constexpr int64_t kProductsPerThread = 1 << 18;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -114,30 +115,24 @@ class Plan {
 void paged_attention(const TensorView& q, const TensorView& k_pages, const TensorView& v_pages,
                      const TensorView& page_table, const TensorView& cu_seqlens_q,
                      const TensorView& kv_lengths, const PagedAttentionOptions& options,
-                     const TensorView& out, const TensorView& lse) {
-  const Check check("paged_attention");
-  check.floating(q, "q", 3);
-  if (q.shape[2] < 1 || q.shape[2] > kMaxDim) {
-    check.fail("q must have a head dim of 1 to 256, got " + describe(q));
-  }
+                     const TensorView& out, const TensorView& lse, Stream stream) {
+  const Check check("paged_attention", q);
+  check_attention(check, q, k_pages, v_pages, options, out, lse);
   check.offsets(cu_seqlens_q, "cu_seqlens_q", DType::i32, q.shape[0]);
   const int64_t requests = cu_seqlens_q.shape[0] - 1;
-  check.exact(kv_lengths, "kv_lengths", DType::i32, {requests});
-  check_pages(check, q, k_pages, v_pages, options.k_scales, options.v_scales, page_table, requests);
-  if (k_pages.shape[3] != q.shape[2] || k_pages.shape[1] < 1 ||
-      q.shape[1] % k_pages.shape[1] != 0) {
-    check.fail("k_pages must be [P, Hkv, slot, " + std::to_string(q.shape[2]) +
-               "] with Hkv dividing " + std::to_string(q.shape[1]) + ", got " + describe(k_pages));
-  }
-  const int64_t half = check_turn(check, q, options.times, options.inv_freq);
-  check.require(options.window_left >= -1, "window must be >= -1 on its left");
-  check.require(options.window_right >= -1, "window must be >= -1 on its right");
-  check.exact(out, "out", q.dtype, {q.shape[0], q.shape[1], q.shape[2]});
-  check.exact(lse, "lse", DType::f32, {q.shape[1], q.shape[0]});
+  check.metadata(kv_lengths, "kv_lengths", DType::i32, {requests});
+  check_table(check, page_table, requests);
+  const int64_t half = options.inv_freq ? options.inv_freq->last() : 0;
   for (int64_t n = 0; n < requests; ++n) {
     check_tokens(check, page_table, k_pages, n, 0, kv_lengths.as<int32_t>()[n], "kv_lengths");
   }
   if (q.numel() == 0) return;
+  if constexpr (kCuda) {
+    if (on_cuda(q)) {
+      return cuda::paged_attention(q, k_pages, v_pages, page_table, cu_seqlens_q, kv_lengths,
+                                   options, out, lse, stream);
+    }
+  }
 
   const Plan plan(q, k_pages, page_table, cu_seqlens_q, kv_lengths, options);
   const float* k_scales = options.k_scales ? options.k_scales->as<float>() : nullptr;

@@ -2,22 +2,30 @@
 #pragma once
 
 #include "afnext/error.h"
+#include "ops/paged_plan.h"
 
 namespace afnext {
 
-// k_pages and v_pages [P, Hkv, slot, D] for rows like `tokens` [T, H, D], their scales [P, Hkv,
-// slot] if they are int8 (null otherwise), and the table of `requests` requests.
+// k_pages and v_pages [P, Hkv, slot, D] for rows like `tokens` [T, H, D] and their scales [P, Hkv,
+// slot] if they are of 8 bits (null otherwise).
 void check_pages(const Check& check, const TensorView& tokens, const TensorView& k_pages,
-                 const TensorView& v_pages, const TensorView* k_scales, const TensorView* v_scales,
-                 const TensorView& page_table, int64_t requests);
+                 const TensorView& v_pages, const TensorView* k_scales, const TensorView* v_scales);
+
+// The pages of `requests` requests: int32 [N, max_pages].
+void check_table(const Check& check, const TensorView& page_table, int64_t requests);
 
 // The table holds a page of the pool for each of the tokens [first, end) of request n; `what` names
 // the argument that `end` comes from.
 void check_tokens(const Check& check, const TensorView& page_table, const TensorView& pages,
                   int64_t n, int64_t first, int64_t end, const char* what);
 
-// times [T] and inv_freq [R / 2], or neither; gives R / 2.
-int64_t check_turn(const Check& check, const TensorView& tokens, const TensorView* times,
-                   const TensorView* inv_freq);
+// What does not depend on the batch: tensors of paged_append, and of paged_attention.
+void check_append(const Check& check, const PagedTokens& tokens);
+void check_attention(const Check& check, const TensorView& q, const TensorView& k_pages,
+                     const TensorView& v_pages, const PagedAttentionOptions& options,
+                     const TensorView& out, const TensorView& lse);
+
+// k_pages are as many and as large as those that a plan was made for.
+void check_like_plan(const Check& check, const TensorView& k_pages, const TensorView& planned);
 
 }  // namespace afnext

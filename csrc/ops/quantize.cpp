@@ -30,9 +30,9 @@ QuantizedFormat quantized_format(const char* op, std::string_view name, bool zer
 
 void check_quantized(const char* op, const QuantizedTensors& tensors, const QuantizedFormat& format,
                      int64_t n, int64_t k) {
-  const Check check(op);
+  const Check check(op, tensors.values);
   const int64_t groups = format.groups(k);
-  check.exact(tensors.values, "values", format.bits == 8 ? DType::i8 : DType::u8,
+  check.exact(tensors.values, "values", format.bits == 8 && !format.floating ? DType::i8 : DType::u8,
               {n, format.value_bytes(k)});
   if (format.group == 0) {
     check.exact(tensors.scales, "scales", DType::f32, {n});

@@ -75,7 +75,21 @@ class Case:
     core: bool = True
 
 
-OPS = ("all_to_all", "merge_attention", "rms_norm", "rotate", "sample", "silu_mul")
+OPS = (
+    "all_to_all",
+    "attention",
+    "attention_backward",
+    "layer_norm",
+    "log_mel",
+    "merge_attention",
+    "packed_linear",
+    "paged_append",
+    "paged_attention",
+    "rms_norm",
+    "rotate",
+    "sample",
+    "silu_mul",
+)
 
 
 def cases(op: str) -> list[Case]:

@@ -42,3 +42,22 @@ def test_an_old_device_is_refused(kernels: Kernels) -> None:
             rms_norm(kernels, kernels.put(torch.ones(2, 8)), kernels.put(torch.ones(8)))
     finally:
         kernels.compiled.set_emulated_device(90)
+
+
+def test_16_bit_samples_are_for_devices(kernels: Kernels) -> None:
+    samples = torch.zeros(800, dtype=torch.int16)
+    message = re.escape("log_mel: samples must be float32 on the CPU, got int16 [800] on cpu")
+    with pytest.raises(ValueError, match=message):
+        kernels.compiled.log_mel(samples, [0, 800], [5], torch.empty(5, 128))
+    message = re.escape("log_mel: samples must be float32 [800], got float64 [800] on cuda")
+    out = kernels.empty(5, 128, dtype=torch.float32)
+    with pytest.raises(ValueError, match=message):
+        kernels.compiled.log_mel(kernels.put(samples.double()), [0, 800], [5], out)
+
+
+def test_pooled_rows_lie_beside_the_others(kernels: Kernels) -> None:
+    x, ones = kernels.put(torch.ones(2, 8)), kernels.put(torch.ones(8))
+    message = re.escape("layer_norm: pooled must be on cuda:0, got int64 [1, 2] on cpu")
+    out = kernels.empty(1, 8, dtype=torch.float32)
+    with pytest.raises(ValueError, match=message):
+        kernels.compiled.layer_norm(x, ones, ones, 1e-5, torch.tensor([[0, 1]]), out)

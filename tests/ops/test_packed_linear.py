@@ -15,6 +15,7 @@ from torch import Tensor
 from afnext import ops
 from afnext.ops import runtime
 from afnext.ops._compiled import compiled
+from afnext.ops.linear import multiply_unpacked
 
 FLOATS = [torch.float32, torch.bfloat16]
 FORMATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -296,3 +297,24 @@ def test_opcheck(activation: str | None) -> None:
             (torch.randn(3, 8), packed.data, bias, residual, packed.format, 10, 8, packed.gate_up,
              activation or ""),
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("activation", ["", "gelu", "silu_mul"])
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_many_rows_on_cuda_are_torchs_product_of_the_unpacked_weight(
+    activation: str, with_residual: bool
+) -> None:
+    """That path, on the CPU in float32: its result is the kernel's but for the order of sums."""
+    x, weight, bias = torch.randn(2, 40, 70), torch.randn(34, 70), torch.randn(34)
+    gate_up = activation == "silu_mul"
+    packed = ops.pack(weight, "float32", gate_up)
+    residual = torch.randn(2, 40, packed.columns) if with_residual else None
+    tail = (bias, residual, packed.kernel, packed.n, packed.k, gate_up, activation)
+    got = multiply_unpacked(x.transpose(0, 1), packed.data, bias, None, *tail[2:])
+    expected = ops.linear(
+        x.transpose(0, 1).contiguous(), packed, bias, activation=activation or None
+    )
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-4)  # sums of 70, some large
+    got = multiply_unpacked(x, packed.data, *tail)
+    expected = ops.linear(x, packed, bias, activation=activation or None, residual=residual)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-4)

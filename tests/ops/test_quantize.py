@@ -244,3 +244,25 @@ def test_opcheck() -> None:
         torch.library.opcheck(
             torch.ops.afnext.quantize.default, (torch.randn(5, 40), format, zero_points)
         )
+
+
+def test_fp8_is_torchs_rounding_of_scaled_rows() -> None:
+    """Within half a step of e4m3 (2**-4 of a normal number, else 2**-10 of the scale), for CUDA."""
+    weight = torch.randn(37, 129) * torch.logspace(-6, 6, 37)[:, None]
+    weight[5] = 0
+    quantised = ops.quantize(weight, "fp8")
+    assert quantised.values.dtype == torch.float8_e4m3fn
+    error = (quantised.dequantize(torch.float64) - weight).abs()
+    bound = weight.double().abs() * (2**-4 + 1e-6) + quantised.scales.double()[:, None] * 2**-10
+    assert (error <= bound).all()
+    assert (quantised.values.float().abs().amax(1)[torch.arange(37) != 5] == 448).all()
+    named = quantised.tensors("w")
+    assert torch.equal(
+        ops.QuantizedWeight.from_tensors(named, "w").dequantize(), quantised.dequantize()
+    )
+    with pytest.raises(ValueError, match="got 'fp8'"):
+        ops.pack(quantised)
+    with pytest.raises(ValueError, match="got 'float16'"):
+        ops.pack(weight, "float16")
+    with pytest.raises(ValueError, match="weight must be finite"):
+        ops.quantize(torch.full((1, 2), float("nan")), "fp8")

@@ -39,6 +39,15 @@ AFNEXT_DEVICE float bits_float(uint32_t bits) {
 #endif
 }
 
+// a * b rounded by itself, never a part of a fused multiply-add.
+AFNEXT_DEVICE float product(float a, float b) {
+#if defined(__CUDACC__)
+  return __fmul_rn(a, b);
+#else
+  return static_cast<float>(static_cast<double>(a) * b);
+#endif
+}
+
 AFNEXT_DEVICE float to_float(float x) { return x; }
 AFNEXT_DEVICE float to_float(bf16 x) { return bits_float(static_cast<uint32_t>(x.bits) << 16); }
 

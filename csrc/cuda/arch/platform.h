@@ -31,8 +31,16 @@ AFNEXT_DEVICE uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
+// x, of which the compiler knows nothing any more: what follows from it is computed here, not ahead
+// of a loop, where it would take registers.
+AFNEXT_DEVICE int opaque(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 #else
 
+inline int opaque(int x) { return x; }
 using emulation::shared_address;
 using emulation::shared_memory;
 

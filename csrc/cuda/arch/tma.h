@@ -4,14 +4,13 @@
 // A kernel takes a TensorMap as `const __grid_constant__ arch::TensorMap map`.
 #pragma once
 
-#include "afnext/tensor.h"
+#include <string>
+
+#include "cuda/arch/call.h"
 #include "cuda/arch/platform.h"
 
 #if defined(__CUDACC__)
 #include <cuda.h>
-
-#include <stdexcept>
-#include <string>
 #endif
 
 namespace afnext::cuda::arch {
@@ -43,8 +42,7 @@ inline TensorMap make_tensor_map(const void* base, DType dtype, int rank, const 
     const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function,
                                                                kSince, cudaEnableDefault, &found);
     if (error != cudaSuccess || found != cudaDriverEntryPointSuccess) {
-      throw std::runtime_error(
-          "CUDA: the driver has no cuTensorMapEncodeTiled, it must be of 12.0");
+      throw CudaError("CUDA: the driver has no cuTensorMapEncodeTiled, it must be of 12.0");
     }
     return reinterpret_cast<Encode>(function);
   }();
@@ -62,8 +60,7 @@ inline TensorMap make_tensor_map(const void* base, DType dtype, int rank, const 
       case DType::u8:
         return CU_TENSOR_MAP_DATA_TYPE_UINT8;
       default:
-        throw std::runtime_error(
-            "CUDA: a tensor map of a dtype that the copy engine does not know");
+        throw CudaError("CUDA: a tensor map of a dtype that the copy engine does not know");
     }
   }();
   constexpr CUtensorMapSwizzle kSwizzles[] = {CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_SWIZZLE_32B,
@@ -82,7 +79,7 @@ inline TensorMap make_tensor_map(const void* base, DType dtype, int rank, const 
     for (int i = 0; i + 1 < rank; ++i) text += " " + std::to_string(strides[i]);
     text += ", box";
     for (int i = 0; i < rank; ++i) text += " " + std::to_string(box[i]);
-    throw std::runtime_error(text);
+    throw CudaError(text);
   }
   return map;
 }

@@ -27,7 +27,6 @@ enum class Major { k, mn };
 // from the next eight. Where m or n runs along rows and has more elements than a row, `leading`
 // bytes lie between row-sized pieces of it.
 //
-// The next 16 of k lie 32 bytes on where k runs along rows, else 16 rows on: add bytes / 16.
 AFNEXT_DEVICE uint64_t wgmma_descriptor(const void* tile, Swizzle swizzle, uint32_t leading,
                                         uint32_t stride) {
   constexpr uint32_t kMask = 0x3fff;  // of 16-byte units
@@ -35,6 +34,12 @@ AFNEXT_DEVICE uint64_t wgmma_descriptor(const void* tile, Swizzle swizzle, uint3
   return static_cast<uint64_t>(shared_address(tile) >> 4 & kMask) |
          static_cast<uint64_t>(leading >> 4 & kMask) << 16 |
          static_cast<uint64_t>(stride >> 4 & kMask) << 32 | mode << 62;
+}
+
+// The same tile `bytes` further on: the next 16 of k lie 32 bytes on where k runs along rows, else
+// 16 rows. Only the address changes, so that the rest stays a constant.
+AFNEXT_DEVICE uint64_t wgmma_advance(uint64_t descriptor, uint32_t bytes) {
+  return descriptor >> 32 << 32 | (static_cast<uint32_t>(descriptor) + (bytes >> 4));
 }
 
 #if defined(__CUDACC__)

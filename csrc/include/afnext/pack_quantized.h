@@ -21,14 +21,15 @@
 
 namespace afnext {
 
-// Fills `view` from a name such as "int4-g32", "int4-g128-zp" (with zero points), "int8:int8" (x is
-// rounded to 8 bits a block instead of 16). False when it is no name of a quantised format.
+// Fills `view` from a name such as "int4-g32", "int4-g128-zp" (with zero points), "fp8",
+// "int8:int8" (x is rounded to 8 bits a block instead of 16). False when it is no name of a
+// quantised format.
 bool parse_quantized(std::string_view name, PackedView& view);
 
 int64_t quantized_bytes(const PackedView& view);
 
 // Fills `view.data` from canonical tensors.
-void pack_quantized(const QuantizedTensors& tensors, const PackedView& view);
+void pack_quantized(const QuantizedTensors& tensors, const PackedView& view, Stream stream = {});
 
 // The float32 [n, k] that the integers stand for.
 void unpack_quantized(const PackedView& view, const TensorView& out);

@@ -5,7 +5,10 @@
 //   "int4-g128", "int4-g32"   w = scale * (value - zero), value 0 to 15 in a nibble, scale bfloat16
 //                             and zero (8, or uint8 [N, groups] with zero points) for each group
 //
-// An int8 weight is int8 [N, K]; nibbles are uint8 [N, ceil(K / 2)], the even element of K in the
+//   "fp8"                     w = scale[row] * value, value e4m3 and finite, scale float32 [N]; not
+//                             made by `quantize`, and multiplied on CUDA devices alone
+//
+// An int8 weight is int8 [N, K], an fp8 one the bytes uint8 [N, K]; nibbles are uint8 [N, ceil(K / 2)], the even element of K in the
 // low half. A scale is rounded to its own dtype before it is used, so that bfloat16 costs no
 // accuracy (relative error of Gaussian and Student's t weights: unchanged to three digits).
 //
@@ -24,6 +27,7 @@ struct QuantizedFormat {
   int bits = 8;       // of a value
   int64_t group = 0;  // elements of K that share a scale; 0: the whole row
   bool zero_points = false;
+  bool floating = false;  // e4m3
 
   int64_t groups(int64_t k) const { return group == 0 ? 1 : (k + group - 1) / group; }
   int64_t value_bytes(int64_t k) const { return bits == 8 ? k : (k + 1) / 2; }

@@ -6,7 +6,20 @@
 
 namespace afnext {
 
-enum class DType : uint8_t { f32, bf16, f16, f64, i8, u8, i16, i32, i64, boolean, other };
+enum class DType : uint8_t {
+  f32,
+  bf16,
+  f16,
+  f64,
+  f8e4m3,  // four bits of exponent, three of fraction, no infinities: torch.float8_e4m3fn
+  i8,
+  u8,
+  i16,
+  i32,
+  i64,
+  boolean,
+  other
+};
 
 enum class DeviceType : uint8_t { cpu, cuda, other };
 

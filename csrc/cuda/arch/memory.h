@@ -1,0 +1,34 @@
+// Words in global memory by which blocks tell each other what they have written.
+#pragma once
+
+#include "cuda/arch/platform.h"
+#if !defined(__CUDACC__)
+#include <thread>
+#endif
+
+namespace afnext::cuda::arch {
+
+#if defined(__CUDACC__)
+
+// Adds once what this thread wrote, or its block before a barrier, can be read by who acquires it.
+AFNEXT_DEVICE void add_release(uint32_t* word, uint32_t value) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(word), "r"(value) : "memory");
+}
+// The word; what its releaser wrote before is read after it.
+AFNEXT_DEVICE uint32_t load_acquire(const uint32_t* word) {
+  uint32_t value;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(word) : "memory");
+  return value;
+}
+
+#else
+
+inline void add_release(uint32_t* word, uint32_t value) { atomicAdd(word, value); }
+inline uint32_t load_acquire(const uint32_t* word) {
+  std::this_thread::yield();  // to the block that will release it
+  return atomicAdd(const_cast<uint32_t*>(word), 0u);
+}
+
+#endif
+
+}  // namespace afnext::cuda::arch

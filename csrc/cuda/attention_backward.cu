@@ -1,0 +1,337 @@
+// Backward attention: P again from the log-sum-exp (FlashAttention, Dao et al. 2022), in two passes
+// of one kernel. The first keeps keys and sums grad_k and grad_v over rows, the second keeps rows
+// and sums grad_q over keys; each gradient is summed in one block, in one order, and written once.
+//
+// Why two passes: a single one has 5 products a tile instead of 7, but must add each tile's part of
+// grad_q to memory, in float32, Tk / 128 times. By atomics that gives other bits each time; in an
+// order kept by semaphores it waits for blocks that need not be running; both need Tq Hq D floats
+// of memory and L2 traffic beside the products. Here nothing waits, nothing is cleared, and
+// training can be repeated to the bit, at 5 / 7 of the speed that the tensor cores would allow.
+//
+// FLOPs: 14 D a visible pair of a query head and a key (10 D by the field's count, of one pass).
+// Bytes: a tile of 128 keys reads its rows' q and grad_out once, a tile of 128 rows its keys' k and
+// v, for the most part from the L2. Sizes, and what of it fits a multiprocessor of sm_90:
+//
+//     D    multiplied by  rows of a block  columns a stage  shared memory  registers  blocks
+//     64   mma.sync       128 (4 x 32)     64, by 32        65 KB          255        2
+//     64   wgmma          128 (2 x 64)     64               66 KB          194        1
+//     96   mma.sync       128 (8 x 16)     64               97 KB          244        1
+//     128  mma.sync       128 (8 x 16)     64 (32)          129 (97) KB    255        1
+//     128  wgmma          128 (2 x 64)     64               130 KB         254        1
+//     192  mma.sync       64 (4 x 16)      32               97 KB          238        2
+//     256  mma.sync       64 (4 x 16)      32 (16)          129 (97) KB    255        1
+//
+// (In brackets: where a block can have but 99 KB.) Sums of x and y, P and dS must fit into 255
+// registers. mma.sync at D = 64 keeps 32 rows a warp, so that what it reads of a stage serves two
+// fragments; beyond 128 channels keys take two launches, for grad_v (2 products) and grad_k (3).
+//
+// wgmma at D = 128 takes 2,048 clocks of the tensor cores a stage of the first pass (4 products of
+// 128 x 64 x 128 at 2,048 multiply-adds a clock), while shared memory is read for 1,536 and written
+// for 256 at 128 bytes a clock, exponentials take 512, and instructions about 900: the tensor cores
+// are what limits it, as far as two warpgroups cover each other's waits.
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "cuda/arch/call.h"
+#include "cuda/attention_backward.h"
+#include "cuda/attention_backward_kernel.h"
+#include "cuda/attention_backward_rows.h"
+#include "cuda/attention_backward_sm90_kernel.h"
+#include "cuda/dispatch.h"
+
+namespace afnext::cuda {
+namespace {
+
+Heads heads_of(const TensorView& t) { return {t.data, t.stride[0], t.stride[1]}; }
+int window_side(int64_t width) {
+  return width < 0 ? Band::kUnlimited
+                   : static_cast<int>(std::min<int64_t>(width, Band::kUnlimited));
+}
+int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+std::vector<BackwardSequence> sequences_of(const TensorView& q, const TensorView& k,
+                                           const AttentionOptions& options) {
+  const auto* queries = options.cu_seqlens_q ? options.cu_seqlens_q->as<int32_t>() : nullptr;
+  const auto* keys = options.cu_seqlens_k ? options.cu_seqlens_k->as<int32_t>() : nullptr;
+  const auto* lengths = options.key_lengths ? options.key_lengths->as<int32_t>() : nullptr;
+  const int64_t count = queries ? options.cu_seqlens_q->shape[0] - 1 : 1;
+  const int left = window_side(options.window_left);
+  const int right = options.causal ? 0 : window_side(options.window_right);
+  std::vector<BackwardSequence> sequences;
+  sequences.reserve(count);
+  for (int64_t n = 0; n < count; ++n) {
+    const int first_query = queries ? queries[n] : 0, first_key = keys ? keys[n] : 0;
+    const int end_query = queries ? queries[n + 1] : static_cast<int>(q.shape[0]);
+    const int end_key = keys ? keys[n + 1] : static_cast<int>(k.shape[0]);
+    sequences.push_back(
+        {first_query,
+         first_key,
+         end_key - first_key,
+         {end_query - first_query, lengths ? lengths[n] : end_key - first_key, left, right}});
+  }
+  return sequences;
+}
+
+// Tiles of one side, the longest work first: blocks start in this order.
+template <typename Side>
+std::vector<BackwardItem> items_of(const std::vector<BackwardSequence>& sequences,
+                                   const BackwardParams& p, int size) {
+  std::vector<BackwardItem> items;
+  std::vector<int> lengths;
+  for (size_t n = 0; n < sequences.size(); ++n) {
+    const Meetings all{sequences[n].band, p.group};
+    const int count = Side::count(all, sequences[n].keys), meeting = Side::meeting(all);
+    for (int first = 0; first < count; first += size) {
+      const int last = std::min(first + size, meeting) - 1;
+      const int length = first > last ? 0 : Side::met(all, last).high - Side::met(all, first).low;
+      for (int head = 0; head < p.kv_heads; ++head) {
+        items.push_back({static_cast<int>(n), head, first});
+        lengths.push_back(length);
+      }
+    }
+  }
+  std::vector<int> order(items.size());
+  for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int>(i);
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int a, int b) { return lengths[a] > lengths[b]; });
+  std::vector<BackwardItem> sorted;
+  sorted.reserve(items.size());
+  for (const int i : order) sorted.push_back(items[i]);
+  return sorted;
+}
+
+// Where a tensor's heads can be read 16 bytes at a time, turned and of type T: where they are, or
+// in a copy.
+class Readable {
+ public:
+  struct Turn {
+    const float* times;
+    const AttentionOptions& options;
+  };
+
+  template <typename T>
+  Readable(const Call& call, const TensorView& t, int64_t width, const Turn* turn, T)
+      : memory_(call, needed(t, width, turn, sizeof(T))), heads_(heads_of(t)) {
+    if (memory_.as<void>() == nullptr) return;
+    heads_ = {memory_.as<void>(), t.shape[1] * width, width};
+    const AttentionOptions* options = turn ? &turn->options : nullptr;
+    const CopyParams p{heads_of(t),
+                       memory_.as<void>(),
+                       static_cast<int>(t.shape[1]),
+                       static_cast<int>(t.shape[2]),
+                       static_cast<int>(width),
+                       turn ? turn->times : nullptr,
+                       turn ? options->inv_freq->as<float>() : nullptr,
+                       turn ? static_cast<int>(options->inv_freq->last()) : 0,
+                       turn && options->interleaved};
+    const dim3 grid(static_cast<unsigned>(t.shape[0]));
+    if (t.dtype == DType::f32) {
+      call.launch<copy_rows_kernel<float, T>>(grid, kRowThreads, sizeof(Phases), p);
+    } else {
+      call.launch<copy_rows_kernel<T, T>>(grid, kRowThreads, sizeof(Phases), p);
+    }
+  }
+
+  const Heads& heads() const { return heads_; }
+
+ private:
+  static size_t needed(const TensorView& t, int64_t width, const Turn* turn, int64_t size) {
+    const bool as_it_is =
+        turn == nullptr && dtype_size(t.dtype) == size && (size == 4 || rows_align(t));
+    return as_it_is ? 0 : t.shape[0] * t.shape[1] * width * size;
+  }
+
+  Scratch memory_;
+  Heads heads_;
+};
+
+template <typename T, typename Out, int kVector>
+void softmax_rows(const Call& call, const SoftmaxParams& p) {
+  constexpr int64_t kRowsPerBlock = kRowThreads / 16;
+  const int64_t blocks = (p.tokens * p.heads + kRowsPerBlock - 1) / kRowsPerBlock;
+  call.launch<softmax_rows_kernel<T, Out, kVector>>(static_cast<unsigned>(blocks), kRowThreads, 0,
+                                                    p);
+}
+
+template <typename T>
+void softmax_rows(const Call& call, const SoftmaxParams& p, const TensorView& out, bool wide) {
+  constexpr int kVector = 16 / sizeof(T);
+  if (out.dtype == DType::f32) {
+    wide ? softmax_rows<T, float, kVector>(call, p) : softmax_rows<T, float, 1>(call, p);
+  } else {
+    wide ? softmax_rows<T, T, kVector>(call, p) : softmax_rows<T, T, 1>(call, p);
+  }
+}
+
+// Both passes over a call's sequences, `tile` items of one side a block.
+class Passes {
+ public:
+  Passes(const Call& call, const std::vector<BackwardSequence>& sequences, BackwardParams p,
+         int tile)
+      : call_(call),
+        keys_(items_of<KeySide>(sequences, p, tile)),
+        rows_(items_of<RowSide>(sequences, p, tile)),
+        memory_(call, sequences.size() * sizeof(BackwardSequence) +
+                          (keys_.size() + rows_.size()) * sizeof(BackwardItem)),
+        params_(p) {
+    auto* to = memory_.as<BackwardSequence>();
+    params_.sequences = to;
+    call.upload(to, sequences.data(), sequences.size() * sizeof(BackwardSequence));
+    auto* items = reinterpret_cast<BackwardItem*>(to + sequences.size());
+    std::vector<BackwardItem> both = keys_;
+    both.insert(both.end(), rows_.begin(), rows_.end());
+    params_.items = items;
+    call.upload(items, both.data(), both.size() * sizeof(BackwardItem));
+  }
+
+  template <auto kernel>
+  void keys(int threads, size_t shared) {
+    call_.launch<kernel>(static_cast<unsigned>(keys_.size()), threads, shared, params_);
+  }
+  template <auto kernel>
+  void rows(int threads, size_t shared) {
+    BackwardParams p = params_;
+    p.items += keys_.size();
+    call_.launch<kernel>(static_cast<unsigned>(rows_.size()), threads, shared, p);
+  }
+
+ private:
+  const Call& call_;
+  std::vector<BackwardItem> keys_, rows_;
+  Scratch memory_;
+  BackwardParams params_;
+};
+
+template <typename T, typename Shape>
+void run_mma(const Call& call, const std::vector<BackwardSequence>& sequences,
+             const BackwardParams& p) {
+  Passes passes(call, sequences, p, Shape::kRows);
+  constexpr int kThreads = Shape::kThreads;
+  constexpr size_t kShared = sizeof(typename Shape::Shared);
+  if constexpr (Shape::kDim <= 128) {
+    passes.template keys<attention_backward_kernel<T, Shape, KeySide, Sums::both>>(kThreads,
+                                                                                   kShared);
+  } else {
+    passes.template keys<attention_backward_kernel<T, Shape, KeySide, Sums::y>>(kThreads, kShared);
+    passes.template keys<attention_backward_kernel<T, Shape, KeySide, Sums::x>>(kThreads, kShared);
+  }
+  passes.template rows<attention_backward_kernel<T, Shape, RowSide, Sums::x>>(kThreads, kShared);
+}
+
+template <typename T, typename Shape, typename SmallShape>
+void run_either(const Call& call, const std::vector<BackwardSequence>& sequences,
+                const BackwardParams& p) {
+  if (sizeof(typename Shape::Shared) <= call.device().shared_bytes) {
+    run_mma<T, Shape>(call, sequences, p);
+  } else {
+    run_mma<T, SmallShape>(call, sequences, p);
+  }
+}
+
+template <typename T, typename Shape>
+void run_wgmma(const Call& call, const std::vector<BackwardSequence>& sequences,
+               const BackwardParams& p) {
+  Passes passes(call, sequences, p, Shape::kRows);
+  constexpr int kThreads = Shape::kThreads;
+  constexpr size_t kShared = sizeof(typename Shape::Shared);
+  passes.template keys<attention_backward_sm90_kernel<T, Shape, KeySide, Sums::both>>(kThreads,
+                                                                                      kShared);
+  passes.template rows<attention_backward_sm90_kernel<T, Shape, RowSide, Sums::x>>(kThreads,
+                                                                                   kShared);
+}
+
+void run(const Call& call, const std::vector<BackwardSequence>& sequences, const BackwardParams& p,
+         float) {
+  Passes passes(call, sequences, p, kRowWarps);
+  passes.keys<attention_backward_rows<KeySide>>(kRowThreads, sizeof(RowTile));
+  passes.rows<attention_backward_rows<RowSide>>(kRowThreads, sizeof(RowTile));
+}
+
+template <typename T>
+void run(const Call& call, const std::vector<BackwardSequence>& sequences, const BackwardParams& p,
+         T) {
+  if (call.device().sm == 90) {
+    if (p.dim <= 64) return run_wgmma<T, WgmmaShape<64, 8, 64, 64>>(call, sequences, p);
+    if (p.dim > 96 && p.dim <= 128) {
+      return run_wgmma<T, WgmmaShape<128, 8, 64, 64>>(call, sequences, p);
+    }
+  }
+  if (p.dim <= 64) return run_mma<T, MmaShape<64, 4, 32, 64, 32>>(call, sequences, p);
+  if (p.dim <= 96) return run_mma<T, MmaShape<96, 8, 16, 64, 64>>(call, sequences, p);
+  if (p.dim <= 128) {
+    return run_either<T, MmaShape<128, 8, 16, 64, 64>, MmaShape<128, 8, 16, 32, 32>>(call,
+                                                                                     sequences, p);
+  }
+  if (p.dim <= 192) return run_mma<T, MmaShape<192, 4, 16, 32, 32>>(call, sequences, p);
+  run_either<T, MmaShape<256, 4, 16, 32, 32>, MmaShape<256, 4, 16, 16, 16>>(call, sequences, p);
+}
+
+}  // namespace
+
+void attention_backward(const TensorView& grad_out, const TensorView* grad_lse, const TensorView& q,
+                        const TensorView& k, const TensorView& v, const TensorView& out,
+                        const TensorView& lse, const AttentionOptions& options,
+                        const TensorView& grad_q, const TensorView& grad_k,
+                        const TensorView& grad_v, Stream stream) {
+  const Call call("attention_backward", q, stream);
+  const int64_t heads = q.shape[1], dim = q.shape[2], group = heads / k.shape[1];
+  const bool turning = options.inv_freq != nullptr && options.inv_freq->last() > 0;
+  if (std::max(q.shape[0] * group, k.shape[0]) > INT32_MAX) {
+    call.fail("takes 2**31 - 1 rows of a KV head at most");
+  }
+  with_dtype(q.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    const int64_t width = sizeof(T) == 2 ? round_up(dim, 8) : dim;
+    const Readable::Turn turn_q{turning ? options.times_q->as<float>() : nullptr, options};
+    const Readable::Turn turn_k{turning ? options.times_k->as<float>() : nullptr, options};
+    const Readable turned_q(call, q, width, turning ? &turn_q : nullptr, zero);
+    const Readable turned_k(call, k, width, turning ? &turn_k : nullptr, zero);
+    const Readable values(call, v, width, nullptr, zero);
+    // A gradient that comes in float32 is rounded once, and everything follows from what it then
+    // is.
+    const Readable grads(call, grad_out, width, nullptr, zero);
+
+    const Scratch softmax(call, q.shape[0] * heads * sizeof(float2));
+    const bool wide = dim % 8 == 0 && rows_align(out) && (sizeof(T) == 2 || rows_align(grad_out));
+    const SoftmaxParams rows{grads.heads(),
+                             heads_of(out),
+                             lse.as<float>(),
+                             grad_lse ? grad_lse->as<float>() : nullptr,
+                             sizeof(T) == 2 ? kLog2E : 1.0f,
+                             softmax.as<float2>(),
+                             q.shape[0],
+                             static_cast<int>(heads),
+                             static_cast<int>(group),
+                             static_cast<int>(dim)};
+    softmax_rows<T>(call, rows, out, wide);
+
+    const BackwardParams p{
+        turned_q.heads(),
+        turned_k.heads(),
+        values.heads(),
+        grads.heads(),
+        softmax.as<float2>(),
+        q.shape[0] * group,
+        nullptr,
+        nullptr,
+        static_cast<int>(dim),
+        static_cast<int>(width),
+        static_cast<int>(group),
+        static_cast<int>(k.shape[1]),
+        static_cast<float>(options.scale),
+        turn_q.times,
+        turn_k.times,
+        turning ? options.inv_freq->as<float>() : nullptr,
+        turning ? static_cast<int>(options.inv_freq->last()) : 0,
+        options.interleaved,
+        grad_q.data,
+        grad_k.data,
+        grad_v.data,
+        rows_align(grad_q) && rows_align(grad_k) && rows_align(grad_v),
+    };
+    run(call, sequences_of(q, k, options), p, zero);
+  });
+}
+
+}  // namespace afnext::cuda
