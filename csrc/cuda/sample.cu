@@ -208,9 +208,7 @@ struct Sampler {
       before = end;
     }
     __syncthreads();
-    const Range found = shared.found;
-    __syncthreads();  // it may be written again
-    return found;
+    return shared.found;  // written again only behind the barriers of the next sum_before
   }
 
   // The tokens of one key, or the one token, where the goal-th token or unit of mass lies.
