@@ -4,6 +4,7 @@
 #include "cuda/attention_kernel.h"
 #include "cuda/attention_plan.h"
 #include "cuda/attention_rows.h"
+#include "cuda/attention_sm90.h"
 
 namespace afnext::cuda {
 namespace {
@@ -33,6 +34,7 @@ void attention(const TensorView& q, const TensorView& k, const TensorView& v,
                Stream stream) {
   const Call call("attention", q, stream);
   AttentionPlan plan(call, q, k, v, options, out, lse);
+  if (attention_sm90(call, q, k, v, options.scale, plan)) return;
   if (q.dtype == DType::f32) {
     const AttentionParams& p = plan.params(kRowWarps);
     call.launch<attention_rows_kernel>(static_cast<unsigned>(p.items), kRowThreads,

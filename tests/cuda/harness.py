@@ -75,7 +75,7 @@ class Case:
     core: bool = True
 
 
-OPS = ("attention", "rms_norm")
+OPS = ("attention", "attention_sm90", "rms_norm")
 
 
 def cases(op: str) -> list[Case]:
