@@ -14,8 +14,8 @@
 //
 // Blocks stay and take items in turns, so that fetching runs ahead into the next item while results
 // are written: as only one block fits on a multiprocessor, an item's start and end would else leave
-// all of it idle. Items come sorted by length and are dealt forwards and backwards in turn: every
-// block gets about the same, and nobody counts.
+// all of it idle. Long items come first and are dealt forwards and backwards in turn: every block
+// gets about the same, and nobody counts.
 #pragma once
 
 #include "cuda/arch/barrier.h"

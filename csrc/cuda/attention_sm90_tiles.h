@@ -116,7 +116,7 @@ struct Slot {
   unsigned stage, parity;
 };
 
-// A block's items, one a round. As the longest come first, they are dealt forwards and backwards in
+// A block's items, one a round. Long ones come first, so they are dealt forwards and backwards in
 // turn. `heads_apart` finishes one KV head before the next, where the L2 does not hold the keys and
 // values of all.
 class Rounds {

@@ -79,6 +79,7 @@ OPS = (
     "all_to_all",
     "attention",
     "attention_backward",
+    "attention_sm90",
     "layer_norm",
     "log_mel",
     "merge_attention",

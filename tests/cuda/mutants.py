@@ -70,8 +70,8 @@ def mutants_of(file: Path) -> Iterator[Mutant]:
 
 def sources(op: str) -> list[Path]:
     folder = ROOT / "csrc" / "cuda"
-    names = [f"{op}.cu", f"{op}_kernel.h", *(p.name for p in folder.glob(f"{op}_sm*"))]
-    return [folder / name for name in dict.fromkeys(names) if (folder / name).exists()]
+    names = (f"{op}.cu", f"{op}_kernel.h")
+    return [folder / name for name in names if (folder / name).exists()]
 
 
 def finding(op: str, module: Path) -> str:

@@ -36,6 +36,7 @@ class Problem:
     scale: float | None = None
     gap: int = 0  # elements between heads
     dtype: torch.dtype = torch.bfloat16
+    sm: int = 80  # of the GPU that the emulator plays: those of 90 have a kernel of their own
 
 
 def offsets(lengths: tuple[int, ...]) -> Tensor:
@@ -69,6 +70,8 @@ def run(name: str, problem: Problem, kernels: Kernels) -> None:
         times_k = torch.rand(k.shape[0], generator=random) * 1000
         half = (problem.turned or dim) // 2
         inv_freq = 1e4 ** -(torch.arange(half) / half)
+    if kernels.emulated and problem.sm == 80:
+        kernels.compiled.set_emulated_device(problem.sm)
     cu_q, cu_k = offsets(problem.queries), offsets(keys)
     several = len(problem.queries) > 1
     lengths = None
