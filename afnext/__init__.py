@@ -9,6 +9,7 @@ Importing this package loads nothing heavy: torch comes with the first use of wh
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError as _PackageNotFoundError
 from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
     from .chat import Message, Segment
     from .engine import GenerationParams
 
-__version__ = _version("afnext")
+try:
+    __version__ = _version("afnext")
+except _PackageNotFoundError:  # a checkout that nobody installed
+    __version__ = "0+unknown"
 
 _LAZY = {
     "Assistant": ("assistant", "Assistant"),

@@ -69,3 +69,16 @@ def set_num_threads(threads: int) -> None:
 def has_cuda() -> bool:
     """Whether this build holds CUDA kernels."""
     return compiled.has_cuda
+
+
+def has_cuda_kernels(op: str) -> bool:
+    """Whether ``torch.ops.afnext.<op>`` serves CUDA tensors by a kernel of this build, instead of plain torch.
+
+    False for an op that does not exist. Whether a GPU is present is another matter.
+    """
+    name = f"afnext::{op}"
+    if not compiled.has_cuda:
+        return False
+    return name in torch._C._dispatch_get_all_op_names() and bool(
+        torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA")
+    )

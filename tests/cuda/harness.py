@@ -52,9 +52,8 @@ class Kernels:
         if tensor is None:
             return None
         if self.emulated:
-            # Of its own allocation, exactly as large, so that a sanitizer sees what lies beyond.
-            return EmulatedArray(tensor.clone(memory_format=torch.preserve_format))
-        return tensor.to("cuda")
+            return EmulatedArray(_copy(tensor, "cpu"))
+        return _copy(tensor, "cuda")
 
     def empty(self, *shape: int, dtype: torch.dtype) -> Any:
         """An output: full of NaN (integers: of ones), so that what a kernel leaves out is seen."""
@@ -64,6 +63,19 @@ class Kernels:
     def get(self, array: Any) -> Tensor:
         """Back on the CPU."""
         return array.tensor if isinstance(array, EmulatedArray) else array.cpu()
+
+
+def _copy(tensor: Tensor, device: str) -> Tensor:
+    """With the same strides, NaN (integers: ones) between rows that lie apart, in an allocation of its own
+    that is exactly as large, so that a sanitizer sees what lies beyond."""
+    extents = zip(tensor.shape, tensor.stride(), strict=True)
+    size = 1 + sum((n - 1) * stride for n, stride in extents) if tensor.numel() else 0
+    gap = float("nan") if tensor.dtype.is_floating_point else 1
+    try:
+        memory = torch.full((size,), gap, dtype=tensor.dtype, device=device)
+    except RuntimeError:  # a dtype that torch does not fill, as float8
+        memory = torch.zeros(size, dtype=tensor.dtype, device=device)
+    return memory.as_strided(tensor.shape, tensor.stride()).copy_(tensor)
 
 
 @dataclass(frozen=True)
