@@ -21,8 +21,9 @@ void forward(py::handle q, py::handle k, py::handle v, py::handle cu_seqlens_q,
       times_q_(times_q, op, "rotation.times_q"),
       times_k_(times_k, op, "rotation.times_k", times_q_),
       inv_freq_(inv_freq, op, "rotation.inv_freq");
-  const AttentionOptions options{cu_q,        cu_k,   lengths,     times_q_,     times_k_, inv_freq_,
-                                 interleaved, causal, window_left, window_right, scale};
+  const AttentionOptions options{cu_q,        cu_k,         lengths,     times_q_,
+                                 times_k_,    inv_freq_,    interleaved, causal,
+                                 window_left, window_right, scale};
   const py::gil_scoped_release release;
   if constexpr (std::is_invocable_v<decltype(function), const TensorView&, const TensorView&,
                                     const TensorView&, const AttentionOptions&, const TensorView&,

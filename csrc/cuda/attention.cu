@@ -1,6 +1,5 @@
-#include "cuda/attention.h"
-
 #include "cuda/arch/call.h"
+#include "cuda/attention.h"
 #include "cuda/attention_kernel.h"
 #include "cuda/attention_plan.h"
 #include "cuda/attention_rows.h"

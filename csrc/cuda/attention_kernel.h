@@ -6,7 +6,8 @@
 // the limit and not the tensor cores (1,024 products a clock on an A100):
 //
 //   head dim 128, a tile, all warps: 2 x 128 x 32 x 128 products = 1,024 clocks; read from shared
-//   memory 4 x (8 K of k + 8 K of v + 8 K of q) = 768 clocks, so that 16 rows a warp would be 1,280.
+//   memory 4 x (8 K of k + 8 K of v + 8 K of q) = 768 clocks, so that 16 rows a warp would be
+//   1,280.
 //
 //   per key and row 4 D FLOPs; device memory: q and out once, k and v once per 128 rows
 //   shared memory, D = 128: q 32 KB, two stages of k and v 32 KB: 64 KB, two blocks an A100's or
@@ -81,8 +82,8 @@ AFNEXT_DEVICE void load_rows(SwizzledTile<T, kRows, kDim>& tile, const Attention
     const int i = turn * kThreads + static_cast<int>(threadIdx.x);
     const int row = item.first_row + i / kUnits, unit = i % kUnits;
     const bool real = row < rows && 8 * unit < p.dim;
-    const int64_t at = p.q.at(item.sequence.first_query + row / p.group,
-                              item.kv_head * p.group + row % p.group);
+    const int64_t at =
+        p.q.at(item.sequence.first_query + row / p.group, item.kv_head * p.group + row % p.group);
     arch::cp_async<16>(tile.at(i / kUnits, unit), real ? base + at + 8 * unit : base,
                        real ? 16 : 0);
   }
@@ -123,9 +124,9 @@ AFNEXT_DEVICE void turn_rows(SwizzledTile<T, kRows, kDim>& tile, const Attention
 
 // scores = q k^T of a warp's rows and a tile's keys.
 template <typename T, int kDim>
-AFNEXT_DEVICE void multiply_keys(AttentionShared<T, kDim>& shared, int stage,
-                                 float (&scores)[AttentionShape<kDim>::kStrips]
-                                                [AttentionShape<kDim>::kKeys / 8][4]) {
+AFNEXT_DEVICE void multiply_keys(
+    AttentionShared<T, kDim>& shared, int stage,
+    float (&scores)[AttentionShape<kDim>::kStrips][AttentionShape<kDim>::kKeys / 8][4]) {
   using Shape = AttentionShape<kDim>;
   const int lane = static_cast<int>(threadIdx.x) % arch::kWarp;
   const int first_row = static_cast<int>(threadIdx.x) / arch::kWarp * 16 * Shape::kStrips;
@@ -154,9 +155,9 @@ AFNEXT_DEVICE void multiply_keys(AttentionShared<T, kDim>& shared, int stage,
 
 // Minus infinity where a row of the warp does not see a key of the tile from `first_key` on.
 template <int kDim>
-AFNEXT_DEVICE void mask_scores(const AttentionParams& p, const AttentionItem& item, int first_key,
-                               float (&scores)[AttentionShape<kDim>::kStrips]
-                                              [AttentionShape<kDim>::kKeys / 8][4]) {
+AFNEXT_DEVICE void mask_scores(
+    const AttentionParams& p, const AttentionItem& item, int first_key,
+    float (&scores)[AttentionShape<kDim>::kStrips][AttentionShape<kDim>::kKeys / 8][4]) {
   using Shape = AttentionShape<kDim>;
   const int lane = static_cast<int>(threadIdx.x) % arch::kWarp;
   const int first_row = static_cast<int>(threadIdx.x) / arch::kWarp * 16 * Shape::kStrips;
@@ -181,9 +182,9 @@ AFNEXT_DEVICE void mask_scores(const AttentionParams& p, const AttentionItem& it
 
 // Turns scores into weights exp2(score - max) and what was summed up so far to the new maximum.
 template <int kDim>
-AFNEXT_DEVICE void take_softmax(float scale, AttentionRows<kDim>& rows,
-                                float (&scores)[AttentionShape<kDim>::kStrips]
-                                               [AttentionShape<kDim>::kKeys / 8][4]) {
+AFNEXT_DEVICE void take_softmax(
+    float scale, AttentionRows<kDim>& rows,
+    float (&scores)[AttentionShape<kDim>::kStrips][AttentionShape<kDim>::kKeys / 8][4]) {
   using Shape = AttentionShape<kDim>;
 #pragma unroll
   for (int strip = 0; strip < Shape::kStrips; ++strip) {
@@ -223,10 +224,10 @@ AFNEXT_DEVICE void take_softmax(float scale, AttentionRows<kDim>& rows,
 
 // sums += weights v.
 template <typename T, int kDim>
-AFNEXT_DEVICE void add_values(AttentionShared<T, kDim>& shared, int stage,
-                              const float (&weights)[AttentionShape<kDim>::kStrips]
-                                                    [AttentionShape<kDim>::kKeys / 8][4],
-                              AttentionRows<kDim>& rows) {
+AFNEXT_DEVICE void add_values(
+    AttentionShared<T, kDim>& shared, int stage,
+    const float (&weights)[AttentionShape<kDim>::kStrips][AttentionShape<kDim>::kKeys / 8][4],
+    AttentionRows<kDim>& rows) {
   using Shape = AttentionShape<kDim>;
   const int lane = static_cast<int>(threadIdx.x) % arch::kWarp;
 #pragma unroll
@@ -236,15 +237,14 @@ AFNEXT_DEVICE void add_values(AttentionShared<T, kDim>& shared, int stage,
     for (int strip = 0; strip < Shape::kStrips; ++strip) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const float(&w)[4] = weights[strip][2 * step + i / 2];
+        const float (&w)[4] = weights[strip][2 * step + i / 2];
         p[strip][i] = arch::pack(w[2 * (i % 2)], w[2 * (i % 2) + 1], T{});
       }
     }
 #pragma unroll
     for (int pair = 0; pair < kDim / 16; ++pair) {
       uint32_t v[4];  // two times 8 channels, of each two times 8 keys
-      arch::ldmatrix_transposed(v,
-                                shared.v[stage].at(16 * step + lane % 16, 2 * pair + lane / 16));
+      arch::ldmatrix_transposed(v, shared.v[stage].at(16 * step + lane % 16, 2 * pair + lane / 16));
       const uint32_t low[2] = {v[0], v[1]}, high[2] = {v[2], v[3]};
 #pragma unroll
       for (int strip = 0; strip < Shape::kStrips; ++strip) {

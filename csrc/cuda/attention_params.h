@@ -20,8 +20,8 @@ struct Heads {
 
 // The mask: query i sees keys [first(i), end(i)). Neither bound ever falls from one query to the
 // next, so a tile's trip count comes from its first and last query, and so does whether all of a
-// tile of keys is seen by all of them: only tiles on an edge look at single keys. Causality, windows
-// and key lengths are all of this kind.
+// tile of keys is seen by all of them: only tiles on an edge look at single keys. Causality,
+// windows and key lengths are all of this kind.
 struct Band {
   static constexpr int kUnlimited = 1 << 30;
 
@@ -62,8 +62,8 @@ struct AttentionParams {
   const float *times_q, *inv_freq;
   int half;
   bool interleaved;
-  bool plain_q;  // q's rows are of whole units of 16 bytes, and stay as they are
-  AttentionSequence only;              // where there is one sequence, which costs no upload
+  bool plain_q;            // q's rows are of whole units of 16 bytes, and stay as they are
+  AttentionSequence only;  // where there is one sequence, which costs no upload
   const AttentionSequence* sequences;  // else, by first_tile
   int sequence_count;
   int tile_rows, items;

@@ -1,7 +1,6 @@
-#include "cuda/attention_plan.h"
-
 #include <algorithm>
 
+#include "cuda/attention_plan.h"
 #include "cuda/turn_heads.h"
 
 namespace afnext::cuda {

@@ -5,9 +5,9 @@
 // 4 D FLOPs with them for each of at most 16 rows: 16 FLOPs a byte, where an H100 has 295. So only
 // the memory counts: stages of 32 KB (16 KB of bytes) fill 64 KB a block, all but one of them in
 // flight, three blocks on an SM of sm_90 (168 registers a thread; 68 KB of 228), two on sm_80. That
-// is 96 KB in flight on an SM, where 3.35 TB/s times 0.7 us ask for 18. Heads of a GQA group share a
-// tile, so that a key is read once for all of them. A page costs one 4-byte read of the table a row
-// and copy of 16 bytes, a tile ahead of it; a page may be as small as one token.
+// is 96 KB in flight on an SM, where 3.35 TB/s times 0.7 us ask for 18. Heads of a GQA group share
+// a tile, so that a key is read once for all of them. A page costs one 4-byte read of the table a
+// row and copy of 16 bytes, a tile ahead of it; a page may be as small as one token.
 //
 // Decode (kRowWarps = 1): 16 rows, and warps that take 16 keys of each tile, joined at the end.
 // Prefill (kKeyWarps = 1): 64 rows, 16 a warp, that all see the same keys: each byte from memory
@@ -16,12 +16,12 @@
 // scores take 195 to 255 registers, two blocks an SM.
 //
 // int8 and e4m3 pages are half the bytes: they go to shared memory as they are, ldmatrix takes 16
-// bits of them for an element, and they are widened in registers, three instructions an element. The
-// key's scale multiplies the column of scores. The value's multiplies the probability, before it is
-// rounded to bf16; in float16 such a product may underflow, and the scale goes to the value.
+// bits of them for an element, and they are widened in registers, three instructions an element.
+// The key's scale multiplies the column of scores. The value's multiplies the probability, before
+// it is rounded to bf16; in float16 such a product may underflow, and the scale goes to the value.
 //
-// A value that is NaN or infinite reaches all rows of the item that meets it, also those that a mask
-// keeps from seeing its key.
+// A value that is NaN or infinite reaches all rows of the item that meets it, also those that a
+// mask keeps from seeing its key.
 #pragma once
 
 #include "cuda/arch/copy.h"

@@ -21,9 +21,7 @@ struct alignas(128) SwizzledTile {
     return data + (row * kUnits + (unit ^ turn)) * kUnit;
   }
   // One element, for writers that have no whole unit.
-  AFNEXT_DEVICE T& element(int row, int column) {
-    return at(row, column / kUnit)[column % kUnit];
-  }
+  AFNEXT_DEVICE T& element(int row, int column) { return at(row, column / kUnit)[column % kUnit]; }
 };
 
 }  // namespace afnext::cuda

@@ -1,8 +1,7 @@
 // A block a token: 2 x heads x dim elements pass, each phase is computed once for all heads.
-#include "cuda/turn_heads.h"
-
 #include "cuda/dispatch.h"
 #include "cuda/rotation.h"
+#include "cuda/turn_heads.h"
 
 namespace afnext::cuda {
 namespace {
@@ -55,8 +54,8 @@ __global__ void __launch_bounds__(kThreads) turn_heads_kernel(const Params p) {
 
 }  // namespace
 
-void turn_heads(const Call& call, DType dtype, const Heads& from, int64_t tokens, int heads, int dim,
-                int width, const Turn& turn, void* to) {
+void turn_heads(const Call& call, DType dtype, const Heads& from, int64_t tokens, int heads,
+                int dim, int width, const Turn& turn, void* to) {
   const Params p{from, to, heads, dim, width, turn};
   with_dtype(dtype, [&](auto zero) {
     call.launch<turn_heads_kernel<decltype(zero)>>(static_cast<unsigned>(tokens), kThreads,

@@ -32,7 +32,8 @@ void check_quantized(const char* op, const QuantizedTensors& tensors, const Quan
                      int64_t n, int64_t k) {
   const Check check(op, tensors.values);
   const int64_t groups = format.groups(k);
-  check.exact(tensors.values, "values", format.bits == 8 && !format.floating ? DType::i8 : DType::u8,
+  check.exact(tensors.values, "values",
+              format.bits == 8 && !format.floating ? DType::i8 : DType::u8,
               {n, format.value_bytes(k)});
   if (format.group == 0) {
     check.exact(tensors.scales, "scales", DType::f32, {n});

@@ -20,8 +20,9 @@ struct AttentionOptions {
 // Softmax attention over packed sequences, query head h reading KV head h / (Hq / Hkv); masks are
 // aligned at the bottom right of each sequence. A query that sees no key gives 0 and -inf.
 //
-//   q: float32 or bfloat16 (CUDA: float16 too) [Tq, Hq, D], k, v: [Tk, Hkv, D] of its dtype, unit stride in D <= 256.
-//   out: [Tq, Hq, D], of q's dtype or float32; lse: float32 [Hq, Tq], natural logarithm.
+//   q: float32 or bfloat16 (CUDA: float16 too) [Tq, Hq, D], k, v: [Tk, Hkv, D] of its dtype, unit
+//   stride in D <= 256. out: [Tq, Hq, D], of q's dtype or float32; lse: float32 [Hq, Tq], natural
+//   logarithm.
 void attention(const TensorView& q, const TensorView& k, const TensorView& v,
                const AttentionOptions& options, const TensorView& out, const TensorView& lse,
                Stream stream = {});
