@@ -8,9 +8,10 @@
 //   "fp8"                     w = scale[row] * value, value e4m3 and finite, scale float32 [N]; not
 //                             made by `quantize`, and multiplied on CUDA devices alone
 //
-// An int8 weight is int8 [N, K], an fp8 one the bytes uint8 [N, K]; nibbles are uint8 [N, ceil(K / 2)], the even element of K in the
-// low half. A scale is rounded to its own dtype before it is used, so that bfloat16 costs no
-// accuracy (relative error of Gaussian and Student's t weights: unchanged to three digits).
+// An int8 weight is int8 [N, K], an fp8 one the bytes uint8 [N, K]; nibbles are uint8 [N, ceil(K /
+// 2)], the even element of K in the low half. A scale is rounded to its own dtype before it is
+// used, so that bfloat16 costs no accuracy (relative error of Gaussian and Student's t weights:
+// unchanged to three digits).
 //
 // Symmetric int4 maps the element of largest magnitude to -8, so the scale carries a sign and all
 // 16 levels serve (12 % less error than -7 to 7). int4 scales are then searched: of 16 between 1.05
