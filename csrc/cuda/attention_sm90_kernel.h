@@ -312,8 +312,9 @@ AFNEXT_DEVICE void store_results(Tile<T, kGroupRows, kDim>& tile, const Attentio
     }
     return;
   }
-  // By way of the queries' memory, so that lanes write 16 bytes of a row each.
-  arch::bar_sync(kGroupBarrier + group, kWarpgroup);  // all have read the queries
+  // By way of the queries' memory, so that lanes write 16 bytes of a row each. Warps share it
+  // before: the manual does not say that a warp's products read no other warp's rows.
+  arch::bar_sync(kGroupBarrier + group, kWarpgroup);
 #pragma unroll
   for (int i = 0; i < kDim / 4; ++i) {
     const int half = i % 2;
