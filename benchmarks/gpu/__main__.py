@@ -44,9 +44,7 @@ class Record:
 
     def write(self, peaks: Any, complete: bool) -> None:
         if self.path is not None:
-            content = document(
-                self.machine, peaks, self.results, self.failures, complete=complete
-            )
+            content = document(self.machine, peaks, self.results, self.failures, complete=complete)
             write(self.path, content | {"no_kernel": self.missing})
 
 

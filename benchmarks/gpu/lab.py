@@ -129,5 +129,3 @@ class Lab:
 
     def median(self, call: Call) -> float:
         return median([self.time({"": call})[""].median for _ in range(2)])
-
-

@@ -14,7 +14,6 @@ from .row import Row
 BF16 = 2  # bytes
 
 
-
 def rms_norm(lab: Lab, rows: int, width: int, residual: bool) -> Case:
     weight = lab.random(width)
     parts = 4 if residual else 2

@@ -97,9 +97,7 @@ def torch_step(lab: Lab, g: Geometry) -> Callable[[], Tensor]:
         for _ in range(g.layers)
     ]
     head = lab.random(g.vocabulary, g.hidden)
-    caches = [
-        [lab.random(1, g.kv_heads, g.held, g.dim) for _ in range(2)] for _ in range(g.layers)
-    ]
+    caches = [[lab.random(1, g.kv_heads, g.held, g.dim) for _ in range(2)] for _ in range(g.layers)]
     norm = torch.ones(g.hidden, dtype=torch.bfloat16, device=lab.device)
     x = lab.random(1, g.hidden)
 
