@@ -1,5 +1,5 @@
-"""Every CUDA source by nvcc, for GPUs that are not here: it compiles without a complaint, nothing spills to local
-memory, and the instructions that a kernel is built around are in what the assembler got and made."""
+"""Every CUDA source by nvcc, for GPUs that are not here: it compiles without a complaint, nothing spills to
+local memory, and the instructions that a kernel is built around are in what the assembler got and made."""
 
 from __future__ import annotations
 
