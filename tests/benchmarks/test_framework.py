@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from afnext.ops._compiled import compiled
 from afnext.ops import runtime
+from afnext.ops._compiled import compiled
 from benchmarks import Case, __main__, isa, machine, peaks, roofline, rotated, run
 from benchmarks.results import Failure, Peaks, Result, document, duration, result_of, table
 from benchmarks.timing import Timing, alternate
