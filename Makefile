@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.requirements
 
-.PHONY: demo test test-sweep test-all test-aarch64 sanitize cases check lint format build clean
+.PHONY: demo test test-sweep test-all test-aarch64 cuda cuda-all sanitize cases check lint format build clean
 
 $(STAMP): pyproject.toml requirements/constraints.txt
 	@echo "Fetching what afnext is built and tested with into $(VENV): some minutes the first time."
@@ -15,6 +15,15 @@ $(STAMP): pyproject.toml requirements/constraints.txt
 # Editable: Python comes from this checkout, the compiled module is rebuilt where its sources changed.
 build: $(STAMP)
 	$(BIN)/pip install -q --no-build-isolation --no-deps -e .
+
+# With CUDA kernels for the GPU present, or for ARCHS="80;90a": needs nvcc, no GPU.
+cuda: $(STAMP)
+	$(BIN)/pip install -q --no-build-isolation --no-deps -e . -C cmake.define.AFNEXT_CUDA=on \
+	  -C cmake.define.AFNEXT_CUDA_ARCHS="$(ARCHS)" -C build-dir=build/cuda-module
+
+# Compiles the kernels for all GPUs they are written for, and prints what they take of one.
+cuda-all: $(STAMP)
+	$(BIN)/python -m tests.cuda.resources --archs 80 90a 100 120
 
 demo: build
 	$(BIN)/python -m afnext.training.synthesis demo $(VENV)/demo.wav

@@ -15,16 +15,23 @@ from .results import Failure, Result, Table, document, table, write
 from .run import FOLDER, benchmarks, peaks_of, run
 
 SAVED = FOLDER / "results"
+GPU = "gpu"
 INTERRUPTED = 130  # as shells say it
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m benchmarks") -> int:
     """Exit code: 2 is misuse, 1 is a failure of any case, 130 an interrupt."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments[:1] == [GPU]:  # it has options of its own, and may have to build the module first
+        from .gpu.__main__ import main as gpu
+
+        return gpu(arguments[1:])
     known = benchmarks()
     options = _parser(prog).parse_args(arguments)
     if options.list or not options.names:
         for name, summary in known.items():
             print(f"{name:18} {summary}")
+        print(f"{GPU:18} Ops and decode steps on a GPU, beside torch's; gpu --help")
         return 0
     unknown = [name for name in options.names if name not in known]
     if unknown:

@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from afnext.ops._compiled import compiled
-
 from .machine import largest_cache
 
 PASSES = 7
@@ -29,6 +27,8 @@ def memory() -> float:
     """
     size = max(256 << 20, 4 * largest_cache())
     buffer = np.random.default_rng(0).integers(2**63, size=size // 8)
+    from afnext.ops._compiled import compiled
+
     return size / _fastest(lambda: compiled.peak_read(buffer))
 
 
@@ -43,6 +43,8 @@ def compute(dtype: str) -> float:
 def in_registers(dtype: str) -> float:
     """Operations a second of multiply-adds on registers alone, in all threads; the best instruction
     that our kernels have for the dtype on this machine."""
+    from afnext.ops._compiled import compiled
+
     operands = torch.randn(64)
     steps = 1 << 14
     while True:

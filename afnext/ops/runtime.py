@@ -72,7 +72,7 @@ def has_cuda() -> bool:
 
 
 def has_cuda_kernels(op: str) -> bool:
-    """Whether ``torch.ops.afnext.<op>`` serves CUDA tensors by a kernel of this build, instead of plain torch.
+    """Whether ``torch.ops.afnext.<op>`` has a kernel for CUDA tensors in this build, not plain torch alone.
 
     False for an op that does not exist. Whether a GPU is present is another matter.
     """

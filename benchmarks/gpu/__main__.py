@@ -13,13 +13,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..case import Case
 from ..results import Failure, Result, document, result_of, table, write
 from .build import BuildError, load_module
+
+if TYPE_CHECKING:  # these need the module, which may have to be built first
+    from .lab import Lab
+    from .row import Row
 
 SAVED = Path(__file__).parents[1] / "results"
 
@@ -114,7 +118,7 @@ def _first_cases(module: Any) -> int:
     return 1 if failures else 0
 
 
-def _measure(lab: Any, record: Record, deadline: float, only: str) -> bool:
+def _measure(lab: Lab, record: Record, deadline: float, only: str) -> bool:
     """Whether all rows had their turn before the deadline."""
     from afnext import ops
     from afnext.ops import runtime
@@ -135,19 +139,22 @@ def _measure(lab: Any, record: Record, deadline: float, only: str) -> bool:
         if not lab.rehearse and not all(map(runtime.has_cuda_kernels, row.ops)):
             record.missing.append(f"{row.op} {row.name}")
             continue
-        try:
-            case = row.case(lab)
-            if case.check is not None:
-                case.check()
-            case = replace(case, peers=_running(case, row.op, record))
-            timings = lab.time({case.label: case.ours, **case.peers})
-            record.add(result_of(row.op, case, timings, lab.peaks))
-        except Exception as error:
-            record.add(Failure.of(row.op, row.name, error))
-        case = None  # its memory
+        record.add(_outcome(lab, record, row))
         lab.release()
         record.write(lab.peaks, complete=False)
     return True
+
+
+def _outcome(lab: Lab, record: Record, row: Row) -> Result | Failure:
+    try:
+        case = row.case(lab)
+        if case.check is not None:
+            case.check()
+        case = replace(case, peers=_running(case, row.op, record))
+        timings = lab.time({case.label: case.ours, **case.peers})
+        return result_of(row.op, case, timings, lab.peaks)
+    except Exception as error:
+        return Failure.of(row.op, row.name, error)
 
 
 def _running(case: Case, op: str, record: Record) -> dict[str, Any]:

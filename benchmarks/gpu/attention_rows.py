@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +41,7 @@ def attention(lab: Lab, tokens: int, heads: int, kv_heads: int, dim: int) -> Cas
     rotation = _rotation(lab, tokens, dim)
     size = 2.0 * BF16 * tokens * (heads + kv_heads) * dim
 
-    def make() -> tuple[Tensor, ...]:
+    def make() -> Any:
         q, k, v = (lab.random(tokens, n, dim) for n in (heads, kv_heads, kv_heads))
         turned = (ops.rotate(x, rotation.times_q, rotation.inv_freq) for x in (q, k))
         return (q, k, v, *map(_heads_first, (*turned, v)))
@@ -48,7 +49,8 @@ def attention(lab: Lab, tokens: int, heads: int, kv_heads: int, dim: int) -> Cas
     inputs = lab.rotated(make, size)
 
     def ours() -> object:
-        return ops.attention(*inputs()[:3], causal=True, rotation=rotation)
+        q, k, v = inputs()[:3]
+        return ops.attention(q, k, v, causal=True, rotation=rotation)
 
     def sdpa(backend: SDPBackend) -> Callable[[], object]:
         def call() -> object:
@@ -67,9 +69,9 @@ def attention(lab: Lab, tokens: int, heads: int, kv_heads: int, dim: int) -> Cas
         bytes=size,
         dtype="bfloat16",
         check=agree(
-            lambda: ops.attention(*one[:3], causal=True, rotation=rotation),
+            lambda: ops.attention(one[0], one[1], one[2], causal=True, rotation=rotation),
             lambda: F.scaled_dot_product_attention(
-                *one[3:], is_causal=True, enable_gqa=True
+                one[3], one[4], one[5], is_causal=True, enable_gqa=True
             )[0].transpose(0, 1),
             ROUNDING,
         ),
@@ -80,25 +82,26 @@ def attention_backward(lab: Lab, tokens: int, heads: int, kv_heads: int, dim: in
     rotation = _rotation(lab, tokens, dim)
     q, k, v = (lab.random(tokens, n, dim).requires_grad_() for n in (heads, kv_heads, kv_heads))
     grad = lab.random(tokens, heads, dim)
-    out, _ = ops.attention(q, k, v, causal=True, rotation=rotation)
+    ours, _ = ops.attention(q, k, v, causal=True, rotation=rotation)
 
     def sdpa(backend: SDPBackend) -> Callable[[], object]:
         def call() -> object:
             if not made:
                 made.extend(_heads_first(x.detach()).requires_grad_() for x in (q, k, v))
                 with sdpa_kernel(backend):
-                    made.append(
-                        F.scaled_dot_product_attention(*made, is_causal=True, enable_gqa=True)
+                    out = F.scaled_dot_product_attention(
+                        made[0], made[1], made[2], is_causal=True, enable_gqa=True
                     )
+                made.append(out)
             return torch.autograd.grad(made[3], made[:3], grads, retain_graph=True)
 
-        made: list[Tensor] = []
+        made: list[Any] = []
         return call
 
     grads = _heads_first(grad)
     return Case(
         f"backward, causal, {tokens} tokens, {heads}/{kv_heads} heads of {dim}",
-        ours=lambda: torch.autograd.grad(out, (q, k, v), grad, retain_graph=True),
+        ours=lambda: torch.autograd.grad(ours, (q, k, v), grad, retain_graph=True),
         peers={name: sdpa(backend) for name, backend in _backends(lab).items()},
         flops=5.0 * tokens * tokens * heads * dim,
         bytes=4.0 * BF16 * tokens * (heads + kv_heads) * dim,
@@ -114,7 +117,7 @@ def paged_decode(lab: Lab, batch: int, tokens: int, heads: int, kv_heads: int, d
     table = torch.randperm(batch * pages).int().view(batch, pages)
     q = lab.random(batch, heads, dim)
 
-    def make() -> tuple[Tensor, ...]:
+    def make() -> Any:
         paged = [lab.random(batch * pages, kv_heads, SLOTS, dim) for _ in range(2)]
         rows = (
             x[table.long().to(lab.device)]
@@ -128,7 +131,8 @@ def paged_decode(lab: Lab, batch: int, tokens: int, heads: int, kv_heads: int, d
     inputs = lab.rotated(make, size)
 
     def ours() -> object:
-        return ops.paged_attention(q, *inputs()[:2], table, ends, lengths)
+        k_pages, v_pages = inputs()[:2]
+        return ops.paged_attention(q, k_pages, v_pages, table, ends, lengths)
 
     def sdpa(backend: SDPBackend) -> Callable[[], object]:
         def call() -> object:
@@ -147,8 +151,8 @@ def paged_decode(lab: Lab, batch: int, tokens: int, heads: int, kv_heads: int, d
         bytes=size,
         dtype="bfloat16",
         check=agree(
-            lambda: ops.paged_attention(q, *one[:2], table, ends, lengths),
-            lambda: F.scaled_dot_product_attention(q[:, :, None], *one[2:], enable_gqa=True),
+            lambda: ops.paged_attention(q, one[0], one[1], table, ends, lengths),
+            lambda: F.scaled_dot_product_attention(q[:, :, None], one[2], one[3], enable_gqa=True),
             ROUNDING,
         ),
     )

@@ -1,8 +1,8 @@
 """A device to measure on: its memory, its clock, what it can do at most.
 
-On a GPU, calls are timed by events, several in a row behind a kernel that keeps the device busy while they are
-queued, so that what is measured is the device's time and not the host's. In a rehearsal everything runs on the
-CPU, by a wall clock: it proves that the code runs, and its figures mean nothing.
+On a GPU, calls are timed by events, several in a row behind a kernel that keeps the device busy while they
+are queued, so that what is measured is the device's time and not the host's. In a rehearsal everything runs
+on the CPU, by a wall clock: it proves that the code runs, and its figures mean nothing.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""A whole decode step in a CUDA graph: of a 7B model's geometry beside torch's ops, of nano's beside empty launches."""
+"""A whole decode step in a CUDA graph: a 7B model's beside torch's ops, nano's beside empty launches."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -64,7 +65,8 @@ def our_step(lab: Lab, g: Geometry, format: str) -> tuple[Callable[[], Tensor], 
     caches = [
         [lab.random(pages, g.kv_heads, SLOTS, g.dim) for _ in range(2)] for _ in range(g.layers)
     ]
-    plan = ops.PagedAttentionPlan(caches[0][0], g.heads, max_requests=1, max_pages=pages)
+    every: Any = ops  # plans are of CUDA's column
+    plan = every.PagedAttentionPlan(caches[0][0], g.heads, max_requests=1, max_pages=pages)
     plan.update(
         torch.arange(pages).int()[None], torch.tensor([0, 1]).int(), torch.tensor([g.held]).int()
     )

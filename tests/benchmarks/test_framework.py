@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from afnext.ops import runtime
+from afnext.ops._compiled import compiled
 from benchmarks import Case, __main__, isa, machine, peaks, roofline, rotated, run
 from benchmarks.results import Failure, Peaks, Result, document, duration, result_of, table
 from benchmarks.timing import Timing, alternate
@@ -357,7 +358,7 @@ def test_an_interrupted_run_keeps_what_it_measured(
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_peak_arithmetic_counts_operations(dtype: str) -> None:
     """Twice the steps are twice the operations; none at all are none."""
-    count = peaks.compiled.peak_arithmetic
+    count = compiled.peak_arithmetic
     operands = torch.randn(64)
     one, two = (count(dtype, operands, steps) for steps in (100, 200))
     assert one > 0
@@ -368,12 +369,12 @@ def test_peak_arithmetic_counts_operations(dtype: str) -> None:
 def test_peak_read_sees_every_byte() -> None:
     """Any change, also in a tail that fills no register, changes what it returns."""
     data = np.random.default_rng(0).integers(0, 256, 100_003, dtype=np.uint8)
-    seen = peaks.compiled.peak_read(data)
+    seen = compiled.peak_read(data)
     for index in (0, 4096, 99_999, 100_002):
         data[index] ^= 1
-        assert peaks.compiled.peak_read(data) != seen
+        assert compiled.peak_read(data) != seen
         data[index] ^= 1
-    assert peaks.compiled.peak_read(data) == seen
+    assert compiled.peak_read(data) == seen
 
 
 def test_profiler_names_the_ops() -> None:

@@ -1,5 +1,8 @@
-"""``python -m tests.cuda.resources [NAME ...] [--archs 80 90a 100 120]``: registers, spills and occupancy of the
-CUDA kernels, as ptxas reports them; no GPU is needed. The exit code is 1 where a kernel spills or a tool complains."""
+"""``python -m tests.cuda.resources [NAME ...] [--archs 80 90a 100 120]``: what the CUDA kernels take.
+
+Registers, spills and occupancy, as ptxas reports them; no GPU is needed. The exit code is 1 where a kernel
+spills or a tool complains.
+"""
 
 from __future__ import annotations
 

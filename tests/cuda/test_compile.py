@@ -1,10 +1,9 @@
-"""Every CUDA source by nvcc, for GPUs that are not here: it compiles without a complaint, nothing spills to local
-memory, and the instructions that a kernel is built around are in what the assembler got and made."""
+"""Every CUDA source by nvcc, for GPUs that are not here: it compiles without a complaint, nothing spills to
+local memory, and the instructions that a kernel is built around are in what the assembler got and made."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,11 +117,11 @@ __global__ void indexed(float* x, int at) {
 
 
 @pytest.fixture
-def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Compiled]:
+def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compiled:
     monkeypatch.setattr(nvcc, "CUDA", tmp_path)
     monkeypatch.setattr(nvcc, "BUILD", tmp_path / "build")
     (tmp_path / "planted.cu").write_text(SPILLING)
-    yield nvcc.compile_one(tmp_path / "planted.cu", "80")
+    return nvcc.compile_one(tmp_path / "planted.cu", "80")
 
 
 def test_planted_spills_stack_and_warnings_are_found(planted: Compiled) -> None:
