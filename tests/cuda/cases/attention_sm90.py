@@ -57,6 +57,9 @@ CORE = {
         queries=(37, 1, 0, 130), keys=(40, 64, 3, 400), causal=True, heads=(7, 1), dim=128
     ),
     "window": Problem(queries=(330,), window=(100, 40)),
+    # All but the last key of a tile, and all but its first for the last query.
+    "tile-end": Problem(queries=(64,), keys=(255,)),
+    "tile-begin": Problem(queries=(64,), keys=(300,), window=(170, -1)),
     "lengths": Problem(
         queries=(20, 33, 5), keys=(150, 33, 64), lengths=(131, 0, 64), causal=True, heads=(4, 1)
     ),
