@@ -44,7 +44,8 @@ void AsyncCopies::land(const Copy& copy) {
   if (read > 0) std::memcpy(copy.to, copy.from, read);
   std::memset(static_cast<char*>(copy.to) + read, 0, bytes - read);
   if (block.options.detect_races) {
-    block.races.write_lands(block.shared.address(copy.to), bytes, block.accessor(copy.where));
+    block.races.write_lands(block.shared.address(copy.to), bytes, block.accessor(copy.where),
+                            Proxy::generic);
   }
 }
 

@@ -102,13 +102,16 @@ void Races::write_begins(uint32_t address, size_t bytes, const Accessor& who) {
   for (uint32_t byte = address; byte < address + bytes; ++byte) writes_[byte].in_flight = true;
 }
 
-void Races::write_lands(uint32_t address, size_t bytes, const Accessor& who) {
+void Races::write_lands(uint32_t address, size_t bytes, const Accessor& who, Proxy proxy) {
   const uint32_t clock = clocks_[who.agent][who.agent];
   ++sequence_;
   for (uint32_t byte = address; byte < address + bytes; ++byte) {
-    writes_[byte] = {
-        clock, sequence_, static_cast<uint8_t>(who.agent), static_cast<uint8_t>(who.lane),
-        false, false};
+    writes_[byte] = {clock,
+                     sequence_,
+                     static_cast<uint8_t>(who.agent),
+                     static_cast<uint8_t>(who.lane),
+                     false,
+                     proxy == Proxy::generic};
   }
 }
 

@@ -44,9 +44,10 @@ class Races {
   // An atomic's read and write: ordered behind plain writes, free among its like.
   void read_atomic(uint32_t address, size_t bytes, const Accessor& who);
   void write(uint32_t address, size_t bytes, const Accessor& who, Proxy proxy = Proxy::generic);
-  // A copy that will land between now and `land`: whoever touches the bytes meanwhile races.
+  // A copy that will land between now and `land`: whoever touches the bytes meanwhile races. What
+  // cp.async brings is the thread's own write, which wgmma sees behind its fence.proxy.async alone.
   void write_begins(uint32_t address, size_t bytes, const Accessor& who);
-  void write_lands(uint32_t address, size_t bytes, const Accessor& who);
+  void write_lands(uint32_t address, size_t bytes, const Accessor& who, Proxy proxy);
   // A read by an instruction that was issued at `issued` and reads at its own time: nobody may have
   // written since.
   void read_late(uint32_t address, size_t bytes, const Accessor& who, uint32_t issued);

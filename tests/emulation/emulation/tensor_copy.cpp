@@ -162,7 +162,7 @@ void TensorCopies::land(uint64_t which) {
   }
   move(copy);
   block.races.tick(kCopyEngine);
-  if (block.options.detect_races) block.races.write_lands(copy.shared, bytes, engine);
+  if (block.options.detect_races) block.races.write_lands(copy.shared, bytes, engine, Proxy::async);
   block.mbarriers.complete(copy.barrier, static_cast<uint32_t>(bytes),
                            block.races.clocks(kCopyEngine), copy.where);
 }
