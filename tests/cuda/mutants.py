@@ -69,9 +69,14 @@ def mutants_of(file: Path) -> Iterator[Mutant]:
 
 
 def sources(op: str) -> list[Path]:
+    """The files of an op: those whose name begins with its name, and with no longer one of another op."""
     folder = ROOT / "csrc" / "cuda"
-    names = (f"{op}.cu", f"{op}_kernel.h")
-    return [folder / name for name in names if (folder / name).exists()]
+
+    def owner(path: Path) -> str:
+        return max((name for name in OPS if path.stem.startswith(name)), key=len, default="")
+
+    files = sorted([*folder.glob("*.cu"), *folder.glob("*.h")])
+    return [path for path in files if owner(path) == op]
 
 
 def finding(op: str, module: Path) -> str:

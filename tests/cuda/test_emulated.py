@@ -11,7 +11,8 @@ from tests.cuda.harness import Case, Kernels, all_cases
 
 pytestmark = pytest.mark.slow
 
-SCHEDULES = [("first_in", 1), ("last_in", 1), ("random", 1), ("random", 2)]
+# Order of threads, seed, and OS threads that share the blocks: several meet what is atomic between blocks.
+SCHEDULES = [("first_in", 1, 1), ("last_in", 1, 2), ("random", 1, 2), ("random", 2, 2)]
 
 
 def _params() -> list[Any]:
@@ -23,6 +24,6 @@ def _params() -> list[Any]:
 
 @pytest.mark.parametrize("case", _params())
 def test_kernel(case: Case, kernels: Kernels) -> None:
-    for order, seed in SCHEDULES:
-        kernels.compiled.set_emulation(order, seed)
+    for order, seed, os_threads in SCHEDULES:
+        kernels.compiled.set_emulation(order, seed, os_threads)
         case.run(kernels)
