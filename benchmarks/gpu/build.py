@@ -27,7 +27,8 @@ def load_module(cuda: bool, rebuild: bool = False) -> Any:
         BuildError: nothing installed has them, and building failed.
     """
     if given := os.environ.get(GIVEN):
-        return _adopt(Path(given))
+        loaded = sys.modules.get("afnext._C")
+        return loaded if loaded is not None and loaded.__file__ == given else _adopt(Path(given))
     if not rebuild:
         try:
             installed = importlib.import_module("afnext._C")

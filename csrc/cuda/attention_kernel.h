@@ -130,7 +130,7 @@ AFNEXT_DEVICE void multiply_keys(
   using Shape = AttentionShape<kDim>;
   const int lane = static_cast<int>(threadIdx.x) % arch::kWarp;
   const int first_row = static_cast<int>(threadIdx.x) / arch::kWarp * 16 * Shape::kStrips;
-#pragma unroll
+#pragma unroll(kDim > 192 ? 4 : kDim / 16)  // at 256 registers run out
   for (int step = 0; step < kDim / 16; ++step) {
     uint32_t q[Shape::kStrips][4];
 #pragma unroll

@@ -308,7 +308,7 @@ class WarpRows {
                                           float (&scores)[kProducts][4]) {
     using T = typename Tile::T;
     const int lane = threadIdx.x % arch::kWarp;
-#pragma unroll 4
+#pragma unroll(Tile::kDim > 192 ? 2 : 4)  // at 256 registers run out
     for (int step = 0; step < Tile::kDim / 16; ++step) {
       uint32_t a[4];
       arch::ldmatrix(a, q + Tile::template place<T>(lane % 16, 16 * step + lane / 16 * 8));

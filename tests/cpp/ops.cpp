@@ -63,8 +63,8 @@ Packed packed(const Case& c, const char* op) {
   return weight;
 }
 
-template <auto& product>
-void packed_linear(const Case& c) {
+template <typename Product>
+void packed_linear(const Case& c, const Product& product) {
   const Packed weight = packed(c, "linear");
   product(c["x"], weight.view(), c.find("bias"), c.find("residual"),
           static_cast<afnext::Activation>(whole(c, "activation")), c["out"]);
@@ -157,8 +157,15 @@ const std::map<std::string, void (*)(const Case&)> kOps = {
        afnext::merge_attention(c["out_a"], c["lse_a"], c["out_b"], c["lse_b"], c["out"], c["lse"]);
      }},
     {"pack", [](const Case& c) { afnext::unpack(packed(c, "pack").view(), c["out"]); }},
-    {"packed_linear", &packed_linear<afnext::packed_linear>},
-    {"packed_linear_tiles", &packed_linear<afnext::packed_linear_tiles>},
+    {"packed_linear",
+     [](const Case& c) {
+       packed_linear(c, [](const auto&... arguments) { afnext::packed_linear(arguments...); });
+     }},
+    {"packed_linear_tiles",
+     [](const Case& c) {
+       packed_linear(c,
+                     [](const auto&... arguments) { afnext::packed_linear_tiles(arguments...); });
+     }},
     {"paged_append",
      [](const Case& c) {
        afnext::paged_append(c["k"], c["v"], c["k_pages"], c["v_pages"], c["page_table"],

@@ -44,7 +44,7 @@ def without_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def package(without_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the C++ library is installed: of this checkout's own build, if there is one."""
     prefix = tmp_path_factory.mktemp("installed")
-    built = sorted(ROOT.glob("build/*/libafnext.a"), key=lambda path: path.stat().st_mtime)
+    built = sorted(ROOT.glob("build/cp*/libafnext.a"), key=lambda path: path.stat().st_mtime)
     if not built:
         run("cmake", "--build", without_python)
     folder = built[-1].parent if built else without_python
