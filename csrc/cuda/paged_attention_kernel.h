@@ -40,8 +40,9 @@ struct PagedTile {
   static constexpr int kDim = kDim_, kRowWarps = kRowWarps_, kKeyWarps = kKeyWarps_;
   static constexpr int kRows = 16 * kRowWarps;
   static constexpr int kThreads = arch::kWarp * kRowWarps * kKeyWarps;
-  // Keys of a warp in a tile, and of the tile: 32 KB of keys and values in 16 bits.
-  static constexpr int kWarpKeys = kKeyWarps > 1 ? 16 : kDim > 128 ? 32 : 64;
+  // Keys of a warp in a tile, and of the tile: 32 KB of keys and values in 16 bits (16 KB where 256
+  // channels leave no registers for more scores).
+  static constexpr int kWarpKeys = kKeyWarps > 1 || kDim > 192 ? 16 : kDim > 128 ? 32 : 64;
   static constexpr int kKeys = kKeyWarps * kWarpKeys;
   static constexpr int kChunk = 16 / sizeof(Page);  // elements of 16 bytes
   static constexpr int kChunks = kDim / kChunk;     // of a row
@@ -308,7 +309,7 @@ class WarpRows {
                                           float (&scores)[kProducts][4]) {
     using T = typename Tile::T;
     const int lane = threadIdx.x % arch::kWarp;
-#pragma unroll(Tile::kDim > 192 ? 2 : 4)  // at 256 registers run out
+#pragma unroll 4
     for (int step = 0; step < Tile::kDim / 16; ++step) {
       uint32_t a[4];
       arch::ldmatrix(a, q + Tile::template place<T>(lane % 16, 16 * step + lane / 16 * 8));

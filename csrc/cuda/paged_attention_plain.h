@@ -55,7 +55,7 @@ AFNEXT_DEVICE void attend_row(const PagedAttentionParams& p, const PagedItem& it
     float score = key < high ? 0.0f : -INFINITY, value_scale = 1.0f;
     if (at >= 0) {
       const Page* k = keys + at * dim;
-#pragma unroll 4
+#pragma unroll 2
       for (int i = 0; i < dim; ++i) score += q[i] * arch::to_float(k[i]);
       score *= p.scale;
       if constexpr (kBytes) {
