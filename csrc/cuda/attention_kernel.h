@@ -11,8 +11,8 @@
 //
 //   per key and row 4 D FLOPs; device memory: q and out once, k and v once per 128 rows
 //   shared memory, D = 128: q 32 KB, two stages of k and v 32 KB: 64 KB, two blocks an A100's or
-//   H100's multiprocessor, one an Ada's; registers: 128 sums and 32 scores a thread, about 220 in
-//   all, which two blocks of 128 threads leave room for (255)
+//   H100's multiprocessor, one an Ada's; registers: 128 sums, 32 scores and operands in flight,
+//   254 a thread, the most of which two blocks of 128 threads have room for
 //
 // Scores never leave registers: the accumulators of q k^T are, packed in pairs, the left operand of
 // p v. q is turned as it is put into shared memory, once; k was turned beforehand.

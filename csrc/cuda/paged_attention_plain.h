@@ -55,7 +55,7 @@ AFNEXT_DEVICE void attend_row(const PagedAttentionParams& p, const PagedItem& it
     float score = key < high ? 0.0f : -INFINITY, value_scale = 1.0f;
     if (at >= 0) {
       const Page* k = keys + at * dim;
-#pragma unroll 2
+#pragma unroll 4
       for (int i = 0; i < dim; ++i) score += q[i] * arch::to_float(k[i]);
       score *= p.scale;
       if constexpr (kBytes) {
@@ -109,7 +109,7 @@ AFNEXT_DEVICE void attend_row(const PagedAttentionParams& p, const PagedItem& it
 }
 
 template <typename T, typename Page>
-__global__ void __launch_bounds__(kPlainWarps* arch::kWarp)
+__global__ void __launch_bounds__(kPlainWarps* arch::kWarp, 4)
     paged_attention_plain_kernel(const __grid_constant__ PagedAttentionParams p) {
   auto& shared = arch::shared_memory<PlainShared>();
   const auto* header = reinterpret_cast<const PagedHeader*>(p.pages.words);
