@@ -69,11 +69,16 @@ def _pybind11() -> list[str]:
     return [f"-DAFNEXT_PYBIND11_INCLUDE={Path(torch.origin).parent / 'include'}"]
 
 
-def _adopt(path: Path) -> Any:
+def load_file(path: Path) -> Any:
+    """The compiled module at ``path``, beside any other of its name."""
     spec = importlib.util.spec_from_file_location("_C", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    sys.modules["afnext._C"] = module
+    return module
+
+
+def _adopt(path: Path) -> Any:
+    module = sys.modules["afnext._C"] = load_file(path)
     return module

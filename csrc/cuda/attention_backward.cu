@@ -38,44 +38,15 @@
 #include "cuda/attention_backward_kernel.h"
 #include "cuda/attention_backward_rows.h"
 #include "cuda/attention_backward_sm90_kernel.h"
+#include "cuda/attention_plan.h"
 #include "cuda/dispatch.h"
 
 namespace afnext::cuda {
 namespace {
 
-Heads heads_of(const TensorView& t) { return {t.data, t.stride[0], t.stride[1]}; }
-int window_side(int64_t width) {
-  return width < 0 ? Band::kUnlimited
-                   : static_cast<int>(std::min<int64_t>(width, Band::kUnlimited));
-}
-int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
-
-std::vector<BackwardSequence> sequences_of(const TensorView& q, const TensorView& k,
-                                           const AttentionOptions& options) {
-  const auto* queries = options.cu_seqlens_q ? options.cu_seqlens_q->as<int32_t>() : nullptr;
-  const auto* keys = options.cu_seqlens_k ? options.cu_seqlens_k->as<int32_t>() : nullptr;
-  const auto* lengths = options.key_lengths ? options.key_lengths->as<int32_t>() : nullptr;
-  const int64_t count = queries ? options.cu_seqlens_q->shape[0] - 1 : 1;
-  const int left = window_side(options.window_left);
-  const int right = options.causal ? 0 : window_side(options.window_right);
-  std::vector<BackwardSequence> sequences;
-  sequences.reserve(count);
-  for (int64_t n = 0; n < count; ++n) {
-    const int first_query = queries ? queries[n] : 0, first_key = keys ? keys[n] : 0;
-    const int end_query = queries ? queries[n + 1] : static_cast<int>(q.shape[0]);
-    const int end_key = keys ? keys[n + 1] : static_cast<int>(k.shape[0]);
-    sequences.push_back(
-        {first_query,
-         first_key,
-         end_key - first_key,
-         {end_query - first_query, lengths ? lengths[n] : end_key - first_key, left, right}});
-  }
-  return sequences;
-}
-
 // Tiles of one side, the longest work first: blocks start in this order.
 template <typename Side>
-std::vector<BackwardItem> items_of(const std::vector<BackwardSequence>& sequences,
+std::vector<BackwardItem> items_of(const std::vector<PackedSequence>& sequences,
                                    const BackwardParams& p, int size) {
   std::vector<BackwardItem> items;
   std::vector<int> lengths;
@@ -101,51 +72,6 @@ std::vector<BackwardItem> items_of(const std::vector<BackwardSequence>& sequence
   return sorted;
 }
 
-// Where a tensor's heads can be read 16 bytes at a time, turned and of type T: where they are, or
-// in a copy.
-class Readable {
- public:
-  struct Turn {
-    const float* times;
-    const AttentionOptions& options;
-  };
-
-  template <typename T>
-  Readable(const Call& call, const TensorView& t, int64_t width, const Turn* turn, T)
-      : memory_(call, needed(t, width, turn, sizeof(T))), heads_(heads_of(t)) {
-    if (memory_.as<void>() == nullptr) return;
-    heads_ = {memory_.as<void>(), t.shape[1] * width, width};
-    const AttentionOptions* options = turn ? &turn->options : nullptr;
-    const CopyParams p{heads_of(t),
-                       memory_.as<void>(),
-                       static_cast<int>(t.shape[1]),
-                       static_cast<int>(t.shape[2]),
-                       static_cast<int>(width),
-                       turn ? turn->times : nullptr,
-                       turn ? options->inv_freq->as<float>() : nullptr,
-                       turn ? static_cast<int>(options->inv_freq->last()) : 0,
-                       turn && options->interleaved};
-    const dim3 grid(static_cast<unsigned>(t.shape[0]));
-    if (t.dtype == DType::f32) {
-      call.launch<copy_rows_kernel<float, T>>(grid, kRowThreads, sizeof(Phases), p);
-    } else {
-      call.launch<copy_rows_kernel<T, T>>(grid, kRowThreads, sizeof(Phases), p);
-    }
-  }
-
-  const Heads& heads() const { return heads_; }
-
- private:
-  static size_t needed(const TensorView& t, int64_t width, const Turn* turn, int64_t size) {
-    const bool as_it_is =
-        turn == nullptr && dtype_size(t.dtype) == size && (size == 4 || rows_align(t));
-    return as_it_is ? 0 : t.shape[0] * t.shape[1] * width * size;
-  }
-
-  Scratch memory_;
-  Heads heads_;
-};
-
 template <typename T, typename Out, int kVector>
 void softmax_rows(const Call& call, const SoftmaxParams& p) {
   constexpr int64_t kRowsPerBlock = kRowThreads / 16;
@@ -167,17 +93,16 @@ void softmax_rows(const Call& call, const SoftmaxParams& p, const TensorView& ou
 // Both passes over a call's sequences, `tile` items of one side a block.
 class Passes {
  public:
-  Passes(const Call& call, const std::vector<BackwardSequence>& sequences, BackwardParams p,
-         int tile)
+  Passes(const Call& call, const std::vector<PackedSequence>& sequences, BackwardParams p, int tile)
       : call_(call),
         keys_(items_of<KeySide>(sequences, p, tile)),
         rows_(items_of<RowSide>(sequences, p, tile)),
-        memory_(call, sequences.size() * sizeof(BackwardSequence) +
+        memory_(call, sequences.size() * sizeof(PackedSequence) +
                           (keys_.size() + rows_.size()) * sizeof(BackwardItem)),
         params_(p) {
-    auto* to = memory_.as<BackwardSequence>();
+    auto* to = memory_.as<PackedSequence>();
     params_.sequences = to;
-    call.upload(to, sequences.data(), sequences.size() * sizeof(BackwardSequence));
+    call.upload(to, sequences.data(), sequences.size() * sizeof(PackedSequence));
     auto* items = reinterpret_cast<BackwardItem*>(to + sequences.size());
     std::vector<BackwardItem> both = keys_;
     both.insert(both.end(), rows_.begin(), rows_.end());
@@ -204,7 +129,7 @@ class Passes {
 };
 
 template <typename T, typename Shape>
-void run_mma(const Call& call, const std::vector<BackwardSequence>& sequences,
+void run_mma(const Call& call, const std::vector<PackedSequence>& sequences,
              const BackwardParams& p) {
   Passes passes(call, sequences, p, Shape::kRows);
   constexpr int kThreads = Shape::kThreads;
@@ -220,7 +145,7 @@ void run_mma(const Call& call, const std::vector<BackwardSequence>& sequences,
 }
 
 template <typename T, typename Shape, typename SmallShape>
-void run_either(const Call& call, const std::vector<BackwardSequence>& sequences,
+void run_either(const Call& call, const std::vector<PackedSequence>& sequences,
                 const BackwardParams& p) {
   if (sizeof(typename Shape::Shared) <= call.device().shared_bytes) {
     run_mma<T, Shape>(call, sequences, p);
@@ -230,7 +155,7 @@ void run_either(const Call& call, const std::vector<BackwardSequence>& sequences
 }
 
 template <typename T, typename Shape>
-void run_wgmma(const Call& call, const std::vector<BackwardSequence>& sequences,
+void run_wgmma(const Call& call, const std::vector<PackedSequence>& sequences,
                const BackwardParams& p) {
   Passes passes(call, sequences, p, Shape::kRows);
   constexpr int kThreads = Shape::kThreads;
@@ -241,7 +166,7 @@ void run_wgmma(const Call& call, const std::vector<BackwardSequence>& sequences,
                                                                                    kShared);
 }
 
-void run(const Call& call, const std::vector<BackwardSequence>& sequences, const BackwardParams& p,
+void run(const Call& call, const std::vector<PackedSequence>& sequences, const BackwardParams& p,
          float) {
   Passes passes(call, sequences, p, kRowWarps);
   passes.keys<attention_backward_rows<KeySide>>(kRowThreads, sizeof(RowTile));
@@ -249,7 +174,7 @@ void run(const Call& call, const std::vector<BackwardSequence>& sequences, const
 }
 
 template <typename T>
-void run(const Call& call, const std::vector<BackwardSequence>& sequences, const BackwardParams& p,
+void run(const Call& call, const std::vector<PackedSequence>& sequences, const BackwardParams& p,
          T) {
   if (call.device().sm == 90) {
     if (p.dim <= 64) return run_wgmma<T, WgmmaShape<64, 8, 64, 64>>(call, sequences, p);
@@ -276,21 +201,18 @@ void attention_backward(const TensorView& grad_out, const TensorView* grad_lse, 
                         const TensorView& grad_v, Stream stream) {
   const Call call("attention_backward", q, stream);
   const int64_t heads = q.shape[1], dim = q.shape[2], group = heads / k.shape[1];
-  const bool turning = options.inv_freq != nullptr && options.inv_freq->last() > 0;
   if (std::max(q.shape[0] * group, k.shape[0]) > INT32_MAX) {
     call.fail("takes 2**31 - 1 rows of a KV head at most");
   }
   with_dtype(q.dtype, [&](auto zero) {
     using T = decltype(zero);
-    const int64_t width = sizeof(T) == 2 ? round_up(dim, 8) : dim;
-    const Readable::Turn turn_q{turning ? options.times_q->as<float>() : nullptr, options};
-    const Readable::Turn turn_k{turning ? options.times_k->as<float>() : nullptr, options};
-    const Readable turned_q(call, q, width, turning ? &turn_q : nullptr, zero);
-    const Readable turned_k(call, k, width, turning ? &turn_k : nullptr, zero);
-    const Readable values(call, v, width, nullptr, zero);
+    const Turn turn_q = turn_of(options, options.times_q);
+    const Turn turn_k = turn_of(options, options.times_k);
+    const ReadableHeads turned_q(call, q, q.dtype, turn_q), turned_k(call, k, q.dtype, turn_k);
+    const ReadableHeads values(call, v, q.dtype);
     // A gradient that comes in float32 is rounded once, and everything follows from what it then
     // is.
-    const Readable grads(call, grad_out, width, nullptr, zero);
+    const ReadableHeads grads(call, grad_out, q.dtype);
 
     const Scratch softmax(call, q.shape[0] * heads * sizeof(float2));
     const bool wide = dim % 8 == 0 && rows_align(out) && (sizeof(T) == 2 || rows_align(grad_out));
@@ -316,15 +238,14 @@ void attention_backward(const TensorView& grad_out, const TensorView* grad_lse, 
         nullptr,
         nullptr,
         static_cast<int>(dim),
-        static_cast<int>(width),
         static_cast<int>(group),
         static_cast<int>(k.shape[1]),
         static_cast<float>(options.scale),
         turn_q.times,
         turn_k.times,
-        turning ? options.inv_freq->as<float>() : nullptr,
-        turning ? static_cast<int>(options.inv_freq->last()) : 0,
-        options.interleaved,
+        turn_q.inv_freq,
+        turn_q.half,
+        turn_q.interleaved,
         grad_q.data,
         grad_k.data,
         grad_v.data,

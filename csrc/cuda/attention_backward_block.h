@@ -17,10 +17,10 @@
 
 namespace afnext::cuda {
 
-// The rows from `first` of a and b to shared memory, zeros from `end` on and beyond `width`.
+// The rows from `first` of a and b to shared memory, zeros from `end` on and beyond `dim`.
 template <typename Shape, int kCount, typename Tile, typename Places>
 AFNEXT_DEVICE void load_rows(Tile& to_a, const Heads& a, Tile& to_b, const Heads& b,
-                             const Places& places, int first, int end, int width) {
+                             const Places& places, int first, int end, int dim) {
   constexpr int kChunks = Shape::kDim / 8, kLoads = kCount * kChunks / Shape::kThreads;
   static_assert(kCount * kChunks % Shape::kThreads == 0);
   const int thread = arch::opaque(static_cast<int>(threadIdx.x));  // or places wait in registers
@@ -28,7 +28,7 @@ AFNEXT_DEVICE void load_rows(Tile& to_a, const Heads& a, Tile& to_b, const Heads
   for (int i = 0; i < kLoads; ++i) {
     const int item = i * Shape::kThreads + thread;
     const int row = item / kChunks, chunk = item % kChunks;
-    const bool real = first + row < end && 8 * chunk < width;
+    const bool real = first + row < end && 8 * chunk < dim;
     const Place from = places(real ? first + row : first);
     const int channel = real ? 8 * chunk : 0, bytes = real ? 16 : 0;
     arch::cp_async<16>(to_a.at(row, chunk),
@@ -150,7 +150,7 @@ AFNEXT_DEVICE void backward_block(const BackwardParams& p) {
   }
   const auto load = [&](typename Shape::Stage& stage, int first) {
     load_rows<Shape, Shape::kColumns>(stage.u, Side::u(p), stage.w, Side::w(p),
-                                      Side::streamed(work), first, span.high, p.width);
+                                      Side::streamed(work), first, span.high, p.dim);
     const int column = static_cast<int>(threadIdx.x);
     if (Side::kKeys && column < Shape::kColumns) {
       const bool real = first + column < span.high;
@@ -167,7 +167,7 @@ AFNEXT_DEVICE void backward_block(const BackwardParams& p) {
   float grad_x[kM][kDim / 8][4] = {}, grad_y[kM][kDim / 8][4] = {};
   if (span.low < span.high) {
     load_rows<Shape, Shape::kRows>(shared.x, Side::x(p), shared.y, Side::y(p), kept_place,
-                                   work.first, end, p.width);
+                                   work.first, end, p.dim);
     load(shared.stages[0], span.low);
   }
   int turn = 0;

@@ -18,12 +18,9 @@ AFNEXT_DEVICE void turn_back(float* row, float time, const BackwardParams& p) {
   const int lane = static_cast<int>(threadIdx.x) % arch::kWarp;
 #pragma unroll 1
   for (int i = lane; i < p.half; i += arch::kWarp) {
+    const RotatedPair at(i, p.half, p.interleaved);
     const SinCos phase = sincos_of(time, p.inv_freq[i]);
-    float& a = row[p.interleaved ? 2 * i : i];
-    float& b = row[p.interleaved ? 2 * i + 1 : i + p.half];
-    const float before = a;
-    a = before * phase.cos + b * phase.sin;
-    b = b * phase.cos - before * phase.sin;
+    turn({-phase.sin, phase.cos}, row + at.first, row + at.second);
   }
 }
 

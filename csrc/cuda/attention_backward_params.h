@@ -15,12 +15,6 @@
 
 namespace afnext::cuda {
 
-struct BackwardSequence {
-  int first_query, first_key;
-  int keys;  // that have gradients; those beyond its band's meet no row
-  Band band;
-};
-
 // Keys or rows [first, first + the block's) of one KV head of one sequence.
 struct BackwardItem {
   int sequence, kv_head, first;
@@ -32,9 +26,9 @@ struct BackwardParams {
   // delta, the sum of grad_out * out less the gradient of lse.
   const float2* softmax;
   int64_t all_rows;  // query tokens x group
-  const BackwardSequence* sequences;
+  const PackedSequence* sequences;
   const BackwardItem* items;  // one a block
-  int dim, width;  // channels; a multiple of 8 of them is there to read, the rest being zeros
+  int dim;  // channels; a multiple of 8 of them is there to read, the rest being zeros
   int group, kv_heads;
   float scale;
   // Gradients turn back: inv_freq is null without a rotation.
@@ -44,8 +38,6 @@ struct BackwardParams {
   void *grad_q, *grad_k, *grad_v;  // [tokens, heads, dim]
   bool wide;                       // their rows take 16 bytes at a time
 };
-
-constexpr float kLog2E = 1.44269504f;
 
 AFNEXT_DEVICE int smaller(int a, int b) { return a < b ? a : b; }
 
@@ -104,7 +96,7 @@ struct BackwardWork {
 
  private:
   AFNEXT_DEVICE BackwardWork(const BackwardParams& p, const BackwardItem& item,
-                             const BackwardSequence& s)
+                             const PackedSequence& s)
       : keys(s.keys),
         first(item.first),
         meetings{s.band, p.group},

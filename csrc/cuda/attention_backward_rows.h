@@ -9,46 +9,6 @@ namespace afnext::cuda {
 constexpr int kRowThreads = 256, kRowWarps = kRowThreads / arch::kWarp;
 constexpr int kMaxDim = 256;
 
-struct CopyParams {
-  Heads from;
-  void* to;  // [tokens, heads, width]
-  int heads, dim, width;
-  const float *times, *inv_freq;  // or null
-  int half;
-  bool interleaved;
-};
-
-struct Phases {
-  float sin[kMaxDim / 2], cos[kMaxDim / 2];
-};
-
-// A block a token: its heads turned by its time, rounded to T, and padded with zeros to `width`.
-template <typename From, typename T>
-__global__ void __launch_bounds__(kRowThreads) copy_rows_kernel(const CopyParams p) {
-  auto& phases = arch::shared_memory<Phases>();
-  const auto token = static_cast<int64_t>(blockIdx.x);
-  const int turning = p.times != nullptr ? p.half : 0;
-  for (int i = static_cast<int>(threadIdx.x); i < turning; i += kRowThreads) {
-    const SinCos phase = sincos_of(p.times[token], p.inv_freq[i]);
-    phases.sin[i] = phase.sin;
-    phases.cos[i] = phase.cos;
-  }
-  __syncthreads();
-  for (int i = static_cast<int>(threadIdx.x); i < p.heads * p.width; i += kRowThreads) {
-    const int head = i / p.width, d = i % p.width;
-    const From* row = static_cast<const From*>(p.from.data) + p.from.at(token, head);
-    float value = d < p.dim ? arch::to_float(row[d]) : 0.0f;
-    if (d < 2 * turning) {
-      const bool first = p.interleaved ? d % 2 == 0 : d < turning;
-      const int partner = p.interleaved ? d ^ 1 : first ? d + turning : d - turning;
-      const int pair = p.interleaved ? d / 2 : first ? d : d - turning;
-      const float other = arch::to_float(row[partner]) * phases.sin[pair];
-      value = value * phases.cos[pair] + (first ? -other : other);
-    }
-    static_cast<T*>(p.to)[(token * p.heads) * p.width + i] = arch::rounded<T>(value);
-  }
-}
-
 struct SoftmaxParams {
   Heads grad_out, out;
   const float *lse, *grad_lse;  // [heads, tokens]; grad_lse may be null

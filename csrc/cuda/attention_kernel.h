@@ -27,8 +27,6 @@
 
 namespace afnext::cuda {
 
-constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
-
 template <int kDim>
 struct AttentionShape {
   static constexpr int kWarps = 4, kThreads = kWarps * arch::kWarp;
@@ -101,24 +99,17 @@ AFNEXT_DEVICE void turn_rows(SwizzledTile<T, kRows, kDim>& tile, const Attention
 #pragma unroll 1
   for (int i = static_cast<int>(threadIdx.x); i < kRows * kPairs; i += kThreads) {
     const int row = item.first_row + i / kPairs, pair = i % kPairs;
-    const bool turns = pair < half;
-    const int a = turns && !p.interleaved ? pair : 2 * pair;
-    const int b = turns && !p.interleaved ? pair + half : a + 1;
+    const RotatedPair at(pair, half, p.interleaved);
     const int64_t token = item.sequence.first_query + row / p.group;
     float x = 0, y = 0;
     if (row < rows) {
       const T* from = base + p.q.at(token, item.kv_head * p.group + row % p.group);
-      if (a < p.dim) x = sign * arch::to_float(from[a]);
-      if (b < p.dim) y = sign * arch::to_float(from[b]);
-      if (turns) {
-        const SinCos phase = sincos_of(p.times_q[token], p.inv_freq[pair]);
-        const float turned = x * phase.cos - y * phase.sin;
-        y = y * phase.cos + x * phase.sin;
-        x = turned;
-      }
+      if (at.first < p.dim) x = sign * arch::to_float(from[at.first]);
+      if (at.second < p.dim) y = sign * arch::to_float(from[at.second]);
+      if (pair < half) turn(sincos_of(p.times_q[token], p.inv_freq[pair]), &x, &y);
     }
-    tile.element(i / kPairs, a) = arch::rounded<T>(x);
-    tile.element(i / kPairs, b) = arch::rounded<T>(y);
+    tile.element(i / kPairs, at.first) = arch::rounded<T>(x);
+    tile.element(i / kPairs, at.second) = arch::rounded<T>(y);
   }
 }
 
@@ -327,7 +318,7 @@ __global__ void __launch_bounds__(AttentionShape<kDim>::kThreads, AttentionShape
   const int first_query = item.first_row / p.group, last_query = last_row / p.group;
   const int begin = band.first(first_query) / Shape::kKeys * Shape::kKeys;
   const int end = band.end(last_query);
-  const float scale = fmaxf(fabsf(p.scale), 1e-37f) * kLog2e;  // of a scale of 0 too
+  const float scale = fmaxf(fabsf(p.scale), 1e-37f) * kLog2E;  // of a scale of 0 too
   AttentionRows<kDim> rows;
 #pragma unroll
   for (int strip = 0; strip < Shape::kStrips; ++strip) {

@@ -41,6 +41,13 @@ struct Band {
   }
 };
 
+// A sequence among packed tokens, as a call's offsets and lengths give it.
+struct PackedSequence {
+  int first_query, first_key;
+  int keys;  // those beyond its band's meet no query
+  Band band;
+};
+
 struct AttentionSequence {
   int first_query, first_key;
   Band band;

@@ -7,8 +7,16 @@
 #include "afnext/attention.h"
 #include "cuda/arch/call.h"
 #include "cuda/attention_params.h"
+#include "cuda/turn_heads.h"
 
 namespace afnext::cuda {
+
+// By cu_seqlens and key_lengths, or all tokens as one; those without queries too.
+std::vector<PackedSequence> sequences_of(const TensorView& q, const TensorView& k,
+                                         const AttentionOptions& options);
+
+// The call's rotation by these of its times, or none.
+Turn turn_of(const AttentionOptions& options, const TensorView* times);
 
 class AttentionPlan {
  public:
@@ -23,7 +31,8 @@ class AttentionPlan {
   const Call& call_;
   AttentionParams params_{};
   std::vector<AttentionSequence> sequences_;
-  std::optional<Scratch> k_copy_, v_copy_, on_device_;
+  ReadableHeads k_, v_;
+  std::optional<Scratch> on_device_;
 };
 
 }  // namespace afnext::cuda

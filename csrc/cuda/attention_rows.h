@@ -26,18 +26,11 @@ __global__ void __launch_bounds__(kRowThreads) attention_rows_kernel(const Atten
   const float* from = static_cast<const float*>(p.q.data) + p.q.at(token, head);
   const int half = p.inv_freq != nullptr ? p.half : 0;
   for (int pair = lane; 2 * pair < p.dim; pair += arch::kWarp) {
-    const bool turns = pair < half;
-    const int a = turns && !p.interleaved ? pair : 2 * pair;
-    const int b = turns && !p.interleaved ? pair + half : a + 1;
-    float x = from[a], y = b < p.dim ? from[b] : 0.0f;
-    if (turns) {
-      const SinCos phase = sincos_of(p.times_q[token], p.inv_freq[pair]);
-      const float turned = x * phase.cos - y * phase.sin;
-      y = y * phase.cos + x * phase.sin;
-      x = turned;
-    }
-    q[a] = x;
-    if (b < p.dim) q[b] = y;
+    const RotatedPair at(pair, half, p.interleaved);
+    float x = from[at.first], y = at.second < p.dim ? from[at.second] : 0.0f;
+    if (pair < half) turn(sincos_of(p.times_q[token], p.inv_freq[pair]), &x, &y);
+    q[at.first] = x;
+    if (at.second < p.dim) q[at.second] = y;
   }
   __syncwarp();
   constexpr int kKept = kMaxHeadDim / arch::kWarp;
@@ -55,7 +48,7 @@ __global__ void __launch_bounds__(kRowThreads) attention_rows_kernel(const Atten
       score = 0;
 #pragma unroll 4
       for (int d = 0; d < p.dim; ++d) score = fmaf(q[d], at[d], score);
-      score *= p.scale * kLog2e;
+      score *= p.scale * kLog2E;
     }
     const float now = fmaxf(max, arch::max_lanes(score));
     const float base = now == -INFINITY ? 0.0f : now;

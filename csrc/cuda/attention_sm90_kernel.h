@@ -70,16 +70,17 @@ AFNEXT_DEVICE void fetch_queries(Tile<T, kGroupRows, kDim> (&tiles)[Shape<kDim>:
       const int rows = work.end_row - work.first_row - first;
       int token = work.first_query + (work.first_row + first) / p.group;
       int head = (work.first_row + first) % p.group;
-      SinCos turn{};  // of a query, for all its heads
+      SinCos phase{};  // of a query, for all its heads
 #pragma unroll 1
       for (int i = 0; i < kRows && i < rows; ++i) {
-        if (i == 0 || head == 0) turn = sincos_of(p.times_q[token], inv_freq);
+        if (i == 0 || head == 0) phase = sincos_of(p.times_q[token], inv_freq);
         if (++head == p.group) head = 0, ++token;
         T* a = tile.at(first % kGroupRows + i, channel);
         T* b = tile.at(first % kGroupRows + i, channel + apart);
-        const float x = arch::to_float(*a), y = arch::to_float(*b);
-        arch::from_float(x * turn.cos - y * turn.sin, a);
-        arch::from_float(y * turn.cos + x * turn.sin, b);
+        float x = arch::to_float(*a), y = arch::to_float(*b);
+        turn(phase, &x, &y);
+        arch::from_float(x, a);
+        arch::from_float(y, b);
       }
     }
   }
@@ -179,8 +180,6 @@ class TileFetcher {
 };
 
 // --- the warpgroups that multiply --------------------------------------------------------------
-
-constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
 // Of the sums of a product, register i of a thread: its place within the warp's 16 rows, in eights,
 // and its column, from the thread's first on.
@@ -379,7 +378,7 @@ AFNEXT_DEVICE void attend(Shared<T, kDim>& shared, const AttentionParams& p, uns
   };
   const auto weigh = [&] {
     if (mask.cuts(key)) mask.apply(scores, key, lane);
-    softmax.weigh(scores, p.scale * kLog2e, factor);
+    softmax.weigh(scores, p.scale * kLog2E, factor);
   };
   const auto pack_weights = [&] {
 #pragma unroll

@@ -69,24 +69,6 @@ struct PagedAttentionParams {
   float scale;  // times log2(e)
 };
 
-// Channels of a pair that turns together; those past 2 * half do not turn and go in twos.
-struct RotatedPair {
-  int first, second;
-  AFNEXT_DEVICE RotatedPair(int pair, int half, bool interleaved) {
-    const bool apart = pair < half && !interleaved;
-    first = apart ? pair : 2 * pair;
-    second = apart ? pair + half : 2 * pair + 1;
-  }
-};
-AFNEXT_DEVICE void turn(const SinCos& by, float* a, float* b) {
-  const float x = *a, y = *b;
-  *a = x * by.cos - y * by.sin;
-  *b = y * by.cos + x * by.sin;
-}
-
-constexpr float kLog2E = 1.4426950408889634f;
-constexpr float kLn2 = 0.6931471805599453f;
-
 // Rows of one item and what each sees.
 struct PagedRows {
   int first_row, count;  // rows of the item, those of them that there are

@@ -39,4 +39,19 @@ AFNEXT_DEVICE SinCos sincos_of(float time, float inv_freq) {
   return {quadrant & 2 ? -sine : sine, (quadrant + 1) & 2 ? -cosine : cosine};
 }
 
+// Channels of a pair that turns together; those past 2 * half do not turn and go in twos.
+struct RotatedPair {
+  int first, second;
+  AFNEXT_DEVICE RotatedPair(int pair, int half, bool interleaved) {
+    const bool apart = pair < half && !interleaved;
+    first = apart ? pair : 2 * pair;
+    second = apart ? pair + half : 2 * pair + 1;
+  }
+};
+AFNEXT_DEVICE void turn(const SinCos& by, float* a, float* b) {
+  const float x = *a, y = *b;
+  *a = x * by.cos - y * by.sin;
+  *b = y * by.cos + x * by.sin;
+}
+
 }  // namespace afnext::cuda

@@ -27,7 +27,6 @@ struct Params {
 AFNEXT_DEVICE float silu(float x, float) { return x / (1.0f + expf(-x)); }
 template <typename Half>
 AFNEXT_DEVICE float silu(float x, Half) {
-  constexpr float kLog2E = 1.44269504f;
   return x * arch::reciprocal_approx(1.0f + arch::exp2_approx(-kLog2E * x));
 }
 

@@ -19,7 +19,7 @@ struct Phases {
   float sin[kMaxHalf], cos[kMaxHalf];
 };
 
-template <typename T>
+template <typename From, typename To>
 __global__ void __launch_bounds__(kThreads) turn_heads_kernel(const Params p) {
   auto& phases = arch::shared_memory<Phases>();
   const auto token = static_cast<int64_t>(blockIdx.x);
@@ -30,36 +30,63 @@ __global__ void __launch_bounds__(kThreads) turn_heads_kernel(const Params p) {
     phases.cos[i] = phase.cos;
   }
   __syncthreads();
-  T* to = static_cast<T*>(p.to) + token * p.heads * p.width;
+  To* to = static_cast<To*>(p.to) + token * p.heads * p.width;
   const int pairs = (p.width + 1) / 2;
 #pragma unroll 1
   for (int i = static_cast<int>(threadIdx.x); i < p.heads * pairs; i += kThreads) {
     const int head = i / pairs, pair = i % pairs;
-    const bool turns = pair < half;
-    const int a = turns && !p.turn.interleaved ? pair : 2 * pair;
-    const int b = turns && !p.turn.interleaved ? pair + half : a + 1;
-    const T* from = static_cast<const T*>(p.from.data) + p.from.at(token, head);
-    float x = a < p.dim ? arch::to_float(from[a]) : 0.0f;
-    float y = b < p.dim ? arch::to_float(from[b]) : 0.0f;
-    if (turns) {
-      const float turned = x * phases.cos[pair] - y * phases.sin[pair];
-      y = y * phases.cos[pair] + x * phases.sin[pair];
-      x = turned;
-    }
-    T* row = to + head * p.width;
-    row[a] = arch::rounded<T>(x);
-    if (b < p.width) row[b] = arch::rounded<T>(y);
+    const RotatedPair at(pair, half, p.turn.interleaved);
+    const From* from = static_cast<const From*>(p.from.data) + p.from.at(token, head);
+    float x = at.first < p.dim ? arch::to_float(from[at.first]) : 0.0f;
+    float y = at.second < p.dim ? arch::to_float(from[at.second]) : 0.0f;
+    if (pair < half) turn({phases.sin[pair], phases.cos[pair]}, &x, &y);
+    To* row = to + head * p.width;
+    row[at.first] = arch::rounded<To>(x);
+    if (at.second < p.width) row[at.second] = arch::rounded<To>(y);
   }
+}
+
+constexpr int64_t kUnitBytes = 16;
+
+int64_t width_of(const TensorView& t, DType as) {
+  const int64_t unit = as == DType::f32 ? 1 : kUnitBytes / dtype_size(as);
+  return (t.shape[2] + unit - 1) / unit * unit;
+}
+
+size_t bytes_of_copy(const TensorView& t, DType as, const Turn& turn) {
+  const bool as_it_is =
+      turn.inv_freq == nullptr && t.dtype == as && (as == DType::f32 || in_units(t));
+  return as_it_is ? 0 : t.shape[0] * t.shape[1] * width_of(t, as) * dtype_size(as);
 }
 
 }  // namespace
 
-void turn_heads(const Call& call, DType dtype, const Heads& from, int64_t tokens, int heads,
-                int dim, int width, const Turn& turn, void* to) {
-  const Params p{from, to, heads, dim, width, turn};
-  with_dtype(dtype, [&](auto zero) {
-    call.launch<turn_heads_kernel<decltype(zero)>>(static_cast<unsigned>(tokens), kThreads,
-                                                   sizeof(Phases), p);
+bool in_units(const TensorView& t) {
+  const int64_t size = dtype_size(t.dtype);
+  return reinterpret_cast<uintptr_t>(t.data) % kUnitBytes == 0 &&
+         t.shape[2] * size % kUnitBytes == 0 && t.stride[0] * size % kUnitBytes == 0 &&
+         t.stride[1] * size % kUnitBytes == 0;
+}
+
+ReadableHeads::ReadableHeads(const Call& call, const TensorView& t, DType as, const Turn& turn)
+    : memory_(call, bytes_of_copy(t, as, turn)), heads_(heads_of(t)) {
+  if (memory_.as<void>() == nullptr) return;
+  const int64_t width = width_of(t, as);
+  heads_ = {memory_.as<void>(), t.shape[1] * width, width};
+  const Params p{heads_of(t),
+                 memory_.as<void>(),
+                 static_cast<int>(t.shape[1]),
+                 static_cast<int>(t.shape[2]),
+                 static_cast<int>(width),
+                 turn};
+  const dim3 grid(static_cast<unsigned>(t.shape[0]));
+  with_dtype(as, [&](auto zero) {
+    using To = decltype(zero);
+    if (t.dtype == as) {
+      call.launch<turn_heads_kernel<To, To>>(grid, kThreads, sizeof(Phases), p);
+    } else {
+      call.launch<turn_heads_kernel<float, To>>(grid, kThreads, sizeof(Phases), p);
+    }
   });
 }
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.cuda.harness import Kernels, load_module
+from benchmarks.gpu.build import load_file
+from tests.cuda.harness import Kernels
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "emulated"
@@ -41,7 +42,7 @@ def emulated() -> Any:
     if shutil.which("cmake") is None or shutil.which("ninja") is None:
         pytest.skip("needs CMake and Ninja")
     given = os.environ.get("AFNEXT_EMULATED_MODULE")
-    return load_module(Path(given) if given else build_emulated(BUILD))
+    return load_file(Path(given) if given else build_emulated(BUILD))
 
 
 @pytest.fixture

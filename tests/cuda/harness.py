@@ -7,11 +7,9 @@ same cases run under pytest in the emulator and on a bare machine with a GPU (``
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -138,13 +136,3 @@ def assert_close(got: Tensor, expected: Tensor, *, relative: float, absolute: fl
             f"{int(bad.sum())} of {bad.numel()} off, the first at {at}: {got[at].item():.6g}, not "
             f"{expected[at].item():.6g} within {bound[at].item():.2g}"
         )
-
-
-def load_module(path: Path) -> Any:
-    """The compiled module at ``path``, beside any other of its name."""
-    spec = importlib.util.spec_from_file_location("_C", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -11,6 +11,8 @@
 
 namespace afnext::cuda {
 
+constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
+
 // Storage of an element; arithmetic is in float32.
 struct bf16 {
   uint16_t bits;
