@@ -84,17 +84,8 @@ void Races::read_atomic(uint32_t address, size_t bytes, const Accessor& who) {
 }
 
 void Races::write(uint32_t address, size_t bytes, const Accessor& who, Proxy proxy) {
-  const uint32_t clock = clocks_[who.agent][who.agent];
-  ++sequence_;
-  for (uint32_t byte = address; byte < address + bytes; ++byte) {
-    check_write(byte, who);
-    writes_[byte] = {clock,
-                     sequence_,
-                     static_cast<uint8_t>(who.agent),
-                     static_cast<uint8_t>(who.lane),
-                     false,
-                     proxy == Proxy::generic};
-  }
+  for (uint32_t byte = address; byte < address + bytes; ++byte) check_write(byte, who);
+  write_lands(address, bytes, who, proxy);
 }
 
 void Races::write_begins(uint32_t address, size_t bytes, const Accessor& who) {
