@@ -11,20 +11,19 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from ..case import Case
-from ..results import Failure, Result, document, result_of, table, write
+from ..results import Failure, Peaks, Result, document, table, write
+from . import supervision
 from .build import BuildError, load_module
+from .supervision import Job
 
-if TYPE_CHECKING:  # these need the module, which may have to be built first
-    from .lab import Lab
-    from .row import Row
-
+SECONDS = 60.0  # a row may take
 SAVED = Path(__file__).parents[1] / "results"
 
 
@@ -34,6 +33,7 @@ class Record:
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self.machine: dict[str, Any] = {}
+        self.peaks: Peaks | None = None
         self.results: list[Result] = []
         self.failures: list[Failure] = []
         self.missing: list[str] = []
@@ -46,10 +46,11 @@ class Record:
             self.results.append(outcome)
             print(table(outcome), flush=True)
 
-    def write(self, peaks: Any, complete: bool) -> None:
+    def write(self, complete: bool) -> None:
         if self.path is not None:
+            peaks = self.peaks or Peaks(0.0, {})
             content = document(self.machine, peaks, self.results, self.failures, complete=complete)
-            write(self.path, content | {"no_kernel": self.missing})
+            write(self.path, content | {"not_here": self.missing})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,114 +61,86 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("gpu: torch sees no GPU; --rehearse runs the rows on the CPU", file=sys.stderr)
         return 2
     try:
-        module = load_module(cuda=not options.rehearse, rebuild=options.build)
+        load_module(cuda=not options.rehearse, rebuild=options.build)
     except BuildError as error:
         print(f"gpu: {error}", file=sys.stderr)
         return 2
-    if options.first_cases:
-        return _first_cases(module)
-    return _run(module, options, deadline)
+    return _run(options, deadline)
 
 
-def _run(module: Any, options: argparse.Namespace, deadline: float) -> int:
+def _run(options: argparse.Namespace, deadline: float) -> int:
     from .. import machine
-    from .lab import Lab
 
-    lab = Lab(options.rehearse)
-    torch.manual_seed(0)
-    gpu = {} if lab.rehearse else _gpu()
-    record = Record(options.json or (None if lab.rehearse else SAVED / slug(gpu) / "gpu.json"))
+    gpu = {} if options.rehearse else _gpu()
+    record = Record(options.json or (None if options.rehearse else SAVED / slug(gpu) / "gpu.json"))
     record.machine = {**machine.describe(), **({"gpu": gpu} if gpu else {"rehearsal": True})}
     print(gpu or "a rehearsal on the CPU: figures mean nothing", flush=True)
-    if not lab.rehearse:
-        _check(module, record, time.monotonic() + 0.4 * options.budget)
-    peaks = lab.peaks
-    rates = ", ".join(f"{name} {rate / 1e12:.4g} TFLOP/s" for name, rate in peaks.compute.items())
-    print(f"copy {peaks.memory / 1e12:.3g} TB/s, {rates}", flush=True)
-    complete = _measure(lab, record, deadline, options.only)
-    record.write(peaks, complete)
+    if not options.rehearse and not options.no_cases:
+        _check(record, time.monotonic() + 0.4 * options.budget)
+    complete = _measure(record, deadline, options)
+    record.write(complete)
     if record.path is not None:
         print(f"wrote {record.path}", flush=True)
     if record.missing:
-        print("no kernel: " + ", ".join(record.missing), flush=True)
+        print("not here: " + ", ".join(record.missing), flush=True)
     print(f"{len(record.results)} rows, {len(record.failures)} failures", flush=True)
     return 1 if record.failures else 0
 
 
-def _check(module: Any, record: Record, deadline: float) -> None:
-    from .correctness import run_cases, sanitize
+def _check(record: Record, deadline: float) -> None:
+    from .correctness import run_all
 
-    for what, outcomes in (
-        ("cases", run_cases(module, deadline=deadline)),
-        ("compute-sanitizer", sanitize()),
-    ):
-        good = 0
-        for _, failure in outcomes:
-            good += failure is None
-            if failure is not None:
-                record.add(failure)
-        print(f"{what}: {good} right", flush=True)
+    for name, good, failures in run_all(deadline):
+        for failure in failures:
+            record.add(failure)
+        print(f"{name}: {good} right, {len(failures)} wrong", flush=True)
 
 
-def _first_cases(module: Any) -> int:
-    from .correctness import run_cases
-
-    failures = [failure for _, failure in run_cases(module, first_only=True) if failure]
-    for failure in failures:
-        print(failure)
-    return 1 if failures else 0
-
-
-def _measure(lab: Lab, record: Record, deadline: float, only: str) -> bool:
+def _measure(record: Record, deadline: float, options: argparse.Namespace) -> bool:
     """Whether all rows had their turn before the deadline."""
-    from afnext import ops
     from afnext.ops import runtime
 
-    from . import attention_rows, linear_rows, small_rows, step_rows
+    from . import rows
+    from .correctness import OLDER
 
-    # What matters most comes first, in case that time runs out.
-    rows = [*attention_rows.ROWS, *step_rows.ROWS, *small_rows.ROWS, *linear_rows.ROWS]
-    for row in rows:
-        if only and not re.search(only, f"{row.op} {row.name}"):
+    wanted = []
+    for row in rows.ROWS:
+        if not re.search(options.only, row.title):
             continue
-        if time.monotonic() > deadline:
-            print("out of time", flush=True)
-            return False
-        if row.op == "decode_step" and not hasattr(ops, "PagedAttentionPlan"):
-            record.missing.append(f"{row.op} {row.name}")
-            continue
-        if not lab.rehearse and not all(map(runtime.has_cuda_kernels, row.ops)):
-            record.missing.append(f"{row.op} {row.name}")
-            continue
-        record.add(_outcome(lab, record, row))
-        lab.release()
-        record.write(lab.peaks, complete=False)
-    return True
+        if options.rehearse or all(map(runtime.has_cuda_kernels, row.ops)):
+            wanted.append(row)
+        else:
+            record.missing.append(f"a kernel for {row.title}")
+    done = 0
+    for older, group in groupby(wanted, key=lambda row: row.older):
+        by_title = {row.title: row for row in group}
+        settings = {"rehearse": options.rehearse, rows.PEAKS: record.peaks and asdict(record.peaks)}
+        items = [*by_title] if record.peaks else [rows.PEAKS, *by_title]
+        job = Job(f"{rows.__name__}:measurer", items, SECONDS, settings, OLDER if older else {})
+        for title, answer in supervision.run(job, deadline):
+            done += title in by_title
+            if answer.error:
+                record.add(_failure(title, answer.error))
+            elif title == rows.PEAKS:
+                record.peaks = Peaks(**answer.value)
+                print(_in_words(record.peaks), flush=True)
+            else:
+                record.missing += (f"{title}: {peer}" for peer in answer.value["missing"])
+                record.add(Result.from_dict(answer.value["result"]))
+            record.write(complete=False)
+    if done < len(wanted):
+        print("out of time", flush=True)
+    return done == len(wanted)
 
 
-def _outcome(lab: Lab, record: Record, row: Row) -> Result | Failure:
-    try:
-        case = row.case(lab)
-        if case.check is not None:
-            case.check()
-        case = replace(case, peers=_running(case, row.op, record))
-        timings = lab.time({case.label: case.ours, **case.peers})
-        return result_of(row.op, case, timings, lab.peaks)
-    except Exception as error:
-        return Failure.of(row.op, row.name, error)
+def _failure(title: str, error: str) -> Failure:
+    benchmark, _, name = title.partition(" ")
+    return Failure(benchmark, name, error)
 
 
-def _running(case: Case, op: str, record: Record) -> dict[str, Any]:
-    """The peers that this machine runs; torch refuses some backends for some shapes."""
-    running = {}
-    for name, call in case.peers.items():
-        try:
-            call()
-            running[name] = call
-        except RuntimeError as error:
-            words = " ".join(str(error).split())[:120]
-            record.missing.append(f"peer of {op} {case.name}: {name} ({words})")
-    return running
+def _in_words(peaks: Peaks) -> str:
+    rates = ", ".join(f"{name} {rate / 1e12:.4g} TFLOP/s" for name, rate in peaks.compute.items())
+    return f"copy {peaks.memory / 1e12:.3g} TB/s, {rates}"
 
 
 def _gpu() -> dict[str, Any]:
@@ -194,7 +167,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", default="", help="a regular expression on rows' names")
     parser.add_argument("--json", type=Path, help="where results go, if not benchmarks/results")
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes, on the CPU")
-    parser.add_argument("--first-cases", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--no-cases", action="store_true", help="measure without checking first")
     return parser
 
 

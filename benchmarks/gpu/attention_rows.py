@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -130,9 +131,13 @@ def paged_decode(lab: Lab, batch: int, tokens: int, heads: int, kv_heads: int, d
 
     inputs = lab.rotated(make, size)
 
+    one = inputs()
+    plan = ops.PagedAttentionPlan(one[0], heads, max_requests=batch, max_pages=pages)
+    plan.update(table, ends, lengths)
+
     def ours() -> object:
         k_pages, v_pages = inputs()[:2]
-        return ops.paged_attention(q, k_pages, v_pages, table, ends, lengths)
+        return plan.attend(q, k_pages, v_pages)
 
     def sdpa(backend: SDPBackend) -> Callable[[], object]:
         def call() -> object:
@@ -142,7 +147,6 @@ def paged_decode(lab: Lab, batch: int, tokens: int, heads: int, kv_heads: int, d
 
         return call
 
-    one = inputs()
     return Case(
         f"decode, {batch} x {tokens} tokens held, {heads}/{kv_heads} heads of {dim}",
         ours=ours,
@@ -151,7 +155,7 @@ def paged_decode(lab: Lab, batch: int, tokens: int, heads: int, kv_heads: int, d
         bytes=size,
         dtype="bfloat16",
         check=agree(
-            lambda: ops.paged_attention(q, one[0], one[1], table, ends, lengths),
+            lambda: plan.attend(q, one[0], one[1]),
             lambda: F.scaled_dot_product_attention(q[:, :, None], one[2], one[3], enable_gqa=True),
             ROUNDING,
         ),
@@ -168,3 +172,9 @@ ROWS = [
     *(Row("attention_backward", attention_backward, {"tokens": n, **HEADS}, TINY)
       for n in (8192, 2048, 16384)),
 ]  # fmt: skip
+# By the kernels of older GPUs, which serve Ampere, Ada and consumer Blackwell.
+OLDER_ROWS = [
+    replace(row, older=True)
+    for row in ROWS
+    if row.op != "paged_attention" and row.sizes["tokens"] != 16384
+]

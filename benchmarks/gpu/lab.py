@@ -60,7 +60,7 @@ class Lab:
             torch.cuda.empty_cache()
 
     def captured(self, call: Call) -> Call:
-        """The call as a CUDA graph's replay; in a rehearsal, the call."""
+        """The call as a CUDA graph's replay, which keeps what the call reads; in a rehearsal, the call."""
         if self.rehearse:
             call()
             return call
@@ -73,7 +73,13 @@ class Lab:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             call()
-        return graph.replay
+
+        def replay(
+            keep: Call = call,
+        ) -> None:  # a graph alone does not hold the tensors it was captured with
+            graph.replay()
+
+        return replay
 
     def time(self, contestants: Mapping[str, Call]) -> dict[str, Timing]:
         """Seconds a call of each, in turn, so that the device's drift hits all of them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 import torch.nn.functional as F
 
 from afnext import ops
@@ -12,20 +13,21 @@ from ..case import Case
 from .lab import Lab
 from .row import Row
 
+ROUNDED = 512  # rows of a weight that are rounded, on the CPU; the others repeat them
+
 
 def packed(lab: Lab, n: int, k: int, format: str, gate_up: bool = False) -> ops.PackedWeight:
-    """Of random numbers. Rounded on the CPU, a tile that is repeated: the bytes are what counts."""
+    """Of random numbers; in a quantised format the same few rows recur, since its bytes are what counts."""
     if format in ("bfloat16", "float16"):
         return ops.pack(lab.random(n, k) * k**-0.5, format, gate_up)
-    quantized = ops.quantize((lab.random(n, k) * k**-0.5).cpu(), format)
-    if lab.rehearse:
-        return ops.pack(quantized, gate_up=gate_up)
-    moved = {
-        name: part.to(lab.device)
+    quantized = ops.quantize((lab.random(min(n, ROUNDED), k) * k**-0.5).cpu(), format)
+    rows = torch.arange(n) % min(n, ROUNDED)
+    repeated = {
+        name: part[rows].to(lab.device)
         for name in ("values", "scales", "zeros")
         if (part := getattr(quantized, name)) is not None
     }
-    return ops.pack(replace(quantized, **moved), gate_up=gate_up)
+    return ops.pack(replace(quantized, **repeated, shape=(n, k)), gate_up=gate_up)
 
 
 def another(weight: ops.PackedWeight) -> ops.PackedWeight:

@@ -24,6 +24,7 @@ class Row:
         sizes: its keywords on a GPU.
         tiny: those that a rehearsal takes instead.
         needs: torch ops that must have CUDA kernels, ``op`` unless given.
+        older: measured with the kernels of GPUs before Hopper.
     """
 
     op: str
@@ -31,6 +32,12 @@ class Row:
     sizes: Mapping[str, Any]
     tiny: Mapping[str, Any] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
+    older: bool = False
+
+    @property
+    def title(self) -> str:
+        """Its op, sizes and kernels: a row's own."""
+        return f"{self.op} {self.name}{' (sm_80)' * self.older}"
 
     @property
     def name(self) -> str:

@@ -1,6 +1,8 @@
+#include <algorithm>
 #include <array>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <mutex>
 
 #include "afnext/error.h"
@@ -22,6 +24,19 @@ bool synchronous() {
     return value != nullptr && std::strcmp(value, "0") != 0 && *value != '\0';
   }();
   return set;
+}
+
+// AFNEXT_CUDA_SM, the highest compute capability whose kernels run, as 80.
+int highest_sm() {
+  const char* value = std::getenv("AFNEXT_CUDA_SM");
+  if (value == nullptr || *value == '\0') return std::numeric_limits<int>::max();
+  char* end = nullptr;
+  const long sm = std::strtol(value, &end, 10);
+  if (*end != '\0' || sm < kOldestSm || sm > 999) {
+    throw CudaError("AFNEXT_CUDA_SM must be a compute capability of 80 or more, as 80 or 90, got " +
+                    std::string(value));
+  }
+  return static_cast<int>(sm);
 }
 
 int attribute(cudaDeviceAttr which, int device) {
@@ -48,6 +63,7 @@ const Device& device_of(int index) {
     Device device;
     device.sm = 10 * attribute(cudaDevAttrComputeCapabilityMajor, index) +
                 attribute(cudaDevAttrComputeCapabilityMinor, index);
+    if (device.sm >= kOldestSm) device.sm = std::min(device.sm, highest_sm());
     device.multiprocessors = attribute(cudaDevAttrMultiProcessorCount, index);
     device.shared_bytes = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
     device.l2_bytes = attribute(cudaDevAttrL2CacheSize, index);

@@ -23,8 +23,10 @@ class CudaError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+constexpr int kOldestSm = 80;  // compute capability that kernels need
+
 struct Device {
-  int sm = 0;  // compute capability: 80, 90, ...
+  int sm = 0;  // compute capability: 80, 90, ...; AFNEXT_CUDA_SM holds it lower
   int multiprocessors = 0;
   size_t shared_bytes = 0;  // that a block can have
   size_t l2_bytes = 0;
@@ -78,7 +80,7 @@ class Call {
 
   // Refuses what the device cannot run, in the same words in emulation.
   void check_device() const {
-    if (device_->sm >= kOldest) return;
+    if (device_->sm >= kOldestSm) return;
     fail("cuda:" + std::to_string(about_.device_index) + " has compute capability " +
          std::to_string(device_->sm / 10) + "." + std::to_string(device_->sm % 10) +
          ", kernels need 8.0");
@@ -89,7 +91,6 @@ class Call {
          std::to_string(about_.device_index) + " has " + std::to_string(device_->shared_bytes));
   }
 
-  static constexpr int kOldest = 80;
   const char* op_;
   const TensorView& about_;
   Stream stream_;
