@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from afnext import ops
 from benchmarks.__main__ import main
-from benchmarks.gpu import attention_rows, linear_rows, small_rows, step_rows
+from benchmarks.gpu import supervision
 from benchmarks.gpu.__main__ import slug
+from benchmarks.gpu.rows import ROWS
 
-ROWS = [*attention_rows.ROWS, *step_rows.ROWS, *small_rows.ROWS, *linear_rows.ROWS]
+
+def test_rows_have_titles_of_their_own() -> None:
+    assert len({row.title for row in ROWS}) == len(ROWS)
 
 
 def test_every_row_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -22,9 +25,7 @@ def test_every_row_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     content = json.loads(file.read_text())
     assert content["complete"]
     assert content["failures"] == []
-    measured = len(content["results"])
-    without_plan = 0 if hasattr(ops, "PagedAttentionPlan") else len(step_rows.ROWS)
-    assert measured == len(ROWS) - without_plan
+    assert len(content["results"]) == len(ROWS)
     assert all(len(result["contestants"]) > 1 for result in content["results"])
     assert "figures mean nothing" in capsys.readouterr().out
 
@@ -35,19 +36,20 @@ def test_out_of_time_keeps_what_there_is(tmp_path: Path) -> None:
     assert not json.loads(file.read_text())["complete"]
 
 
-def test_a_failing_row_leaves_the_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def broken(*args: object, **kwargs: object) -> torch.Tensor:
-        raise RuntimeError("planted")
+def test_a_failing_row_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(job: supervision.Job, deadline: float) -> Iterator[tuple[str, supervision.Answer]]:
+        for title, answer in supervision_run(job, deadline):
+            planted = title.startswith("silu_mul")
+            yield title, supervision.Answer(error="planted") if planted else answer
 
-    monkeypatch.setattr(ops, "silu_mul", broken)
+    supervision_run = supervision.run
+    monkeypatch.setattr(supervision, "run", run)
     file = tmp_path / "gpu.json"
     arguments = ["--rehearse", "--only", "silu_mul|^rotate", "--json", str(file)]
     assert main(["gpu", *arguments]) == 1
     content = json.loads(file.read_text())
-    assert [failure["error"] for failure in content["failures"]] == ["RuntimeError: planted"]
-    assert len(content["results"]) == 1
+    assert [failure["error"] for failure in content["failures"]] == ["planted"]
+    assert [result["benchmark"] for result in content["results"]] == ["rotate"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
