@@ -27,7 +27,7 @@ FAULT = "short"  # as an argument: a tensor that is shorter than the kernel was 
 
 def checked(*arguments: str) -> subprocess.CompletedProcess[str]:
     module = build_emulated(BUILD, "-DEMULATION_ADDRESS_SANITIZER=ON")
-    # Python was built without the sanitizer, which has to come first, together with what it wraps of throwing.
+    # Python was built without the sanitizer, which has to come first, and beside it what throws.
     libraries = " ".join(map(_library, ("libasan.so", "libstdc++.so.6")))
     environment = {
         **os.environ,
