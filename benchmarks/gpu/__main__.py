@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from .. import roofline
 from ..results import Failure, Peaks, Result, document, table, write
 from . import supervision
 from .build import BuildError, load_module
@@ -81,6 +82,7 @@ def _run(options: argparse.Namespace, deadline: float) -> int:
     record.write(complete)
     if record.path is not None:
         print(f"wrote {record.path}", flush=True)
+        _draw(record, gpu.get("name", "a rehearsal"))
     if record.missing:
         print("not here: " + ", ".join(record.missing), flush=True)
     print(f"{len(record.results)} rows, {len(record.failures)} failures", flush=True)
@@ -131,6 +133,14 @@ def _measure(record: Record, deadline: float, options: argparse.Namespace) -> bo
     if done < len(wanted):
         print("out of time", flush=True)
     return done == len(wanted)
+
+
+def _draw(record: Record, name: str) -> None:
+    """A roofline picture beside the file, of those rows that count operations."""
+    counted = [result for result in record.results if result.flops]
+    if record.path is not None and record.peaks is not None and counted:
+        picture = roofline.svg(name, record.peaks, counted)
+        record.path.with_suffix(".svg").write_text(picture)
 
 
 def _failure(title: str, error: str) -> Failure:

@@ -41,6 +41,8 @@ def _measure(lab: Lab, row: Row) -> dict[str, Any]:
         case = row.case(lab)
         if case.check is not None:
             case.check()
+        if row.older:
+            case = replace(case, name=f"{case.name}, by the kernels of sm_80")
         case, missing = _running(case)
         timings = lab.time({case.label: case.ours, **case.peers})
         return {"result": asdict(result_of(row.op, case, timings, lab.peaks)), "missing": missing}

@@ -25,6 +25,7 @@ def test_every_row_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     content = json.loads(file.read_text())
     assert content["complete"]
     assert content["failures"] == []
+    assert file.with_suffix(".svg").read_text().startswith("<svg")
     assert len(content["results"]) == len(ROWS)
     assert all(len(result["contestants"]) > 1 for result in content["results"])
     assert "figures mean nothing" in capsys.readouterr().out
