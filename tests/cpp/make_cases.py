@@ -16,7 +16,7 @@ from torch import Tensor
 
 from afnext import ops
 from afnext.ops import reference
-from tests.cpp import decoder_cases, quantized_cases
+from tests.cpp import decoder_cases, quantized_cases, serving_cases
 from tests.cpp.calls import DTYPES, TOLERANCE, Call, Output, label, randn
 from tests.ops.attention_oracle import Case, make_case, offsets, oracle, with_gradients
 from tests.ops.paged_cache import empty_cache, fill
@@ -500,9 +500,10 @@ def paged_attention() -> Iterator[Call]:
 
 
 OPS: tuple[Callable[[], Iterator[Call]], ...] = (
-    attention, attention_backward, decoder_cases.decoder, layer_norm, linear, log_mel, merge_attention,
-    quantized_cases.pack, packed_linear, packed_linear_tiles, paged_append, paged_attention,
-    quantized_cases.quantize, rms_norm, rotate, silu_mul,
+    serving_cases.all_to_all_pack, serving_cases.all_to_all_unpack, attention, attention_backward,
+    decoder_cases.decoder, layer_norm, linear, log_mel, merge_attention, quantized_cases.pack,
+    packed_linear, packed_linear_tiles, paged_append, paged_attention, quantized_cases.quantize,
+    rms_norm, rotate, serving_cases.sample, silu_mul,
 )  # fmt: skip
 
 

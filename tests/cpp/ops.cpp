@@ -2,6 +2,7 @@
 // make_cases.py.
 #include "ops.h"
 
+#include <afnext/all_to_all.h>
 #include <afnext/attention.h>
 #include <afnext/decoder.h>
 #include <afnext/layer_norm.h>
@@ -14,6 +15,7 @@
 #include <afnext/paged_attention.h>
 #include <afnext/rms_norm.h>
 #include <afnext/rotate.h>
+#include <afnext/sample.h>
 #include <afnext/silu_mul.h>
 
 #include <cstdlib>
@@ -129,7 +131,19 @@ void decoder(const Case& c) {
   decoder.run(c["hidden"], k_pages, v_pages, {c["page_table"], c["cu_seqlens"], c["start"]});
 }
 
+afnext::HeadShards shards(const Case& c) {
+  const auto list = [&](const char* name) {
+    const afnext::TensorView& t = c[name];
+    return std::vector<int64_t>(t.as<int64_t>(), t.as<int64_t>() + t.numel());
+  };
+  return {list("head_offsets"), list("head_order")};
+}
+
 const std::map<std::string, void (*)(const Case&)> kOps = {
+    {"all_to_all_pack",
+     [](const Case& c) { afnext::all_to_all_pack(c["x"], shards(c), {}, &c["out"]); }},
+    {"all_to_all_unpack",
+     [](const Case& c) { afnext::all_to_all_unpack(&c["x"], shards(c), {}, c["out"]); }},
     {"attention",
      [](const Case& c) {
        afnext::attention(c["q"], c["k"], c["v"], attention_options(c), c["out"], c["lse"]);
@@ -197,6 +211,11 @@ const std::map<std::string, void (*)(const Case&)> kOps = {
      [](const Case& c) {
        afnext::rotate(c["x"], c.find("times"), c.find("inv_freq"), c.find("angles"),
                       flag(c, "interleaved"), flag(c, "inverse"), c["out"]);
+     }},
+    {"sample",
+     [](const Case& c) {
+       afnext::sample(c["logits"], c["temperature"], c["top_k"], c["top_p"], c["min_p"],
+                      c["uniform"], c["tokens"], c["logprobs"]);
      }},
     {"silu_mul", [](const Case& c) { afnext::silu_mul(c["gate"], c["up"], c["out"]); }},
 };
