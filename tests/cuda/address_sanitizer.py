@@ -1,7 +1,7 @@
 """``python -m tests.cuda.address_sanitizer MODULE [OP ...]``: core cases, emulated, under AddressSanitizer.
 
-It sees what a kernel reads or writes beyond a tensor. ``MODULE`` is built by :func:`build`; the interpreter has
-to run in :func:`environment`.
+It sees what a kernel reads or writes beyond a tensor. ``MODULE`` is built by :func:`build`; the interpreter
+has to run in :func:`environment`.
 """
 
 from __future__ import annotations

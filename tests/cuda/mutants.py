@@ -1,8 +1,8 @@
 """``python -m tests.cuda.mutants [OP ...]``: breaks each kernel in one place at a time, tells what notices.
 
 Mutants are a synchronisation left out (a barrier, a wait, a fence, an arrival) or a condition that always
-holds. Each is built and run against the core cases of its op; one that no case and no detector notices is
-either harmless there (the list says where to look) or a hole in the tests. Some seconds a mutant.
+holds. Each is built and run against the core cases of its op, at last under AddressSanitizer. One that nothing
+notices is either harmless there (the list says where to look) or a hole in the tests. Some seconds a mutant.
 """
 
 from __future__ import annotations
@@ -104,8 +104,10 @@ def finding(op: str, module: Path) -> str:
 
 
 def beyond_a_tensor(op: str, tree: Path) -> str:
-    """What AddressSanitizer says of the core cases of ``op``: most conditions guard a read of global memory, and
-    what is read beyond it is often not used."""
+    """What AddressSanitizer says of the core cases of ``op``.
+
+    Many conditions guard a read of global memory, and what is read beyond a tensor is seldom used.
+    """
     module = address_sanitizer.build(BUILD / "build-asan", source=tree)
     try:
         done = subprocess.run(
