@@ -1,8 +1,8 @@
 """``python -m tests.cuda.mutants [OP ...]``: breaks each kernel in one place at a time, tells what notices.
 
 Mutants are a synchronisation left out (a barrier, a wait, a fence, an arrival) or a condition that always
-holds. Each is built and run against the core cases of its op, at last under AddressSanitizer. One that nothing
-notices is either harmless there (the list says where to look) or a hole in the tests. Some seconds a mutant.
+holds. Each is built and run against the core cases of its op, at last under AddressSanitizer; what nothing
+notices is harmless there (the list says where to look) or a hole in the tests. Some seconds a mutant.
 """
 
 from __future__ import annotations
