@@ -31,14 +31,19 @@ constexpr int kPiece = 64;       // channels: 128 bytes, a row of a swizzled til
 
 template <int kDim>
 struct Shape {
-  static constexpr int kConsumers = kDim == 64 ? 3 : 2;  // warpgroups
+  static constexpr int kConsumers = kDim == 64 ? 3 : 2;  // warpgroups that multiply
+  static constexpr int kProducers = 4 - kConsumers;      // and that fetch
   static constexpr int kRows = kGroupRows * kConsumers;  // of a block
   static constexpr int kKeys = 128;                      // of a tile
   static constexpr int kStages = kDim == 64 ? 4 : 2;     // tiles of K, and of V
-  static constexpr int kThreads = kWarpgroup * (1 + kConsumers);
-  static constexpr int kProducerRegisters = kConsumers == 3 ? 32 : 40;
-  static constexpr int kConsumerRegisters = kConsumers == 3 ? 160 : 232;
+  static constexpr int kWeights = kDim == 64 ? 1 : 2;    // of a warpgroup: in use, to come
+  static constexpr int kThreads = kWarpgroup * (kProducers + kConsumers);
+  static constexpr int kProducerRegisters = 32;
+  static constexpr int kConsumerRegisters = (512 - kProducers * 32) / kConsumers;
 };
+
+// Named barriers: of the warps that fetch queries, of each warpgroup alone, and of the turns.
+constexpr int kQueryBarrier = 1, kGroupBarrier = 2, kTurnBarrier = 5;
 
 // Rows of 16-bit elements as TMA lays them out and wgmma reads them: pieces of 64 channels, whose
 // 16-byte units change places by their row.
@@ -84,7 +89,8 @@ struct Work {
     end_row = first_row + (rows < S::kRows ? rows : S::kRows);
     const int begin = band.first(first_row / group), end = band.end((end_row - 1) / group);
     first_tile = begin / S::kKeys;
-    tiles = end > begin ? (end + S::kKeys - 1) / S::kKeys - first_tile : 0;
+    // Rows that see nothing get a tile all the same, of which they see nothing.
+    tiles = end > begin ? (end + S::kKeys - 1) / S::kKeys - first_tile : 1;
   }
   // Of the sequence, the n-th that is visited: the last come first, as it is they that masks cut.
   AFNEXT_DEVICE int key(int n) const { return (first_tile + tiles - 1 - n) * S::kKeys; }
@@ -96,6 +102,32 @@ struct Work {
   int first_tile, tiles;
 };
 
+// The keys of a sequence that a row sees.
+struct Seen {
+  int first, end;
+};
+
+// The query and head of a row that goes on by the same number of rows each time.
+class RowWalk {
+ public:
+  AFNEXT_DEVICE RowWalk(int row, int step, int group)
+      : query(row / group),
+        head(row % group),
+        group_(group),
+        queries_(step / group),
+        heads_(step % group) {}
+  AFNEXT_DEVICE void next() {
+    query += queries_;
+    head += heads_;
+    if (head >= group_) head -= group_, ++query;
+  }
+
+  int query, head;
+
+ private:
+  int group_, queries_, heads_;
+};
+
 template <typename T, int kDim>
 struct Shared {
   using S = Shape<kDim>;
@@ -103,6 +135,7 @@ struct Shared {
   Tile<T, kGroupRows, kDim> q[kItems][S::kConsumers];  // in the end the results
   Tile<T, S::kKeys, kDim> k[S::kStages], v[S::kStages];
   Work<kDim> work[kItems];
+  Seen seen[kItems][S::kRows];
   uint64_t q_full[kItems], q_empty[kItems];
   uint64_t k_full[S::kStages], k_empty[S::kStages], v_full[S::kStages], v_empty[S::kStages];
   uint64_t v_landed;  // an item's first tile of V, whose end is still to be cleared
@@ -126,7 +159,7 @@ class Rounds {
 
   AFNEXT_DEVICE bool has(int round) const { return index(round) < p_.items; }
   AFNEXT_DEVICE AttentionItem item(int round) const {
-    const int i = index(round), tiles = p_.items / p_.kv_heads;
+    const int i = index(round), tiles = arch::opaque(p_.items) / p_.kv_heads;
     return item_of(p_, heads_apart_ ? i % tiles * p_.kv_heads + i / tiles : i);
   }
 
