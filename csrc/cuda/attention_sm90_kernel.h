@@ -16,6 +16,7 @@
 // gets about the same, and nobody counts.
 #pragma once
 
+#include "cuda/arch/griddepcontrol.h"
 #include "cuda/attention_sm90_keys.h"
 #include "cuda/attention_sm90_queries.h"
 #include "cuda/attention_sm90_softmax.h"
@@ -285,6 +286,8 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
       arch::prefetch_tensor_map(map_v);
       arch::fence_mbarrier_init();
     }
+    arch::griddepcontrol_wait();
+    arch::griddepcontrol_launch_dependents();
     __syncthreads();
     if (threadIdx.x < S::kProducers * kWarpgroup) {
       arch::give_back_registers<S::kProducerRegisters>();

@@ -65,6 +65,9 @@ CORE = {
     ),
     "half-split": Problem(queries=(170,), causal=True, rotation="half", heads=(4, 2), dim=128),
     "interleaved": Problem(queries=(40, 29), rotation="interleaved", turned=48, heads=(3, 1)),
+    # The first tile visited has 18 keys: those of the next are far above its top.
+    "raised": Problem(queries=(40,), keys=(530,), scale=0.7, dim=128),
+    "raised-64": Problem(queries=(40,), keys=(530,), scale=1.0, heads=(4, 1)),
     "partials": Problem(queries=(5,), keys=(700,), partials=True, heads=(8, 1), dim=128),
 }
 LONG = {
