@@ -27,11 +27,9 @@ template <typename T, int kDim>
 void run(const Call& call, DType dtype, AttentionPlan& plan) {
   using S = sm90::Shape<kDim>;
   const AttentionParams& p = plan.params(S::kRows);
-  const size_t key_bytes = 2 * sizeof(T) * kDim * p.kv_heads * p.key_tokens;
-  const bool heads_apart = key_bytes > call.device().l2_bytes / 2;
   const int blocks = std::min(p.items, call.device().multiprocessors);
   call.launch_early<sm90::attention_kernel<T, kDim>>(
-      static_cast<unsigned>(blocks), S::kThreads, sizeof(sm90::Shared<T, kDim>), p, heads_apart,
+      static_cast<unsigned>(blocks), S::kThreads, sizeof(sm90::Shared<T, kDim>), p,
       tile_map<kDim>(p.k, dtype, p), tile_map<kDim>(p.v, dtype, p));
 }
 

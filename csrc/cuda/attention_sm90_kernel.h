@@ -47,36 +47,34 @@ template <typename T, int kDim>
 AFNEXT_DEVICE void store_results(Tile<T, kGroupRows, kDim>& tile, const AttentionParams& p,
                                  const Work<kDim>& work, int group, const float (&out)[kDim / 2],
                                  const OnlineSoftmax& softmax) {
-  const int thread = arch::opaque(static_cast<int>(threadIdx.x)) % kWarpgroup;
-  const int lane = thread % arch::kWarp;
-  const int group_row = work.first_row + group * kGroupRows;
-  const int64_t first = (int64_t{work.first_query} * p.kv_heads + work.kv_head) * p.group * kDim;
-  const auto place_of = [&](int query, int head) {
-    return first + (int64_t{query} * p.kv_heads * p.group + head) * kDim;
-  };
+  const unsigned thread = arch::opaque(static_cast<int>(threadIdx.x)) % kWarpgroup;
+  const int lane = thread % arch::kWarp, warp_row = thread / arch::kWarp * 16;
+  const int group_row = work.first_row + group * kGroupRows, rows = work.end_row - group_row;
+  const Heads to{p.out, int64_t{p.kv_heads} * p.group * kDim, kDim};
+  const int64_t first = to.at(work.first_query, work.kv_head * p.group);
   float factor[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const int row = group_row + row_of(thread, half);
+    const int row = row_of(thread, half);
     const float sum = arch::sum_lanes<4>(softmax.sum[half]);
-    factor[half] = sum == 0 ? 0.0f : 1.0f / sum;
-    if (lane % 4 == 0 && row < work.end_row) {
-      const int head = work.kv_head * p.group + row % p.group;
-      p.lse[int64_t{head} * p.query_tokens + work.first_query + row / p.group] =
+    factor[half] = sum == 0 ? 0.0f : arch::reciprocal_approx(sum);
+    if (lane % 4 == 0 && row < rows) {
+      const int query = (group_row + row) / p.group, head = (group_row + row) % p.group;
+      p.lse[int64_t{work.kv_head * p.group + head} * p.query_tokens + work.first_query + query] =
           sum == 0 ? -INFINITY : (softmax.base[half] + arch::log2_approx(sum)) * kLn2;
     }
   }
   if (p.out_is_float) {  // four lanes fill a sector of 32 bytes
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int row = group_row + row_of(thread, half);
-      if (row >= work.end_row) continue;
-      float* to =
-          static_cast<float*>(p.out) + place_of(row / p.group, row % p.group) + lane % 4 * 2;
+      const int row = row_of(thread, half);
+      if (row >= rows) continue;
+      const int query = (group_row + row) / p.group, head = (group_row + row) % p.group;
+      float* out_row = static_cast<float*>(p.out) + first + to.at(query, head) + lane % 4 * 2;
 #pragma unroll
       for (int i = 0; i < kDim / 8; ++i) {
-        *reinterpret_cast<float2*>(to + 8 * i) = {out[4 * i + 2 * half] * factor[half],
-                                                  out[4 * i + 2 * half + 1] * factor[half]};
+        *reinterpret_cast<float2*>(out_row + 8 * i) = {out[4 * i + 2 * half] * factor[half],
+                                                       out[4 * i + 2 * half + 1] * factor[half]};
       }
     }
     return;
@@ -87,19 +85,20 @@ AFNEXT_DEVICE void store_results(Tile<T, kGroupRows, kDim>& tile, const Attentio
 #pragma unroll
   for (int i = 0; i < kDim / 4; ++i) {
     const int half = i % 2;
-    *reinterpret_cast<uint32_t*>(tile.at(row_of(thread, half), i / 2 * 8 + lane % 4 * 2)) =
+    *reinterpret_cast<uint32_t*>(tile.at(warp_row + half * 8, lane / 4, i / 2 * 8) + lane % 4 * 2) =
         arch::pack(out[2 * i] * factor[half], out[2 * i + 1] * factor[half], T{});
   }
   __syncwarp();
   constexpr int kUnits = kDim / 8, kStep = arch::kWarp / kUnits;
-  const int unit = lane % kUnits;
-  int row = thread / arch::kWarp * 16 + lane / kUnits;
-  RowWalk walk(group_row + row, kStep, p.group);
+  const int row = lane / kUnits, channel = lane % kUnits * 8;
+  RowWalk walk(group_row + warp_row + row, kStep, p.group);
+  T* from = static_cast<T*>(p.out) + first + channel;
 #pragma unroll
-  for (int i = 0; i < 16 / kStep; ++i, row += kStep, walk.next()) {
-    if (group_row + row >= work.end_row) break;
-    T* to = static_cast<T*>(p.out) + place_of(walk.query, walk.head) + unit * 8;
-    *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(tile.at(row, unit * 8));
+  for (int i = 0; i < 16; i += kStep, walk.next()) {
+    if (warp_row + i + row < rows) {
+      *reinterpret_cast<uint4*>(from + to.at(walk.query, walk.head)) =
+          *reinterpret_cast<const uint4*>(tile.at(warp_row + i / 8 * 8, i % 8 + row, channel));
+    }
   }
 }
 
@@ -119,16 +118,7 @@ class Consumer {
 
   AFNEXT_DEVICE void attend_all() {
     turns_.begin();
-    enter();  // there are no more blocks than items
-    multiply_keys(tile_);
-    wait_for_scores<0>(tile_);
-    Weights weights[S::kWeights];
-    weigh(true, weights[0]);
-    // Two steps a turn, as registers have no index.
-#pragma unroll 1
-    while (advance(weights[0], weights[S::kWeights - 1]) &&
-           (S::kWeights == 1 || advance(weights[S::kWeights - 1], weights[0]))) {
-    }
+    while (enter()) attend();
     turns_.end();
   }
 
@@ -139,11 +129,52 @@ class Consumer {
   static constexpr int kSteps = S::kKeys / 16;
   using Weights = uint32_t[kSteps][4];
 
-  // From `now`, the weights of a tile, to those of the next, which may be another item's. The next
-  // scores and these weights' product with values go together: while the latter runs, the softmax
-  // of the former does, if there are registers for its weights.
-  AFNEXT_DEVICE bool advance(const Weights& now, Weights& next) {
-    if (key_ == last_key_) return cross(now, next);
+  // The next item, if there is one.
+  AFNEXT_DEVICE bool enter() {
+    if (!rounds_.has(round_)) return false;
+    const ItemPlace place(round_++);
+    arch::mbarrier_wait(&shared_.q_full[place.stage], place.parity);
+    item_ = place.stage;
+    const Work<kDim>& work = shared_.work[item_];
+    key_ = work.key(0);
+    last_key_ = work.key(work.tiles - 1);
+    softmax_ = OnlineSoftmax();
+    return true;
+  }
+
+  AFNEXT_DEVICE void attend() {
+    Weights weights[S::kWeights];
+    auto &even = weights[0], &odd = weights[S::kWeights - 1];  // registers have no index
+    multiply_keys(tile_);
+#pragma unroll
+    for (float& sum : out_) sum = 0;
+    wait_for_scores<0>(tile_);
+    weigh(true, even);
+#pragma unroll 1
+    while (true) {
+      if (key_ == last_key_) {
+        multiply_values(tile_, even);
+        break;
+      }
+      advance(even, odd);
+      if (S::kWeights == 1) continue;
+      if (key_ == last_key_) {
+        multiply_values(tile_, odd);
+        break;
+      }
+      advance(odd, even);
+    }
+    wait_for_sums();
+    store_results<T, kDim>(shared_.q[item_][group_], p_, shared_.work[item_], group_, out_,
+                           softmax_);
+    __syncwarp();
+    if (thread_ % arch::kWarp == 0) arch::mbarrier_arrive(&shared_.q_empty[item_]);
+  }
+
+  // From `now`, the weights of a tile, to those of the next. The next scores and these weights'
+  // product with values go together: while the latter runs, the softmax of the former does, if
+  // there are registers for its weights.
+  AFNEXT_DEVICE void advance(const Weights& now, Weights& next) {
     key_ -= S::kKeys;
     multiply(now);
     const bool grew = weigh(false, next);
@@ -152,41 +183,6 @@ class Consumer {
 #pragma unroll
       for (int i = 0; i < kDim / 2; ++i) out_[i] *= factor_[half_of(i)];
     }
-    ++tile_;
-    return true;
-  }
-
-  // The same from the last tile of an item on, if there is another.
-  AFNEXT_DEVICE bool cross(const Weights& now, Weights& next) {
-    const unsigned left = item_;
-    const OnlineSoftmax finished = softmax_;
-    const bool goes_on = rounds_.has(round_);
-    if (goes_on) {
-      enter();
-      multiply(now);
-      weigh(true, next);
-    } else {
-      multiply_values(tile_, now);
-    }
-    wait_for_sums();
-    store_results<T, kDim>(shared_.q[left][group_], p_, shared_.work[left], group_, out_, finished);
-    __syncwarp();
-    if (thread_ % arch::kWarp == 0) arch::mbarrier_arrive(&shared_.q_empty[left]);
-#pragma unroll
-    for (float& sum : out_) sum = 0;
-    ++tile_;
-    return goes_on;
-  }
-
-  // The next item.
-  AFNEXT_DEVICE void enter() {
-    const ItemPlace place(round_++);
-    arch::mbarrier_wait(&shared_.q_full[place.stage], place.parity);
-    item_ = place.stage;
-    const Work<kDim>& work = shared_.work[item_];
-    key_ = work.key(0);
-    last_key_ = work.key(work.tiles - 1);
-    softmax_ = OnlineSoftmax();
   }
 
   AFNEXT_DEVICE void multiply(const Weights& now) {
@@ -198,7 +194,7 @@ class Consumer {
   }
   AFNEXT_DEVICE void multiply_keys(unsigned tile) {
     const Place place(tile);
-    const auto& queries = shared_.q[item_][arch::opaque(group_)];
+    const auto& queries = shared_.q[item_][group_];
     arch::mbarrier_wait(&shared_.k_full[place.stage], place.parity);
     arch::wgmma_fence();
 #pragma unroll
@@ -228,7 +224,7 @@ class Consumer {
   AFNEXT_DEVICE void wait_for_sums() {
     arch::wgmma_wait_group<0>();
     arch::hold(out_);
-    release(shared_.v_empty, tile_);
+    release(shared_.v_empty, tile_++);
   }
   // Each warp knows for itself that its products are done.
   AFNEXT_DEVICE void release(uint64_t (&empty)[S::kStages], unsigned tile) {
@@ -254,20 +250,19 @@ class Consumer {
   int key_, last_key_;  // the first of the tile whose scores are made, and of the item's last
   RowMask mask_;
   OnlineSoftmax softmax_;
-  float scores_[S::kKeys / 2], out_[kDim / 2] = {}, factor_[2];
+  float scores_[S::kKeys / 2], out_[kDim / 2], factor_[2];
 };
 
 // --- the kernel --------------------------------------------------------------------------------
 
 template <typename T, int kDim>
 __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
-    attention_kernel(const AttentionParams p, bool heads_apart,
-                     const __grid_constant__ arch::TensorMap map_k,
+    attention_kernel(const AttentionParams p, const __grid_constant__ arch::TensorMap map_k,
                      const __grid_constant__ arch::TensorMap map_v) {
   if constexpr (arch::kSm90a) {
     using S = Shape<kDim>;
     auto& shared = arch::shared_memory<Shared<T, kDim>>();
-    const Rounds rounds(p, heads_apart);
+    const Rounds rounds(p);
     const int warp = static_cast<int>(threadIdx.x) / arch::kWarp;
     if (threadIdx.x == 0) {
       constexpr int kWarps = S::kConsumers * kWarpgroup / arch::kWarp;
@@ -298,7 +293,10 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
       }
     } else {
       arch::take_registers<S::kConsumerRegisters>();
-      const int group = warp / (kWarpgroup / arch::kWarp) - S::kProducers;
+      // From one lane, so that the compiler knows that all have the same: addresses then are
+      // scalars.
+      const int group =
+          __shfl_sync(arch::kAllLanes, warp, 0) / (kWarpgroup / arch::kWarp) - S::kProducers;
       Consumer<T, kDim>(shared, p, rounds, group).attend_all();
     }
   } else {

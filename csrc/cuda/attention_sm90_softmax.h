@@ -31,12 +31,14 @@ class RowMask {
   }
   template <int kCount>
   AFNEXT_DEVICE static void apply(const Seen* rows, float (&scores)[kCount], int key, int thread) {
+    const int column = key + thread % 4 * 2;  // this thread's first
     const Seen seen[] = {rows[row_of(thread, 0)], rows[row_of(thread, 1)]};
+    const int first[] = {seen[0].first - column, seen[1].first - column};
+    const int end[] = {seen[0].end - column, seen[1].end - column};
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      const int at = key + thread % 4 * 2 + column_of(i);
-      const Seen& by = seen[half_of(i)];
-      if (at < by.first || at >= by.end) scores[i] = -INFINITY;
+      const int half = half_of(i);
+      if (column_of(i) < first[half] || column_of(i) >= end[half]) scores[i] = -INFINITY;
     }
   }
 
@@ -53,7 +55,8 @@ class RowMask {
 // additions and 32 roundings, where finding the top of each would cost it 64 maxima, four shuffles
 // in two steps and, for the sums, 64 multiplications, all between one product and the next.
 struct OnlineSoftmax {
-  static constexpr float kMost = 4096;  // of a thread's weights in a tile and row: float16 has 65504
+  static constexpr float kMost =
+      4096;  // of a thread's weights in a tile and row: float16 has 65504
 
   // Before the first key, any weight is too large.
   float base[2] = {-INFINITY, -INFINITY}, sum[2] = {};
@@ -102,8 +105,8 @@ struct OnlineSoftmax {
 
   template <int kCount, typename T>
   AFNEXT_DEVICE static void exponentials(const float (&scores)[kCount], float scale,
-                                         const float (&from)[2],
-                                         uint32_t (&weights)[kCount / 8][4], float (&sums)[2], T) {
+                                         const float (&from)[2], uint32_t (&weights)[kCount / 8][4],
+                                         float (&sums)[2], T) {
     float parts[2][2] = {};
 #pragma unroll
     for (int i = 0; i < kCount / 2; ++i) {

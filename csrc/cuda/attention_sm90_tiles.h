@@ -55,9 +55,12 @@ struct alignas(1024) Tile {
 
   T pieces[kPieces][kRows][kPiece];
 
-  AFNEXT_DEVICE T* at(int row, int channel) {
-    const int unit = channel % kPiece / 8 ^ row % 8;
-    return &pieces[channel / kPiece][row][unit * 8 + channel % 8];
+  AFNEXT_DEVICE T* at(unsigned row, unsigned channel) { return at(row / 8 * 8, row % 8, channel); }
+  // The same of row `eights` + `row`, a multiple of 8 and what is less: known apart, they leave a
+  // constant `channel` nothing to compute but an exclusive or.
+  AFNEXT_DEVICE T* at(unsigned eights, unsigned row, unsigned channel) {
+    const unsigned unit = channel % kPiece / 8 ^ row;
+    return &pieces[channel / kPiece][eights + row][unit * 8 + channel % 8];
   }
   // The 16 channels from 16 i on, k of a product.
   AFNEXT_DEVICE uint64_t channels(int i) const {
@@ -107,15 +110,16 @@ struct Seen {
   int first, end;
 };
 
-// The query and head of a row that goes on by the same number of rows each time.
+// The query and head of a row that goes on by the same number of rows each time: with divisions at
+// the start alone.
 class RowWalk {
  public:
   AFNEXT_DEVICE RowWalk(int row, int step, int group)
       : query(row / group),
         head(row % group),
-        group_(group),
         queries_(step / group),
-        heads_(step % group) {}
+        heads_(step % group),
+        group_(group) {}
   AFNEXT_DEVICE void next() {
     query += queries_;
     head += heads_;
@@ -125,7 +129,7 @@ class RowWalk {
   int query, head;
 
  private:
-  int group_, queries_, heads_;
+  int queries_, heads_, group_;
 };
 
 template <typename T, int kDim>
@@ -150,18 +154,13 @@ struct Slot {
 };
 
 // A block's items, one a round. Long ones come first, so they are dealt forwards and backwards in
-// turn. `heads_apart` finishes one KV head before the next, where the L2 does not hold the keys and
-// values of all.
+// turn.
 class Rounds {
  public:
-  AFNEXT_DEVICE Rounds(const AttentionParams& p, bool heads_apart)
-      : p_(p), heads_apart_(heads_apart) {}
+  AFNEXT_DEVICE explicit Rounds(const AttentionParams& p) : p_(p) {}
 
   AFNEXT_DEVICE bool has(int round) const { return index(round) < p_.items; }
-  AFNEXT_DEVICE AttentionItem item(int round) const {
-    const int i = index(round), tiles = arch::opaque(p_.items) / p_.kv_heads;
-    return item_of(p_, heads_apart_ ? i % tiles * p_.kv_heads + i / tiles : i);
-  }
+  AFNEXT_DEVICE AttentionItem item(int round) const { return item_of(p_, index(round)); }
 
  private:
   AFNEXT_DEVICE static int index(int round) {
@@ -171,7 +170,6 @@ class Rounds {
   }
 
   const AttentionParams& p_;
-  bool heads_apart_;
 };
 
 }  // namespace afnext::cuda::sm90
