@@ -42,39 +42,34 @@ struct Turns {
   }
 };
 
-// The results of this thread's two rows: sums of values over sums of weights.
+// The results of this thread's two rows: sums of values over sums of weights. `tile` and `rows` are
+// the warpgroup's.
 template <typename T, int kDim>
 AFNEXT_DEVICE void store_results(Tile<T, kGroupRows, kDim>& tile, const AttentionParams& p,
-                                 const Work<kDim>& work, int group, const float (&out)[kDim / 2],
+                                 const Row* rows, int group, const float (&out)[kDim / 2],
                                  const OnlineSoftmax& softmax) {
   const unsigned thread = arch::opaque(static_cast<int>(threadIdx.x)) % kWarpgroup;
   const int lane = thread % arch::kWarp, warp_row = thread / arch::kWarp * 16;
-  const int group_row = work.first_row + group * kGroupRows, rows = work.end_row - group_row;
-  const Heads to{p.out, int64_t{p.kv_heads} * p.group * kDim, kDim};
-  const int64_t first = to.at(work.first_query, work.kv_head * p.group);
   float factor[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const int row = row_of(thread, half);
     const float sum = arch::sum_lanes<4>(softmax.sum[half]);
     factor[half] = sum == 0 ? 0.0f : arch::reciprocal_approx(sum);
-    if (lane % 4 == 0 && row < rows) {
-      const int query = (group_row + row) / p.group, head = (group_row + row) % p.group;
-      p.lse[int64_t{work.kv_head * p.group + head} * p.query_tokens + work.first_query + query] =
-          sum == 0 ? -INFINITY : (softmax.base[half] + arch::log2_approx(sum)) * kLn2;
+    const int at = rows[row_of(thread, half)].lse;
+    if (lane % 4 == 0 && at >= 0) {
+      p.lse[at] = sum == 0 ? -INFINITY : (softmax.base[half] + arch::log2_approx(sum)) * kLn2;
     }
   }
   if (p.out_is_float) {  // four lanes fill a sector of 32 bytes
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int row = row_of(thread, half);
-      if (row >= rows) continue;
-      const int query = (group_row + row) / p.group, head = (group_row + row) % p.group;
-      float* out_row = static_cast<float*>(p.out) + first + to.at(query, head) + lane % 4 * 2;
+      const int at = rows[row_of(thread, half)].out;
+      if (at < 0) continue;
+      float* to = static_cast<float*>(p.out) + int64_t{at} * kDim + lane % 4 * 2;
 #pragma unroll
       for (int i = 0; i < kDim / 8; ++i) {
-        *reinterpret_cast<float2*>(out_row + 8 * i) = {out[4 * i + 2 * half] * factor[half],
-                                                       out[4 * i + 2 * half + 1] * factor[half]};
+        *reinterpret_cast<float2*>(to + 8 * i) = {out[4 * i + 2 * half] * factor[half],
+                                                  out[4 * i + 2 * half + 1] * factor[half]};
       }
     }
     return;
@@ -91,12 +86,11 @@ AFNEXT_DEVICE void store_results(Tile<T, kGroupRows, kDim>& tile, const Attentio
   __syncwarp();
   constexpr int kUnits = kDim / 8, kStep = arch::kWarp / kUnits;
   const int row = lane / kUnits, channel = lane % kUnits * 8;
-  RowWalk walk(group_row + warp_row + row, kStep, p.group);
-  T* from = static_cast<T*>(p.out) + first + channel;
 #pragma unroll
-  for (int i = 0; i < 16; i += kStep, walk.next()) {
-    if (warp_row + i + row < rows) {
-      *reinterpret_cast<uint4*>(from + to.at(walk.query, walk.head)) =
+  for (int i = 0; i < 16; i += kStep) {
+    const int at = rows[warp_row + i + row].out;
+    if (at >= 0) {
+      *reinterpret_cast<uint4*>(static_cast<T*>(p.out) + int64_t{at} * kDim + channel) =
           *reinterpret_cast<const uint4*>(tile.at(warp_row + i / 8 * 8, i % 8 + row, channel));
     }
   }
@@ -165,8 +159,7 @@ class Consumer {
       advance(odd, even);
     }
     wait_for_sums();
-    store_results<T, kDim>(shared_.q[item_][group_], p_, shared_.work[item_], group_, out_,
-                           softmax_);
+    store_results<T, kDim>(shared_.q[item_][group_], p_, rows(), group_, out_, softmax_);
     __syncwarp();
     if (thread_ % arch::kWarp == 0) arch::mbarrier_arrive(&shared_.q_empty[item_]);
   }
@@ -232,11 +225,11 @@ class Consumer {
   }
 
   AFNEXT_DEVICE bool weigh(bool is_first, Weights& weights) {
-    const Seen* seen = &shared_.seen[item_][group_ * kGroupRows];
-    if (is_first) mask_ = RowMask(seen);
-    if (mask_.cuts<S::kKeys>(key_)) RowMask::apply(seen, scores_, key_, thread_);
+    if (is_first) mask_ = RowMask(rows());
+    mask_.apply(rows(), scores_, key_, thread_);
     return softmax_.weigh(scores_, scale_, is_first, weights, factor_, T{});
   }
+  AFNEXT_DEVICE const Row* rows() const { return &shared_.rows[item_][group_ * kGroupRows]; }
 
   Shared<T, kDim>& shared_;
   const AttentionParams& p_;

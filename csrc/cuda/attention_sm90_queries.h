@@ -53,10 +53,15 @@ class QueryFetcher {
   AFNEXT_DEVICE void fetch(unsigned item) {
     const Work<kDim>& work = shared_.work[item];
     copy(item, work);
+#pragma unroll 1
     for (int row = thread(); row < S::kRows; row += kThreads) {
-      const int at = work.first_row + row;
-      const int query = (at < work.end_row ? at : work.end_row - 1) / p_.group;
-      shared_.seen[item][row] = {work.band.first(query), work.band.end(query)};
+      const bool inside = work.first_row + row < work.end_row;
+      const int at = inside ? work.first_row + row : work.end_row - 1;
+      const int query = at / p_.group, head = work.kv_head * p_.group + at % p_.group;
+      const int token = work.first_query + query;
+      shared_.rows[item][row] = {work.band.first(query), work.band.end(query),
+                                 inside ? token * p_.kv_heads * p_.group + head : -1,
+                                 inside ? head * p_.query_tokens + token : -1};
     }
     turn_all(item, work);
   }

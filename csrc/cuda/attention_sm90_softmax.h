@@ -21,24 +21,27 @@ AFNEXT_DEVICE int row_of(int thread, int half) {
 class RowMask {
  public:
   RowMask() = default;
-  AFNEXT_DEVICE explicit RowMask(const Seen* rows)
+  AFNEXT_DEVICE explicit RowMask(const Row* rows)
       : all_first_(rows[kGroupRows - 1].first), all_end_(rows[0].end) {}
 
-  // Whether there is a key in the tile that a row does not see.
-  template <int kKeys>
-  AFNEXT_DEVICE bool cuts(int key) const {
-    return key < all_first_ || key + kKeys > all_end_;
-  }
+  // Takes a tile's keys from the rows that do not see them.
   template <int kCount>
-  AFNEXT_DEVICE static void apply(const Seen* rows, float (&scores)[kCount], int key, int thread) {
+  AFNEXT_DEVICE void apply(const Row* rows, float (&scores)[kCount], int key, int thread) const {
     const int column = key + thread % 4 * 2;  // this thread's first
-    const Seen seen[] = {rows[row_of(thread, 0)], rows[row_of(thread, 1)]};
-    const int first[] = {seen[0].first - column, seen[1].first - column};
-    const int end[] = {seen[0].end - column, seen[1].end - column};
+    const Row &low = rows[row_of(thread, 0)], &high = rows[row_of(thread, 1)];
+    if (key + 2 * kCount > all_end_) {
+      const int end[] = {low.end - column, high.end - column};
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      const int half = half_of(i);
-      if (column_of(i) < first[half] || column_of(i) >= end[half]) scores[i] = -INFINITY;
+      for (int i = 0; i < kCount; ++i) {
+        if (column_of(i) >= end[half_of(i)]) scores[i] = -INFINITY;
+      }
+    }
+    if (key < all_first_) {
+      const int first[] = {low.first - column, high.first - column};
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        if (column_of(i) < first[half_of(i)]) scores[i] = -INFINITY;
+      }
     }
   }
 

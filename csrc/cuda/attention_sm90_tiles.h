@@ -105,9 +105,11 @@ struct Work {
   int first_tile, tiles;
 };
 
-// The keys of a sequence that a row sees.
-struct Seen {
+// A row of queries x heads: the keys of its sequence that it sees, and which of the results' rows
+// are its own, -1 past the item's end. (2**31 rows of results would not fit a GPU.)
+struct Row {
   int first, end;
+  int out, lse;
 };
 
 // The query and head of a row that goes on by the same number of rows each time: with divisions at
@@ -139,7 +141,7 @@ struct Shared {
   Tile<T, kGroupRows, kDim> q[kItems][S::kConsumers];  // in the end the results
   Tile<T, S::kKeys, kDim> k[S::kStages], v[S::kStages];
   Work<kDim> work[kItems];
-  Seen seen[kItems][S::kRows];
+  Row rows[kItems][S::kRows];
   uint64_t q_full[kItems], q_empty[kItems];
   uint64_t k_full[S::kStages], k_empty[S::kStages], v_full[S::kStages], v_empty[S::kStages];
   uint64_t v_landed;  // an item's first tile of V, whose end is still to be cleared
