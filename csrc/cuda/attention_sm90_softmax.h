@@ -24,19 +24,21 @@ class RowMask {
   AFNEXT_DEVICE explicit RowMask(const Row* rows)
       : all_first_(rows[kGroupRows - 1].first), all_end_(rows[0].end) {}
 
-  // Takes a tile's keys from the rows that do not see them.
+  // Takes a tile's keys from the rows that do not see them. Most tiles pass by both masks at once.
   template <int kCount>
   AFNEXT_DEVICE void apply(const Row* rows, float (&scores)[kCount], int key, int thread) const {
+    const bool ends = key + 2 * kCount > all_end_, begins = key < all_first_;
+    if (!ends && !begins) return;
     const int column = key + thread % 4 * 2;  // this thread's first
     const Row &low = rows[row_of(thread, 0)], &high = rows[row_of(thread, 1)];
-    if (key + 2 * kCount > all_end_) {
+    if (ends) {
       const int end[] = {low.end - column, high.end - column};
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {
         if (column_of(i) >= end[half_of(i)]) scores[i] = -INFINITY;
       }
     }
-    if (key < all_first_) {
+    if (begins) {
       const int first[] = {low.first - column, high.first - column};
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {

@@ -2,20 +2,22 @@
 // See attention_sm90_kernel.h.
 //
 //   D     rows x keys   registers to fetch, multiply   shared memory   stages   FLOPs a byte (L2)
-//   128   128 x 128     40, 2 x 232                    192 KB          2        128
-//   64    192 x 128     32, 3 x 160                    176 KB          4        192
+//   128   128 x 128     2 x 32, 2 x 224                197 KB          2        128
+//   64    192 x 128     32, 3 x 160                    183 KB          4        192
 //
-// Threads fill a multiprocessor's registers, so that one block runs on each. What a tile takes of
-// it, in clocks, at 2,048 multiply-adds of the tensor cores, 16 exponentials and 4 instructions of
-// a warp a clock:
+// Threads fill a multiprocessor's registers, so that one block of 16 warps runs on each. What a
+// tile takes of it, in clocks, at 2,048 multiply-adds of the tensor cores, 16 exponentials and 4
+// instructions of a warp a clock:
 //
 //   D     tensor cores   exponentials   instructions
-//   128   2,048          1,024          1,080
-//   64    1,536          1,536          1,430
+//   128   2,048          1,024          700
+//   64    1,536          1,536          1,000
 //
-// At D = 64 all three are needed all the time, so it comes less near to the peak. At D = 128 the L2
-// has to bring 5.5 TB/s for 700 TFLOP/s, about what it can; more rows a block would ask less of it,
-// but 64 sums, 64 scores and 32 packed weights a thread leave no registers for a third warpgroup.
+// At D = 64 exponentials and tensor cores are needed all the time, so it comes less near to the
+// peak. At D = 128 the L2 has to bring 5.5 TB/s for 700 TFLOP/s, about what it can; more rows a
+// block would ask less of it, but 64 sums, 64 scores and 2 x 32 packed weights a thread leave no
+// registers for a third warpgroup. At D = 64 a third warpgroup hides what the second set of weights
+// would: on an H200, two groups with it are a fifth slower under a causal mask.
 #pragma once
 
 #include "cuda/arch/numbers.h"
