@@ -4,23 +4,17 @@
 #include "cuda/arch/call.h"
 #include "cuda/dispatch.h"
 #include "cuda/packed_linear.h"
-#include "cuda/packed_linear_kernel.h"
+#include "cuda/packed_linear_narrow.h"
+#include "cuda/packed_linear_wide.h"
 
 namespace afnext::cuda {
 namespace {
 
-// Parts of K that fill the device, each with a block for every warp at least. Their sums, written
-// and read, are to be fewer bytes than weights.
-int64_t parts_of(const Device& device, const MmaLayout& layout, int64_t rows) {
-  const int64_t resident = (rows <= 16 ? 2 : 1) * device.multiprocessors;
-  const int64_t fill = resident / std::max<int64_t>(layout.panels, 1);
-  const int64_t deep = layout.blocks / kLinearWarps;
-  const int64_t sum_bytes = 2 * static_cast<int64_t>(sizeof(float)) * kPanelRows * rows;
-  const int64_t light = layout.blocks * layout.block_bytes / sum_bytes;
-  return std::max<int64_t>(std::min({fill, deep, light}), 1);
+unsigned blocks_for(int64_t threads) {
+  return static_cast<unsigned>((threads + kLinearThreads - 1) / kLinearThreads);
 }
 
-// x as the kernel reads it: where it lies, or a padded copy.
+// x as the kernels read it: where it lies, or a padded copy.
 template <typename T>
 void place_rows(const Call& call, const TensorView& x, int64_t padded,
                 std::optional<Scratch>& scratch, LinearParams* p) {
@@ -30,48 +24,60 @@ void place_rows(const Call& call, const TensorView& x, int64_t padded,
     return;
   }
   scratch.emplace(call, static_cast<size_t>(p->rows * padded) * sizeof(T));
-  const dim3 grid(static_cast<unsigned>((padded + kLinearThreads - 1) / kLinearThreads),
-                  static_cast<unsigned>(p->rows));
+  const dim3 grid(blocks_for(padded), static_cast<unsigned>(p->rows));
   call.launch<pad_rows_kernel<T>>(grid, kLinearThreads, 0, x.as<const T>(), x.row_stride(),
                                   static_cast<int>(x.last()), scratch->as<T>(),
                                   static_cast<int>(padded));
   p->x = scratch->as<T>(), p->x_stride = static_cast<int>(padded);
 }
 
+// As many tiles to each block of threads, and as many blocks, as let all end together.
 template <typename T, typename W, int kColumns>
-void multiply(const Call& call, dim3 grid, const LinearParams& p) {
-  call.launch<packed_linear_kernel<T, W, kColumns>>(grid, kLinearThreads,
-                                                    sizeof(LinearShared<W, kColumns>), p);
+void multiply_narrow(const Call& call, LinearParams p) {
+  const int most = call.device().multiprocessors;
+  p.each = (p.tiles + most - 1) / most;
+  call.launch_early<packed_linear_narrow_kernel<T, W, kColumns>>(
+      dim3(static_cast<unsigned>((p.tiles + p.each - 1) / p.each)), kNarrowThreads,
+      sizeof(NarrowShared<W, kColumns>), p);
+}
+
+// Pieces of W that fill the device are multiplied whole; those that are left share K among
+// blocks of threads, each with some depth at least.
+template <typename T, typename W, int kColumns>
+void multiply_wide(const Call& call, const LinearParams& linear) {
+  constexpr int kLeastSteps = 8;
+  const int pieces = (linear.tiles + kWideTilesOfBlock - 1) / kWideTilesOfBlock;
+  const int resident = kWideResident * call.device().multiprocessors;
+  WideParams p{linear};
+  p.whole = pieces / resident * resident;
+  const int shared = pieces - p.whole;
+  p.parts = std::max(1, std::min(resident / std::max(shared, 1), linear.steps / kLeastSteps));
+  if (p.parts == 1) p.whole = pieces;
+  p.steps_each = (linear.steps + p.parts - 1) / p.parts;
+  p.sums_stride = (pieces - p.whole) * kWideRows;
+  const Scratch sums(call, static_cast<size_t>(p.parts) * linear.rows * p.sums_stride * 4);
+  p.sums = sums.as<float>();
+  const int blocks = p.whole + (pieces - p.whole) * p.parts;
+  call.launch_early<packed_linear_wide_kernel<T, W, kColumns>>(
+      dim3(static_cast<unsigned>(blocks)), kWideThreads, sizeof(WideShared<W, kColumns>), p);
+  if (p.whole == pieces) return;
+  const dim3 columns(blocks_for(p.sums_stride), static_cast<unsigned>(linear.rows));
+  call.launch_early<add_linear_parts_kernel<T>>(columns, kLinearThreads, 0, p);
 }
 
 template <typename T, typename W>
 void run(const Call& call, const MmaLayout& layout, const TensorView& x, LinearParams p) {
-  std::optional<Scratch> rows, sums;
-  place_rows<T>(call, x, layout.blocks * kBlockDepth, rows, &p);
-  const int64_t parts = parts_of(call.device(), layout, p.rows);
-  p.blocks_each = static_cast<int>((layout.blocks + parts - 1) / parts);
-  if (parts > 1) {
-    const int64_t count = parts * p.rows * layout.panels * kPanelRows;
-    sums.emplace(call, static_cast<size_t>(count) * sizeof(float));
-    p.parts = sums->as<float>();
-  }
-  const dim3 grid(static_cast<unsigned>(layout.panels), static_cast<unsigned>(parts));
+  std::optional<Scratch> rows;
+  place_rows<T>(call, x, layout.steps * kStepDepth, rows, &p);
   if (p.rows <= 8) {
-    multiply<T, W, 1>(call, grid, p);
+    multiply_narrow<T, W, 1>(call, p);
   } else if (p.rows <= 16) {
-    multiply<T, W, 2>(call, grid, p);
+    multiply_narrow<T, W, 2>(call, p);
   } else if (p.rows <= 32) {
-    multiply<T, W, 4>(call, grid, p);
+    multiply_wide<T, W, 4>(call, p);
   } else {
-    multiply<T, W, 8>(call, grid, p);
+    multiply_wide<T, W, 8>(call, p);
   }
-  if (parts == 1) return;
-  const dim3 columns(
-      static_cast<unsigned>((layout.panels * layout.width + kLinearThreads - 1) / kLinearThreads),
-      static_cast<unsigned>(p.rows));
-  call.launch<add_linear_parts_kernel<T>>(columns, kLinearThreads, 0, p.parts,
-                                          static_cast<int>(parts), static_cast<int>(layout.panels),
-                                          p.end);
 }
 
 }  // namespace
@@ -84,12 +90,9 @@ void packed_linear(const TensorView& x, const PackedView& weight, const TensorVi
   LinearParams p{};
   p.values = static_cast<const unsigned char*>(weight.data);
   p.scales = p.values + layout.value_bytes();
-  p.group_bytes = layout.scale_bytes;
   p.rows = static_cast<int>(x.rows());
-  p.blocks = static_cast<int>(layout.blocks);
-  const bool by_row = !MmaLayout::dense(weight.format) && weight.group == 0;
-  p.end = {by_row ? reinterpret_cast<const float*>(p.scales) : nullptr,
-           bias != nullptr ? bias->data : nullptr,
+  p.tiles = static_cast<int>(layout.tiles), p.steps = static_cast<int>(layout.steps);
+  p.end = {bias != nullptr ? bias->data : nullptr,
            residual != nullptr ? residual->data : nullptr,
            out.data,
            static_cast<int>(weight.columns()),
