@@ -31,21 +31,34 @@ void place_rows(const Call& call, const TensorView& x, int64_t padded,
   p->x = scratch->as<T>(), p->x_stride = static_cast<int>(padded);
 }
 
-// As many tiles to each block of threads, and as many blocks, as let all end together.
-template <typename T, typename W, int kColumns>
-void multiply_narrow(const Call& call, LinearParams p) {
-  const int most = call.device().multiprocessors;
-  p.each = (p.tiles + most - 1) / most;
-  call.launch_early<packed_linear_narrow_kernel<T, W, kColumns>>(
-      dim3(static_cast<unsigned>((p.tiles + p.each - 1) / p.each)), kNarrowThreads,
-      sizeof(NarrowShared<W, kColumns>), p);
+// As many blocks of threads to each multiprocessor as give all the same number of tiles, or nearly.
+// Shared memory that they do not need keeps more from meeting on one.
+template <typename T, typename W>
+void multiply_narrow(const Call& call, const LinearParams& linear) {
+  const int multiprocessors = call.device().multiprocessors;
+  NarrowParams p{linear, linear.tiles, 1};
+  int resident = 0;
+  double best = 0;
+  for (int r = NarrowUnit<W>::kResident; r > 0; --r) {
+    const int blocks = r * multiprocessors, each = (linear.tiles + blocks - 1) / blocks;
+    const double busy = static_cast<double>(linear.tiles) / (static_cast<double>(each) * blocks);
+    if (busy > best) best = busy, resident = r, p.each = each;
+  }
+  const int sums_of_tile = kNarrowWarps * linear.rows * kTileRows;
+  p.batch = std::min(p.each, kNarrowSums / sums_of_tile);
+  size_t shared = static_cast<size_t>(p.batch) * sums_of_tile * sizeof(float);
+  if (resident < NarrowUnit<W>::kResident) {
+    shared = std::max(shared, call.device().shared_bytes / (resident + 1) + 1);
+  }
+  call.launch_early<packed_linear_narrow_kernel<T, W>>(
+      dim3(static_cast<unsigned>((linear.tiles + p.each - 1) / p.each)), kNarrowThreads, shared, p);
 }
 
 // Pieces of W that fill the device are multiplied whole; those that are left share K among
 // blocks of threads, each with some depth at least.
 template <typename T, typename W, int kColumns>
 void multiply_wide(const Call& call, const LinearParams& linear) {
-  constexpr int kLeastSteps = 8;
+  constexpr int kLeastSteps = 4;
   const int pieces = (linear.tiles + kWideTilesOfBlock - 1) / kWideTilesOfBlock;
   const int resident = kWideResident * call.device().multiprocessors;
   WideParams p{linear};
@@ -62,17 +75,17 @@ void multiply_wide(const Call& call, const LinearParams& linear) {
       dim3(static_cast<unsigned>(blocks)), kWideThreads, sizeof(WideShared<W, kColumns>), p);
   if (p.whole == pieces) return;
   const dim3 columns(blocks_for(p.sums_stride), static_cast<unsigned>(linear.rows));
-  call.launch_early<add_linear_parts_kernel<T>>(columns, kLinearThreads, 0, p);
+  call.launch_early<add_linear_parts_kernel<T, W>>(columns, kLinearThreads, 0, p);
 }
 
 template <typename T, typename W>
 void run(const Call& call, const MmaLayout& layout, const TensorView& x, LinearParams p) {
   std::optional<Scratch> rows;
   place_rows<T>(call, x, layout.steps * kStepDepth, rows, &p);
-  if (p.rows <= 8) {
-    multiply_narrow<T, W, 1>(call, p);
+  if (p.rows <= kNarrowRows) {
+    multiply_narrow<T, W>(call, p);
   } else if (p.rows <= 16) {
-    multiply_narrow<T, W, 2>(call, p);
+    multiply_wide<T, W, 2>(call, p);
   } else if (p.rows <= 32) {
     multiply_wide<T, W, 4>(call, p);
   } else {

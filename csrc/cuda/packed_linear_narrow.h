@@ -1,5 +1,23 @@
-// out = activation(x @ W^T + bias) + residual for a few rows of x: each weight is read once, and
-// that is what it costs.
+// Products with at most 8 rows of x: the time is that of reading W once.
+//
+// Bytes: N K b with b = 2, 1 or 1/2 and scales; FLOPs: 2 M N K. By Little's law 4.3 TB/s x 800 ns =
+// 3.4 MB are to be on their way, 26 KB to each of 132 multiprocessors. Here 16 to 24 warps have 2
+// to 4 KB each on their way, straight into registers: a ring of units of 1 KB (32, 64 or 128 of K
+// for 16 rows of W), whose slots the unrolled loop names. No shared memory, no barrier and no
+// wait but the scoreboard's stand between a unit's bytes and its products.
+//
+// W is the A operand (16 rows a product) and x the B operand (8 rows). A block of threads owns
+// whole rows of W, some tiles of 16, so that no sum leaves it: its warps take the units of a tile
+// in turn, store their sums in shared memory, and once for all tiles that fit there a barrier, and
+// the threads add them in order: the same bits at every call. As many tiles to each block, and as
+// many blocks to each multiprocessor, as let all end together: tiles are few (224 for 3,584 rows).
+//
+// Where groups of K share scales, integers are multiplied exactly and summed apart, then added with
+// their scale in float32: nothing is rounded but sums.
+//
+// int4 is bound by issue slots: 158 instructions a unit, of them 66 of the integer pipe that takes
+// two clocks (and, or: 35, shift: 28), 32 fma to take the zero point off, 8 products, 10 loads.
+// Others are bound by memory. Registers on sm_90a: at most 80, so that three blocks fit.
 #pragma once
 
 #include "cuda/arch/copy.h"
@@ -9,165 +27,157 @@
 
 namespace afnext::cuda {
 
+constexpr int kNarrowRows = 8;  // of x, at most
 constexpr int kNarrowWarps = 8;
 constexpr int kNarrowThreads = kNarrowWarps * arch::kWarp;
+constexpr int kNarrowSums = (48 << 10) / sizeof(float);  // of a block, at most
 
-template <typename W, int kColumns>
-struct NarrowShared {
-  // What a warp multiplies at a time: a step, of wide weights half of one.
-  static constexpr int kBlocks = W::Values::kPieces == 8 ? 2 : 4;
-  static constexpr int kPieces = W::Values::kPieces * kBlocks / kStepBlocks;
-  struct Stage {
-    uint4 values[kPieces][arch::kWarp];
-    alignas(16) unsigned char scales[arch::kWarp][W::kScaleBytes > 0 ? W::kScaleBytes : 1];
-  };
-  static constexpr int kStageBytes = kPieces * kPieceStride * 16 + arch::kWarp * W::kScaleBytes;
-  static constexpr int kMostStages = (80 << 10) / kNarrowWarps / kStageBytes;
-  static constexpr int kStages = kMostStages > 12 ? 12 : kMostStages;
-  static constexpr int kSums = 8 * kColumns * kTileRows * kNarrowWarps * (kColumns > 1 ? 2 : 4);
-  Stage ring[kNarrowWarps][kStages];
-  float sums[kSums];  // [tile][warp][row of x][row of W]
+struct NarrowParams {
+  LinearParams linear;
+  int each;   // tiles of W for a block of threads,
+  int batch;  // whose sums are finished together
 };
 
-template <typename T, typename W, int kColumns>
+struct NarrowShared {
+  float sums[kNarrowSums];  // [tile][warp][row of x][row of W]: what is needed of it
+};
+
+// What a lane of a warp loads at a time.
+template <typename W>
+struct NarrowUnit {
+  static constexpr int kPieces = 2;
+  static constexpr int kBlocks = kStepBlocks * kPieces / W::Values::kPieces;
+  static constexpr int kDepth = kBlocks * kBlockDepth;
+  static constexpr int kOfStep = kStepBlocks / kBlocks;
+  static constexpr int kBytes = kPieces * kPieceStride * 16;  // of all lanes
+  static constexpr int kScales = W::kScaleBytes / 4;
+  static_assert(W::kGroups <= 1 || kOfStep == 1);  // else it would have some of a step's scales
+
+  static constexpr int kRing = W::kScaleBytes == 0 ? 4 : 2;
+  static constexpr int kResident = W::kScaleBytes <= 4 ? 3 : 2;  // blocks of threads
+
+  uint4 values[kPieces];
+  uint32_t scales[kScales > 0 ? kScales : 1];
+};
+
+template <typename T, typename W>
 class NarrowWarp {
  public:
-  using Shared = NarrowShared<W, kColumns>;
-  using Stage = typename Shared::Stage;
-  static constexpr int kDepth = Shared::kBlocks * kBlockDepth;
-  static constexpr int kAhead = Shared::kStages - 1;
+  using Unit = NarrowUnit<W>;
 
-  AFNEXT_DEVICE NarrowWarp(const LinearParams& p, Shared& shared, int first, int last)
+  AFNEXT_DEVICE explicit NarrowWarp(const LinearParams& p)
       : p_(p),
-        ring_(shared.ring[threadIdx.x / arch::kWarp]),
         lane_(threadIdx.x % arch::kWarp),
-        units_(p.steps * (kStepDepth / kDepth)),
-        unit_(threadIdx.x / arch::kWarp),
-        left_((last - first) * units_ - unit_) {
-    const auto unit = static_cast<int64_t>(first) * units_ + unit_;
-    values_ = p.values + unit * kUnitBytes + 16 * lane_;
-    scales_ = p.scales + (unit * 8 + lane_ / 4) * W::kScaleBytes;
-#pragma unroll
-    for (int n = 0; n < kColumns; ++n) {
-      // Rows beyond the last read it again: their products are columns that nobody looks at.
-      const int row = 8 * n + lane_ / 4;
-      x_at_[n] = (row < p.rows ? row : p.rows - 1) * p.x_stride + lane_ % 4 * 8;
-    }
+        warp_(threadIdx.x / arch::kWarp),
+        units_(p.steps * Unit::kOfStep) {
+    // Rows beyond the last read it again: their products are columns that nobody looks at.
+    const int row = lane_ / 4 < p.rows ? lane_ / 4 : p.rows - 1;
+    x_ = static_cast<const T*>(p.x) + row * p.x_stride + lane_ % 4 * 8;
   }
 
-  AFNEXT_DEVICE void begin() {
+  // Asks for the first units of tiles that `run` will multiply.
+  AFNEXT_DEVICE void begin(int tile, int count) {
+    const int64_t unit = static_cast<int64_t>(tile) * units_ + warp_;
+    values_ = p_.values + unit * Unit::kBytes + 16 * lane_;
+    scales_ = p_.scales + (unit / Unit::kOfStep * 8 + lane_ / 4) * W::kScaleBytes;
+    left_ = count * units_ - warp_;
 #pragma unroll
-    for (int s = 0; s < kAhead; ++s) fetch(ring_[s]);
-  }
-  AFNEXT_DEVICE void load_x() {
-    if (units_ == 0) return;
-#pragma unroll
-    for (int b = 0; b < Shared::kBlocks; ++b) load_x(b, unit_ % units_);
+    for (int r = 0; r < Unit::kRing; ++r) load(ring_[r]);
   }
 
-  // The sums of the next tile.
-  AFNEXT_DEVICE void multiply(float* sums, bool first_here) {
-    float row_scale[2] = {1, 1};
-    (void)first_here;
+  // Stores this warp's part of the sums of `count` tiles, `stride` apart.
+  AFNEXT_DEVICE void run(int count, float* sums, int stride) {
+    sums += (warp_ * p_.rows) * kTileRows;
+    float* const end = sums + count * stride;
+    int unit = warp_;  // of the tile
     clear();
-#pragma unroll 1
-    for (; unit_ < units_;) {
-      arch::cp_async_wait_group<kAhead - 1>();
-      fetch(ring_[free_]);
-      int next = unit_ + kNarrowWarps;
-      int x_unit = next;
-      while (x_unit >= units_) x_unit -= units_;
-      multiply(ring_[stage_], x_unit);
-      unit_ = next;
-      free_ = stage_;
-      stage_ = stage_ + 1 == Shared::kStages ? 0 : stage_ + 1;
+    for (; unit >= units_ && sums != end; sums += stride, unit -= units_) store(sums);
+    if (sums == end) return;
+    const int depth = units_ * Unit::kDepth, ahead = kNarrowWarps % units_ * Unit::kDepth;
+    int x_at = unit * Unit::kDepth;
+#pragma unroll
+    for (int slot = 0; slot < kHeld; slot += Unit::kBlocks) {
+#pragma unroll
+      for (int b = 0; b < Unit::kBlocks; ++b) load_x(slot + b, x_at + b * kBlockDepth);
+      x_at = x_at + ahead < depth ? x_at + ahead : x_at + ahead - depth;
     }
-    unit_ -= units_;
-    (void)row_scale;
-    store(sums);
+#pragma unroll 1
+    while (true) {
+#pragma unroll
+      for (int r = 0; r < Unit::kRing; ++r) {
+        multiply(ring_[r], r * Unit::kBlocks % kHeld, x_at);
+        load(ring_[r]);
+        x_at = x_at + ahead < depth ? x_at + ahead : x_at + ahead - depth;
+        unit += kNarrowWarps;
+        if (unit >= units_) {
+          // A tile is done, and where K is short the next ones have nothing for this warp.
+          do {
+            store(sums);
+            clear();
+            sums += stride, unit -= units_;
+          } while (unit >= units_ && sums != end);
+          if (sums == end) return;
+        }
+      }
+    }
   }
 
  private:
-  static constexpr int kUnitBytes = Shared::kPieces * kPieceStride * 16;
+  static constexpr int kHeld = 4;  // blocks of x in registers, those of the next units
+  static_assert(Unit::kRing * Unit::kBlocks % kHeld == 0);
 
   AFNEXT_DEVICE void clear() {
 #pragma unroll
-    for (int n = 0; n < kColumns; ++n)
-#pragma unroll
-      for (int h = 0; h < 2; ++h)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) sums_[n][h][i] = 0;
+    for (int i = 0; i < 4; ++i) sums_[0][i] = sums_[1][i] = 0;
   }
 
-  // Always one group of copies, so that waits count alike.
-  AFNEXT_DEVICE void fetch(Stage& stage) {
-    if (left_ > 0) {
+  AFNEXT_DEVICE void load(Unit& unit) {
+    if (left_ <= 0) return;
 #pragma unroll
-      for (int i = 0; i < Shared::kPieces; ++i) {
-        arch::cp_async<16>(&stage.values[i][lane_], values_ + i * kPieceStride * 16);
-      }
-      if constexpr (W::kScaleBytes > 16) {
-        arch::cp_async<16>(stage.scales[lane_], scales_);
-        arch::cp_async<16>(stage.scales[lane_] + 16, scales_ + 16);
-      } else if constexpr (W::kScaleBytes > 0) {
-        arch::cp_async<W::kScaleBytes>(stage.scales[lane_], scales_);
-      }
-      values_ += kNarrowWarps * kUnitBytes;
-      scales_ += kNarrowWarps * 8 * W::kScaleBytes;
-      left_ -= kNarrowWarps;
+    for (int i = 0; i < Unit::kPieces; ++i) {
+      unit.values[i] = arch::load_streaming(values_ + i * kPieceStride * 16);
     }
-    arch::cp_async_commit_group();
-  }
-
-  AFNEXT_DEVICE void load_x(int block, int unit) {
 #pragma unroll
-    for (int n = 0; n < kColumns; ++n) {
-      x_[block][n] = *reinterpret_cast<const uint4*>(static_cast<const T*>(p_.x) + x_at_[n] +
-                                                     unit * kDepth + block * kBlockDepth);
+    for (int i = 0; i < Unit::kScales; ++i) {
+      unit.scales[i] = reinterpret_cast<const uint32_t*>(scales_)[i];
     }
+    values_ += kNarrowWarps * Unit::kBytes;
+    scales_ += kNarrowWarps / Unit::kOfStep * 8 * W::kScaleBytes;
+    left_ -= kNarrowWarps;
   }
 
-  // Also replaces x by that of the warp's next unit.
-  AFNEXT_DEVICE void multiply(const Stage& stage, int x_unit) {
+  AFNEXT_DEVICE void load_x(int slot, int at) {
+    held_[slot] = *reinterpret_cast<const uint4*>(x_ + at);
+  }
+
+  // Two products at a time into sums of their own, which halves the chain that each waits for. x
+  // gives way to that of the unit for which its registers are next, at x_at.
+  AFNEXT_DEVICE void multiply(const Unit& unit, int slot, int x_at) {
+    constexpr int kGroupBlocks = Unit::kBlocks / (W::kGroups > 1 ? W::kGroups : 1);
     Scales scales;
-    float part[kColumns][2][4];
+    float part[2][4];
 #pragma unroll
-    for (int b = 0; b < Shared::kBlocks; ++b) {
-      constexpr int kGroupBlocks = W::kGroup > 0 ? W::kGroup / kBlockDepth : 1;
+    for (int b = 0; b < Unit::kBlocks; ++b) {
       if constexpr (W::kGroup > 0) {
         if (b % kGroupBlocks == 0) {
-          scales = group_scales<T, W>(stage.scales[lane_], b / kGroupBlocks);
+          scales = group_scales<T, W>(reinterpret_cast<const unsigned char*>(unit.scales),
+                                      b / kGroupBlocks);
 #pragma unroll
-          for (int n = 0; n < kColumns; ++n)
-#pragma unroll
-            for (int h = 0; h < 2; ++h)
-#pragma unroll
-              for (int i = 0; i < 4; ++i) part[n][h][i] = 0;
+          for (int i = 0; i < 4; ++i) part[0][i] = part[1][i] = 0;
         }
       }
-      const Operands a =
-          W::Values::template operands<T>(&stage.values[0][lane_], b, scales.offsets);
+      const Operands a = W::Values::template operands<T, 1>(unit.values, b, scales.offsets);
+      const uint4 v = held_[slot + b];
+      const uint32_t x[2][2] = {{v.x, v.y}, {v.z, v.w}};
 #pragma unroll
-      for (int n = 0; n < kColumns; ++n) {
-        const uint32_t x[2][2] = {{x_[b][n].x, x_[b][n].y}, {x_[b][n].z, x_[b][n].w}};
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          if constexpr (W::kGroup > 0) {
-            arch::mma_sync(part[n][h], a.product[h], x[h], T{});
-          } else {
-            arch::mma_sync(sums_[n][h], a.product[h], x[h], T{});
-          }
-        }
+      for (int h = 0; h < 2; ++h) {
+        arch::mma_sync(W::kGroup > 0 ? part[h] : sums_[h], a.product[h], x[h], T{});
       }
-      load_x(b, x_unit);
+      load_x(slot + b, x_at + b * kBlockDepth);
       if constexpr (W::kGroup > 0) {
         if ((b + 1) % kGroupBlocks == 0) {
 #pragma unroll
-          for (int n = 0; n < kColumns; ++n)
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-              sums_[n][0][i] += scales.row[i / 2] * (part[n][0][i] + part[n][1][i]);
-            }
+          for (int i = 0; i < 4; ++i) sums_[0][i] += scales.row[i / 2] * (part[0][i] + part[1][i]);
         }
       }
     }
@@ -175,70 +185,68 @@ class NarrowWarp {
 
   AFNEXT_DEVICE void store(float* sums) const {
 #pragma unroll
-    for (int n = 0; n < kColumns; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int column = 8 * n + 2 * (lane_ % 4) + i % 2;
-        const float sum = W::kGroup > 0 ? sums_[n][0][i] : sums_[n][0][i] + sums_[n][1][i];
-        if (column < p_.rows) sums[column * kTileRows + lane_ / 4 + 8 * (i / 2)] = sum;
+    for (int i = 0; i < 4; ++i) {
+      const int row = 2 * (lane_ % 4) + i % 2;
+      if (row < p_.rows) {
+        sums[row * kTileRows + lane_ / 4 + 8 * (i / 2)] = sums_[0][i] + sums_[1][i];
       }
     }
   }
 
   const LinearParams& p_;
-  Stage (&ring_)[Shared::kStages];
-  const int lane_, units_;  // of K
-  int unit_;                // of the tile, that comes next
-  int left_;                // > 0: units of the block's tiles not yet asked for
-  int stage_ = 0, free_ = kAhead;
+  const int lane_, warp_, units_;  // units of a tile
+  int left_;                       // > 0: units not yet asked for
   const unsigned char *values_, *scales_;
-  int x_at_[kColumns];  // offsets of rows
-  uint4 x_[Shared::kBlocks][kColumns];
-  float sums_[kColumns][2][4];
+  const T* x_;
+  Unit ring_[Unit::kRing];
+  uint4 held_[kHeld];
+  float sums_[2][4];
 };
 
-template <typename T, typename W, int kColumns>
-__global__ void __launch_bounds__(kNarrowThreads, 2)
-    packed_linear_narrow_kernel(const LinearParams p) {
-  using Shared = NarrowShared<W, kColumns>;
-  auto& shared = arch::shared_memory<Shared>();
-  const int first = blockIdx.x * p.each;
-  const int last = first + p.each < p.tiles ? first + p.each : p.tiles;
-  arch::griddepcontrol_launch_dependents();
-  NarrowWarp<T, W, kColumns> work(p, shared, first, last);
-  work.begin();
-  arch::griddepcontrol_wait();
-  work.load_x();
-  const int sums_of_tile = kNarrowWarps * p.rows * kTileRows, warp = threadIdx.x / arch::kWarp;
-  const int batch = Shared::kSums / sums_of_tile;
+// The sums of `count` tiles, by all threads.
+template <typename T, typename W>
+AFNEXT_DEVICE void finish_narrow(const LinearParams& p, const float* sums, int stride, int tile,
+                                 int count) {
   const int width = p.end.gate_up ? kTileRows / 2 : kTileRows;
 #pragma unroll 1
-  for (int tile = first; tile < last; tile += batch) {
-    const int count = last - tile < batch ? last - tile : batch;
-#pragma unroll 1
-    for (int t = 0; t < count; ++t) {
-      work.multiply(shared.sums + t * sums_of_tile + warp * p.rows * kTileRows, t == 0);
-    }
-    __syncthreads();
-#pragma unroll 1
-    for (int i = threadIdx.x; i < p.rows * count * width; i += kNarrowThreads) {
-      const int row = i / (count * width), across = i % (count * width);
-      const int t = across / width, column = across % width;
-      const float* from = shared.sums + t * sums_of_tile + row * kTileRows + column;
-      float sum = 0, up = 0;
+  for (int i = threadIdx.x; i < p.rows * count * width; i += kNarrowThreads) {
+    const int row = i / (count * width), across = i % (count * width);
+    const int t = across / width, column = across % width;
+    const float* from = sums + t * stride + row * kTileRows + column;
+    float sum = 0, up = 0;
 #pragma unroll
-      for (int w = 0; w < kNarrowWarps; ++w, from += p.rows * kTileRows) {
-        sum += from[0];
-        if (p.end.gate_up) up += from[kTileRows / 2];
-      }
-      if constexpr (W::kGroup == 0 && W::Values::kScaled) {
-        const float* scales = reinterpret_cast<const float*>(p.scales) + (tile + t) * kTileRows;
-        sum *= scales[column];
-        if (p.end.gate_up) up *= scales[column + kTileRows / 2];
-      }
-      finish<T>(p.end, row, tile + t, column, sum, up);
+    for (int w = 0; w < kNarrowWarps; ++w, from += p.rows * kTileRows) {
+      sum += from[0];
+      if (p.end.gate_up) up += from[kTileRows / 2];
     }
-    if (tile + batch < last) __syncthreads();
+    sum *= row_scale<W>(p, tile + t, column);
+    if (p.end.gate_up) up *= row_scale<W>(p, tile + t, column + kTileRows / 2);
+    finish<T>(p.end, row, tile + t, column, sum, up);
+  }
+}
+
+template <typename T, typename W>
+__global__ void __launch_bounds__(kNarrowThreads, NarrowUnit<W>::kResident)
+    packed_linear_narrow_kernel(const NarrowParams p) {
+  auto& shared = arch::shared_memory<NarrowShared>();
+  const int stride = kNarrowWarps * p.linear.rows * kTileRows;
+  int tile = static_cast<int>(blockIdx.x) * p.each;
+  const int last = tile + p.each < p.linear.tiles ? tile + p.each : p.linear.tiles;
+  int count = last - tile < p.batch ? last - tile : p.batch;
+  NarrowWarp<T, W> warp(p.linear);
+  warp.begin(tile, count);
+  arch::griddepcontrol_wait();
+  arch::griddepcontrol_launch_dependents();
+#pragma unroll 1
+  while (true) {
+    warp.run(count, shared.sums, stride);
+    const int next = tile + count, next_count = last - next < p.batch ? last - next : p.batch;
+    if (next < last) warp.begin(next, next_count);
+    __syncthreads();
+    finish_narrow<T, W>(p.linear, shared.sums, stride, tile, count);
+    if (next >= last) return;
+    __syncthreads();  // all have read the sums
+    tile = next, count = next_count;
   }
 }
 

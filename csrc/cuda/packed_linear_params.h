@@ -15,11 +15,11 @@ struct LinearEnd {
 
 struct LinearParams {
   const unsigned char *values, *scales;
-  const void* x;    // rows of whole steps of K, aligned to 16 bytes
-  int x_stride;     // elements
-  int rows;         // of x
-  int tiles, each;  // of W; for a block of threads
-  int steps;        // of K
+  const void* x;  // rows of whole steps of K, aligned to 16 bytes
+  int x_stride;   // elements
+  int rows;       // of x
+  int tiles;      // of W
+  int steps;      // of K
   LinearEnd end;
 };
 
@@ -38,6 +38,13 @@ AFNEXT_DEVICE void finish(const LinearEnd& p, int row, int tile, int column, flo
   const int64_t to = static_cast<int64_t>(row) * p.columns + at;
   if (p.residual != nullptr) sum += arch::to_float(static_cast<const T*>(p.residual)[to]);
   static_cast<T*>(p.out)[to] = arch::rounded<T>(sum);
+}
+
+// Of a row of a tile; weights without such scales have 1.
+template <typename W>
+AFNEXT_DEVICE float row_scale(const LinearParams& p, int tile, int row) {
+  if constexpr (W::kGroup > 0 || !W::Values::kScaled) return 1;
+  return reinterpret_cast<const float*>(p.scales)[tile * kTileRows + row];
 }
 
 constexpr int kLinearThreads = 256;  // of the small kernels beside the products

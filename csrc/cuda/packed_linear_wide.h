@@ -41,7 +41,11 @@ struct WideShared {
     uint4 x[kRowsOfX][kUnits];
   };
   static constexpr int kStages = (98 << 10) / sizeof(Stage);
-  Stage ring[kStages];
+  static constexpr int kSumStride = kWideRows + 4;  // lanes of one store in 32 banks
+  union {
+    Stage ring[kStages];
+    float sums[kRowsOfX][kSumStride];
+  };
 
   // Rows of x lie so that eight lanes, of two rows, read different banks.
   static AFNEXT_DEVICE int place(int row, int unit) { return unit ^ (row & 1) << 2; }
@@ -63,14 +67,20 @@ class WideWarp {
         weight_unit_(first),
         x_unit_(first),
         last_(last) {
-    const int units = p.steps * (kStepDepth / kDepth);
 #pragma unroll
     for (int t = 0; t < kWideTiles; ++t) {
-      tile_[t] = (piece * kWideWarps + warp_) * kWideTiles + t;
       // Tiles beyond the last are the last again: nobody looks at their sums.
-      const auto tile = static_cast<int64_t>(tile_[t] < p.tiles ? tile_[t] : p.tiles - 1);
-      values_[t] = p.values + tile * units * kTileBytes + 16 * lane_;
+      const int index = (piece * kWideWarps + warp_) * kWideTiles + t;
+      const auto tile = static_cast<int64_t>(index < p.tiles ? index : p.tiles - 1);
+      values_[t] = p.values + (tile * p.steps * 2 + first) * kTileBytes + 16 * lane_;
       scales_[t] = p.scales + (tile * p.steps * 8 + lane_ / 4) * W::kScaleBytes;
+    }
+    x_ = static_cast<const T*>(p.x) + first * kDepth + threadIdx.x % Shared::kUnits * 8;
+#pragma unroll
+    for (int i = 0; i < kCopies; ++i) {
+      // Rows beyond the last read it again: their products are columns that nobody looks at.
+      const int row = threadIdx.x / Shared::kUnits + i * kCopiedRows;
+      x_row_[i] = (row < p.rows ? row : p.rows - 1) * p.x_stride;
     }
   }
 
@@ -105,25 +115,16 @@ class WideWarp {
     arch::cp_async_wait_group<0>();
   }
 
-  // use(tile, row of x, row of the tile, its sum, that of the row 8 below)
-  template <typename Use>
-  AFNEXT_DEVICE void each(const Use& use) const {
+  // This warp's sums, over the ring, which nobody uses any more.
+  AFNEXT_DEVICE void store() const {
 #pragma unroll
     for (int t = 0; t < kWideTiles; ++t) {
-      if (tile_[t] >= p_.tiles) continue;
-      float scale[2] = {1, 1};
-      if constexpr (W::kGroup == 0 && W::Values::kScaled) {
-        const float* scales = reinterpret_cast<const float*>(p_.scales) + tile_[t] * kTileRows;
-        scale[0] = scales[lane_ / 4], scale[1] = scales[lane_ / 4 + 8];
-      }
 #pragma unroll
       for (int n = 0; n < kColumns; ++n) {
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const int row = 8 * n + 2 * (lane_ % 4) + i;
-          if (row < p_.rows) {
-            use(tile_[t], row, lane_ / 4, scale[0] * sums_[t][n][i], scale[1] * sums_[t][n][i + 2]);
-          }
+        for (int i = 0; i < 4; ++i) {
+          const int row = (warp_ * kWideTiles + t) * kTileRows + lane_ / 4 + 8 * (i / 2);
+          shared_.sums[8 * n + 2 * (lane_ % 4) + i % 2][row] = sums_[t][n][i];
         }
       }
     }
@@ -131,45 +132,46 @@ class WideWarp {
 
  private:
   static constexpr int kTileBytes = Shared::kPieces * kPieceStride * 16;  // of a stage
+  // A thread's 16 bytes of x in a stage: the same unit of some rows.
+  static constexpr int kCopiedRows = kWideThreads / Shared::kUnits;
+  static constexpr int kCopies = Shared::kRowsOfX / kCopiedRows;
 
   AFNEXT_DEVICE void fetch_weights(Stage& stage) {
-    if (weight_unit_ < last_) {
+    if (weight_unit_ >= last_) return;
 #pragma unroll
-      for (int t = 0; t < kWideTiles; ++t) {
-        auto& to = stage.tiles[warp_][t];
-        const unsigned char* from = values_[t] + static_cast<int64_t>(weight_unit_) * kTileBytes;
+    for (int t = 0; t < kWideTiles; ++t) {
+      auto& to = stage.tiles[warp_][t];
 #pragma unroll
-        for (int i = 0; i < Shared::kPieces; ++i) {
-          arch::cp_async<16>(&to.values[i][lane_], from + i * kPieceStride * 16);
-        }
-        if constexpr (W::kGroup > 0) {
-          const unsigned char* scales =
-              scales_[t] + static_cast<int64_t>(weight_unit_ / 2) * 8 * W::kScaleBytes;
-          if constexpr (W::kGroups > 1) scales += weight_unit_ % 2 * Shared::kScaleBytes;
-          arch::cp_async<Shared::kScaleBytes>(to.scales[lane_], scales);
-        }
+      for (int i = 0; i < Shared::kPieces; ++i) {
+        arch::cp_async<16>(&to.values[i][lane_], values_[t] + i * kPieceStride * 16);
       }
-      ++weight_unit_;
+      values_[t] += kTileBytes;
+      if constexpr (W::kGroup > 0) {
+        const unsigned char* scales = scales_[t] + weight_unit_ / 2 * 8 * W::kScaleBytes;
+        if constexpr (W::kGroups > 1) scales += weight_unit_ % 2 * Shared::kScaleBytes;
+        arch::cp_async<Shared::kScaleBytes>(to.scales[lane_], scales);
+      }
     }
+    ++weight_unit_;
   }
 
   AFNEXT_DEVICE void fetch_x(Stage& stage) {
-    if (x_unit_ < last_) {
+    if (x_unit_ >= last_) return;
+    const int row = threadIdx.x / Shared::kUnits, unit = threadIdx.x % Shared::kUnits;
+    uint4* to = &stage.x[row][Shared::place(row, unit)];
 #pragma unroll
-      for (int i = threadIdx.x; i < Shared::kRowsOfX * Shared::kUnits; i += kWideThreads) {
-        const int row = i / Shared::kUnits, unit = i % Shared::kUnits;
-        // Rows beyond the last read it again: their products are columns that nobody looks at.
-        const T* from = static_cast<const T*>(p_.x) +
-                        (row < p_.rows ? row : p_.rows - 1) * p_.x_stride + x_unit_ * kDepth +
-                        unit * 8;
-        arch::cp_async<16>(&stage.x[row][Shared::place(row, unit)], from);
-      }
-      ++x_unit_;
+    for (int i = 0; i < kCopies; ++i) {
+      arch::cp_async<16>(to + i * kCopiedRows * Shared::kUnits, x_ + x_row_[i]);
     }
+    x_ += kDepth;
+    ++x_unit_;
   }
 
+  // Products of one block of K with four groups of columns come one after the other, so that no
+  // product waits for the one before.
   AFNEXT_DEVICE void multiply(const Stage& stage) {
     constexpr int kGroupBlocks = Shared::kBlocks / Shared::kGroups;
+    constexpr int kTogether = kColumns < 4 ? kColumns : 4;
     Operands a[kWideTiles][Shared::kBlocks];
     Scales scales[kWideTiles][Shared::kGroups];
 #pragma unroll
@@ -187,30 +189,37 @@ class WideWarp {
       }
     }
 #pragma unroll
-    for (int n = 0; n < kColumns; ++n) {
-      const int row = 8 * n + lane_ / 4;
-      uint4 x[Shared::kBlocks];
+    for (int first = 0; first < kColumns; first += kTogether) {
+      float part[kWideTiles][kTogether][4];
 #pragma unroll
       for (int b = 0; b < Shared::kBlocks; ++b) {
-        x[b] = stage.x[row][Shared::place(row, 4 * b + lane_ % 4)];
-      }
+        uint32_t x[kTogether][2][2];
 #pragma unroll
-      for (int t = 0; t < kWideTiles; ++t) {
-        float part[4];
+        for (int n = 0; n < kTogether; ++n) {
+          const int row = 8 * (first + n) + lane_ / 4;
+          const uint4 v = stage.x[row][Shared::place(row, 4 * b + lane_ % 4)];
+          x[n][0][0] = v.x, x[n][0][1] = v.y, x[n][1][0] = v.z, x[n][1][1] = v.w;
+        }
 #pragma unroll
-        for (int b = 0; b < Shared::kBlocks; ++b) {
-          const uint32_t halves[2][2] = {{x[b].x, x[b].y}, {x[b].z, x[b].w}};
-          if constexpr (W::kGroup == 0) {
-            arch::mma_sync(sums_[t][n], a[t][b].product[0], halves[0], T{});
-            arch::mma_sync(sums_[t][n], a[t][b].product[1], halves[1], T{});
-          } else {
-            if (b % kGroupBlocks == 0) part[0] = part[1] = part[2] = part[3] = 0;
-            arch::mma_sync(part, a[t][b].product[0], halves[0], T{});
-            arch::mma_sync(part, a[t][b].product[1], halves[1], T{});
-            if ((b + 1) % kGroupBlocks == 0) {
+        for (int h = 0; h < 2; ++h) {
 #pragma unroll
-              for (int i = 0; i < 4; ++i) {
-                sums_[t][n][i] += scales[t][b / kGroupBlocks].row[i / 2] * part[i];
+          for (int t = 0; t < kWideTiles; ++t) {
+#pragma unroll
+            for (int n = 0; n < kTogether; ++n) {
+              if constexpr (W::kGroup == 0) {
+                arch::mma_sync(sums_[t][first + n], a[t][b].product[h], x[n][h], T{});
+              } else {
+                if (b % kGroupBlocks == 0 && h == 0) {
+                  part[t][n][0] = part[t][n][1] = part[t][n][2] = part[t][n][3] = 0;
+                }
+                arch::mma_sync(part[t][n], a[t][b].product[h], x[n][h], T{});
+                if ((b + 1) % kGroupBlocks == 0 && h == 1) {
+#pragma unroll
+                  for (int i = 0; i < 4; ++i) {
+                    sums_[t][first + n][i] +=
+                        scales[t][b / kGroupBlocks].row[i / 2] * part[t][n][i];
+                  }
+                }
               }
             }
           }
@@ -224,10 +233,29 @@ class WideWarp {
   const int warp_, lane_;
   int weight_unit_, x_unit_;
   const int last_;
-  int tile_[kWideTiles];
   const unsigned char *values_[kWideTiles], *scales_[kWideTiles];
+  const T* x_;
+  int x_row_[kCopies];  // offsets of rows
   float sums_[kWideTiles][kColumns][4] = {};
 };
+
+// The sums of a block's tiles, from `tile` on.
+template <typename T, typename W, int kRowsOfX, int kStride>
+AFNEXT_DEVICE void finish_wide(const LinearParams& p, const float (&sums)[kRowsOfX][kStride],
+                               int tile) {
+  const int width = p.end.gate_up ? kTileRows / 2 : kTileRows;
+#pragma unroll 1
+  for (int i = threadIdx.x; i < p.rows * kWideTilesOfBlock * width; i += kWideThreads) {
+    const int row = i / (kWideTilesOfBlock * width), across = i % (kWideTilesOfBlock * width);
+    const int t = across / width, column = across % width;
+    if (tile + t >= p.tiles) continue;
+    const float* from = &sums[row][t * kTileRows + column];
+    const float sum = from[0] * row_scale<W>(p, tile + t, column);
+    float up = 0;
+    if (p.end.gate_up) up = from[8] * row_scale<W>(p, tile + t, column + 8);
+    finish<T>(p.end, row, tile + t, column, sum, up);
+  }
+}
 
 template <typename T, typename W, int kColumns>
 __global__ void __launch_bounds__(kWideThreads, kWideResident)
@@ -248,27 +276,27 @@ __global__ void __launch_bounds__(kWideThreads, kWideResident)
   arch::griddepcontrol_wait();
   work.begin_x();
   work.run(first * kStepUnits);
+  __syncthreads();  // the ring becomes sums
+  work.store();
+  __syncthreads();
   if (whole) {
-    const bool pairs = p.linear.end.gate_up;
-    work.each([&](int tile, int row, int column, float sum, float below) {
-      finish<T>(p.linear.end, row, tile, column, sum, below);
-      if (!pairs) finish<T>(p.linear.end, row, tile, column + 8, below, 0);
-    });
+    finish_wide<T, W>(p.linear, shared.sums, piece * kWideTilesOfBlock);
   } else {
-    const int skipped = p.whole * kWideRows;
-    float* sums = p.sums + static_cast<int64_t>(part) * p.linear.rows * p.sums_stride - skipped;
-    work.each([&](int tile, int row, int column, float sum, float below) {
-      float* to = sums + static_cast<int64_t>(row) * p.sums_stride + tile * kTileRows + column;
-      to[0] = sum, to[8] = below;
-    });
+    float* sums = p.sums + static_cast<int64_t>(part) * p.linear.rows * p.sums_stride +
+                  (piece - p.whole) * kWideRows;
+#pragma unroll 1
+    for (int i = threadIdx.x; i < p.linear.rows * kWideRows; i += kWideThreads) {
+      const int row = i / kWideRows, column = i % kWideRows;
+      sums[static_cast<int64_t>(row) * p.sums_stride + column] = shared.sums[row][column];
+    }
   }
 }
 
 // Adds the parts of K in order: a thread a column of a tile.
-template <typename T>
+template <typename T, typename W>
 __global__ void __launch_bounds__(kLinearThreads) add_linear_parts_kernel(const WideParams p) {
-  arch::griddepcontrol_launch_dependents();
   arch::griddepcontrol_wait();
+  arch::griddepcontrol_launch_dependents();
   const LinearParams& linear = p.linear;
   const int width = linear.end.gate_up ? kTileRows / 2 : kTileRows;
   const int first = p.whole * kWideTilesOfBlock;
@@ -279,10 +307,13 @@ __global__ void __launch_bounds__(kLinearThreads) add_linear_parts_kernel(const 
   const float* from =
       p.sums + static_cast<int64_t>(row) * p.sums_stride + tile * kTileRows + column;
   float sum = 0, up = 0;
+#pragma unroll 4
   for (int s = 0; s < p.parts; ++s, from += part) {
     sum += from[0];
     if (linear.end.gate_up) up += from[kTileRows / 2];
   }
+  sum *= row_scale<W>(linear, first + tile, column);
+  if (linear.end.gate_up) up *= row_scale<W>(linear, first + tile, column + kTileRows / 2);
   finish<T>(linear.end, row, first + tile, column, sum, up);
 }
 

@@ -191,6 +191,7 @@ def _calls() -> list[tuple[Call, bool]]:
         Call("int4-g32-zp", f16, 20, 64, 64),
         Call("fp8", bf16, 2, 70, 512, bias=True, residual=True),
         Call("fp8", f16, 33, 66, 72, "silu_mul"),
+        Call("int8", bf16, 20, 40, 2060, "silu_mul", bias=True),  # in parts of K
         Call("bfloat16", bf16, 3, 1, 1),
         Call("bfloat16", bf16, 3, 5, 0, bias=True),
     ]
