@@ -31,40 +31,53 @@ void place_rows(const Call& call, const TensorView& x, int64_t padded,
   p->x = scratch->as<T>(), p->x_stride = static_cast<int>(padded);
 }
 
+// `each` tiles to every block of threads, `resident` blocks to every multiprocessor: where they
+// need less shared memory than keeps more from meeting there, they take it.
+template <typename T, typename W, int most>
+void launch_narrow(const Call& call, NarrowParams p, int resident) {
+  const int sums_of_tile = kNarrowWarps * p.linear.rows * kTileRows;
+  p.batch = std::min(p.each, kNarrowSums / sums_of_tile);
+  size_t shared = static_cast<size_t>(p.batch) * sums_of_tile * sizeof(float);
+  if (resident < most) {
+    shared = std::max(shared, call.device().shared_bytes / (resident + 1) + 1);
+  }
+  const int blocks = (p.linear.tiles + p.each - 1) / p.each;
+  call.launch_early<packed_linear_narrow_kernel<T, W, most>>(dim3(static_cast<unsigned>(blocks)),
+                                                             kNarrowThreads, shared, p);
+}
+
 // As many blocks of threads to each multiprocessor as give all the same number of tiles, or nearly.
-// Shared memory that they do not need keeps more from meeting on one.
 template <typename T, typename W>
 void multiply_narrow(const Call& call, const LinearParams& linear) {
-  const int multiprocessors = call.device().multiprocessors;
   NarrowParams p{linear, linear.tiles, 1};
   int resident = 0;
   double best = 0;
-  for (int r = NarrowUnit<W>::kResident; r > 0; --r) {
-    const int blocks = r * multiprocessors, each = (linear.tiles + blocks - 1) / blocks;
+  for (int r = kNarrowResident<W>; r > 0; --r) {
+    const int blocks = r * call.device().multiprocessors;
+    const int each = (linear.tiles + blocks - 1) / blocks;
     const double busy = static_cast<double>(linear.tiles) / (static_cast<double>(each) * blocks);
     if (busy > best) best = busy, resident = r, p.each = each;
   }
-  const int sums_of_tile = kNarrowWarps * linear.rows * kTileRows;
-  p.batch = std::min(p.each, kNarrowSums / sums_of_tile);
-  size_t shared = static_cast<size_t>(p.batch) * sums_of_tile * sizeof(float);
-  if (resident < NarrowUnit<W>::kResident) {
-    shared = std::max(shared, call.device().shared_bytes / (resident + 1) + 1);
+  if constexpr (kNarrowResident<W> > 2) {
+    if (resident > 2) return launch_narrow<T, W, kNarrowResident<W>>(call, p, resident);
   }
-  call.launch_early<packed_linear_narrow_kernel<T, W>>(
-      dim3(static_cast<unsigned>((linear.tiles + p.each - 1) / p.each)), kNarrowThreads, shared, p);
+  launch_narrow<T, W, 2>(call, p, resident);
 }
 
-// Pieces of W that fill the device are multiplied whole; those that are left share K among
-// blocks of threads, each with some depth at least.
+// As many pieces of W as give every multiprocessor the same number are multiplied whole. Those that
+// are left share K among blocks of threads, two to a multiprocessor or as many as have room beside
+// the others, each with some depth at least.
 template <typename T, typename W, int kColumns>
 void multiply_wide(const Call& call, const LinearParams& linear) {
-  constexpr int kLeastSteps = 4;
+  constexpr int kLeastSteps = kColumns > 2 ? 4 : 6;
+  const int multiprocessors = call.device().multiprocessors;
   const int pieces = (linear.tiles + kWideTilesOfBlock - 1) / kWideTilesOfBlock;
-  const int resident = kWideResident * call.device().multiprocessors;
+  const int whole_each = pieces / multiprocessors;
+  const int room = std::min(2, kWideResident<W> - whole_each % kWideResident<W>);
   WideParams p{linear};
-  p.whole = pieces / resident * resident;
-  const int shared = pieces - p.whole;
-  p.parts = std::max(1, std::min(resident / std::max(shared, 1), linear.steps / kLeastSteps));
+  p.whole = whole_each * multiprocessors;
+  const int shared = std::max(pieces - p.whole, 1);
+  p.parts = std::max(1, std::min(room * multiprocessors / shared, linear.steps / kLeastSteps));
   if (p.parts == 1) p.whole = pieces;
   p.steps_each = (linear.steps + p.parts - 1) / p.parts;
   p.sums_stride = (pieces - p.whole) * kWideRows;

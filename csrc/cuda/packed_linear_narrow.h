@@ -1,23 +1,29 @@
 // Products with at most 8 rows of x: the time is that of reading W once.
 //
 // Bytes: N K b with b = 2, 1 or 1/2 and scales; FLOPs: 2 M N K. By Little's law 4.3 TB/s x 800 ns =
-// 3.4 MB are to be on their way, 26 KB to each of 132 multiprocessors. Here 16 to 24 warps have 2
-// to 4 KB each on their way, straight into registers: a ring of units of 1 KB (32, 64 or 128 of K
-// for 16 rows of W), whose slots the unrolled loop names. No shared memory, no barrier and no
-// wait but the scoreboard's stand between a unit's bytes and its products.
+// 3.4 MB are to be on their way, 26 KB to each of 132 multiprocessors. Here 16 or 24 warps have 2 to
+// 8 KB each on their way, straight into registers: a ring of units of 1 KB (32, 64 or 128 of K for
+// 16 rows of W), whose slots the unrolled loop names. No shared memory, barrier or copy stands
+// between a unit's bytes and its products; by cp.async int4 took a tenth longer.
 //
 // W is the A operand (16 rows a product) and x the B operand (8 rows). A block of threads owns
 // whole rows of W, some tiles of 16, so that no sum leaves it: its warps take the units of a tile
-// in turn, store their sums in shared memory, and once for all tiles that fit there a barrier, and
-// the threads add them in order: the same bits at every call. As many tiles to each block, and as
-// many blocks to each multiprocessor, as let all end together: tiles are few (224 for 3,584 rows).
+// in turn and store their sums in shared memory; once for all tiles that fit there comes a barrier,
+// and the threads add them in order: the same bits at every call. As many tiles to each block, and
+// as many blocks to each multiprocessor, as let all end together: 224 tiles (3,584 rows) are two
+// blocks to most of them. Three share 64 K registers at 80 each and have short rings, two at 128
+// long ones.
 //
 // Where groups of K share scales, integers are multiplied exactly and summed apart, then added with
 // their scale in float32: nothing is rounded but sums.
 //
-// int4 is bound by issue slots: 158 instructions a unit, of them 66 of the integer pipe that takes
-// two clocks (and, or: 35, shift: 28), 32 fma to take the zero point off, 8 products, 10 loads.
-// Others are bound by memory. Registers on sm_90a: at most 80, so that three blocks fit.
+// Instructions of a warp for a unit of int4: 158, of them 66 in the integer pipe, which takes one
+// in two clocks (and-or 35, shift 28), 32 fma that take the zero point off, 8 products, 7 loads.
+//
+// On an H200 (copies reach 4.27 TB/s), one row of x, in a graph: [37888, 3584] in bf16 60.8 us
+// (4.47 TB/s), int8 32.9 us (4.13), fp8 32.8 us (4.15), int4 20.3 us (3.45: issue slots and memory
+// wait for each other); at 8 rows 63.3, 34.4, 34.3 and 21.4 us. [3584, 3584] in int4 takes 4.0 us,
+// of which 1.6 are bytes: what is left is the wait for the kernel before, x, and the end.
 #pragma once
 
 #include "cuda/arch/copy.h"
@@ -42,8 +48,12 @@ struct NarrowShared {
   float sums[kNarrowSums];  // [tile][warp][row of x][row of W]: what is needed of it
 };
 
-// What a lane of a warp loads at a time.
+// Blocks of threads on a multiprocessor, at most: what registers allow.
 template <typename W>
+constexpr int kNarrowResident = W::kScaleBytes <= 4 ? 3 : 2;
+
+// What a lane of a warp loads at a time, where `resident` blocks are on a multiprocessor.
+template <typename W, int resident>
 struct NarrowUnit {
   static constexpr int kPieces = 2;
   static constexpr int kBlocks = kStepBlocks * kPieces / W::Values::kPieces;
@@ -53,17 +63,17 @@ struct NarrowUnit {
   static constexpr int kScales = W::kScaleBytes / 4;
   static_assert(W::kGroups <= 1 || kOfStep == 1);  // else it would have some of a step's scales
 
-  static constexpr int kRing = W::kScaleBytes == 0 ? 4 : 2;
-  static constexpr int kResident = W::kScaleBytes <= 4 ? 3 : 2;  // blocks of threads
+  static constexpr int kRing =
+      (W::kScaleBytes == 0 ? 4 : 2) * (resident == 2 && W::kScaleBytes <= 4 ? 2 : 1);
 
   uint4 values[kPieces];
   uint32_t scales[kScales > 0 ? kScales : 1];
 };
 
-template <typename T, typename W>
+template <typename T, typename W, int resident>
 class NarrowWarp {
  public:
-  using Unit = NarrowUnit<W>;
+  using Unit = NarrowUnit<W, resident>;
 
   AFNEXT_DEVICE explicit NarrowWarp(const LinearParams& p)
       : p_(p),
@@ -225,15 +235,15 @@ AFNEXT_DEVICE void finish_narrow(const LinearParams& p, const float* sums, int s
   }
 }
 
-template <typename T, typename W>
-__global__ void __launch_bounds__(kNarrowThreads, NarrowUnit<W>::kResident)
+template <typename T, typename W, int resident>
+__global__ void __launch_bounds__(kNarrowThreads, resident)
     packed_linear_narrow_kernel(const NarrowParams p) {
   auto& shared = arch::shared_memory<NarrowShared>();
   const int stride = kNarrowWarps * p.linear.rows * kTileRows;
   int tile = static_cast<int>(blockIdx.x) * p.each;
   const int last = tile + p.each < p.linear.tiles ? tile + p.each : p.linear.tiles;
   int count = last - tile < p.batch ? last - tile : p.batch;
-  NarrowWarp<T, W> warp(p.linear);
+  NarrowWarp<T, W, resident> warp(p.linear);
   warp.begin(tile, count);
   arch::griddepcontrol_wait();
   arch::griddepcontrol_launch_dependents();

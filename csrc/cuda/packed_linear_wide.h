@@ -1,4 +1,21 @@
-// Products with 17 to 64 rows of x: ...
+// Products with 9 to 64 rows of x: each weight is converted once and multiplied with all of them.
+//
+// FLOPs: 2 M N K, at 64 rows 256 a byte of int4, so products and what feeds them count as much as
+// bytes. A block of threads makes 128 rows of W (4 warps of two tiles) by all rows of x, half a
+// step of K (64) at a time, through a ring of stages in shared memory, 98 KB of it: what sm_120 has
+// for a block, and two blocks fit on sm_90. Weights lie in it as in memory, each lane reads back
+// its own pieces; x is shared, rows of 128 bytes whose units change places with the row's parity,
+// so that eight lanes, of two rows, read different banks. At 64 rows a stage of int4 is 4.6 KB of
+// weights and 8 KB of x, which comes out of the L2: 16 rows of W to a row of x would be twice that.
+//
+// A warp's products with four groups of columns and two tiles follow each other, so that none waits
+// for the one before. Registers on sm_90a at 64 rows: at most 168 without groups, which are 12
+// warps to a multiprocessor, and up to 238 with them, 8 warps: their products are summed apart,
+// then added with their scale in float32.
+//
+// Pieces of W that fill the device are multiplied whole. The others would leave it half empty, so
+// blocks share the K of each, write float32 sums, and a second kernel adds them in order: the same
+// bits at every call.
 #pragma once
 
 #include "cuda/arch/copy.h"
@@ -13,7 +30,10 @@ constexpr int kWideThreads = kWideWarps * arch::kWarp;
 constexpr int kWideTiles = 2;  // of a warp
 constexpr int kWideTilesOfBlock = kWideWarps * kWideTiles;
 constexpr int kWideRows = kWideTilesOfBlock * kTileRows;
-constexpr int kWideResident = 2;  // blocks of threads of a multiprocessor
+
+// Blocks of threads on a multiprocessor, at most: what registers allow.
+template <typename W>
+constexpr int kWideResident = W::kGroup == 0 ? 3 : 2;
 
 struct WideParams {
   LinearParams linear;
@@ -40,7 +60,8 @@ struct WideShared {
     Tile tiles[kWideWarps][kWideTiles];
     uint4 x[kRowsOfX][kUnits];
   };
-  static constexpr int kStages = (98 << 10) / sizeof(Stage);
+  static constexpr int kRingBytes = (kWideResident<W> == 3 ? 74 : 98) << 10;
+  static constexpr int kStages = kRingBytes / sizeof(Stage);
   static constexpr int kSumStride = kWideRows + 4;  // lanes of one store in 32 banks
   union {
     Stage ring[kStages];
@@ -85,14 +106,14 @@ class WideWarp {
   }
 
   AFNEXT_DEVICE void begin_weights() {
-#pragma unroll
+#pragma unroll 1
     for (int s = 0; s < kAhead; ++s) {
       fetch_weights(shared_.ring[s]);
       arch::cp_async_commit_group();
     }
   }
   AFNEXT_DEVICE void begin_x() {
-#pragma unroll
+#pragma unroll 1
     for (int s = 0; s < kAhead; ++s) {
       fetch_x(shared_.ring[s]);
       arch::cp_async_commit_group();
@@ -258,7 +279,7 @@ AFNEXT_DEVICE void finish_wide(const LinearParams& p, const float (&sums)[kRowsO
 }
 
 template <typename T, typename W, int kColumns>
-__global__ void __launch_bounds__(kWideThreads, kWideResident)
+__global__ void __launch_bounds__(kWideThreads, kWideResident<W>)
     packed_linear_wide_kernel(const WideParams p) {
   using Shared = WideShared<W, kColumns>;
   auto& shared = arch::shared_memory<Shared>();
@@ -307,7 +328,7 @@ __global__ void __launch_bounds__(kLinearThreads) add_linear_parts_kernel(const 
   const float* from =
       p.sums + static_cast<int64_t>(row) * p.sums_stride + tile * kTileRows + column;
   float sum = 0, up = 0;
-#pragma unroll 4
+#pragma unroll 8
   for (int s = 0; s < p.parts; ++s, from += part) {
     sum += from[0];
     if (linear.end.gate_up) up += from[kTileRows / 2];
