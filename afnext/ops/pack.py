@@ -15,7 +15,7 @@ from .quantize import QuantizedWeight, quantize
 from .reference_quantized import FORMATS
 
 LAYOUT = "panels32-v1"
-CUDA_LAYOUT = "mma-v1"
+CUDA_LAYOUT = "mma-v2"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

@@ -1,4 +1,4 @@
-// Weights into layout "mma-v1" (cuda/packed_layout.h), once when a model is loaded, a thread for
+// Weights into layout "mma-v2" (cuda/packed_layout.h), once when a model is loaded, a thread for
 // each 32-bit word; and out of it, for products with many rows of x: reads of 16 bytes a lane,
 // writes of 64 bytes a row (32 elements of 16 bits), n k (b + 2) bytes in all.
 #include "cuda/arch/call.h"
@@ -13,22 +13,21 @@ constexpr int kThreads = 256;
 
 // The plain weight, as the kernels here see it.
 struct Shape {
-  int64_t n, k, panels, blocks;
-  int width;  // columns of the output in a panel
+  int64_t n, k, tiles, steps;
+  int width;  // columns of the output in a tile
   bool gate_up;
 
-  // The row of the plain weight in `row` of `panel`, or -1.
-  AFNEXT_DEVICE int64_t row(int64_t panel, int row) const {
+  // The row of the plain weight in `row` of `tile`, or -1.
+  AFNEXT_DEVICE int64_t row(int64_t tile, int row) const {
     const int64_t columns = gate_up ? n / 2 : n;
-    const int64_t index = panel * width + row % width;
+    const int64_t index = tile * width + row % width;
     if (index >= columns) return -1;
     return row < width ? index : columns + index;
   }
 };
 
 Shape shape_of(const PackedView& view, const MmaLayout& layout) {
-  return {view.n,      view.k, layout.panels, layout.blocks, static_cast<int>(layout.width),
-          view.gate_up};
+  return {view.n, view.k, layout.tiles, layout.steps, static_cast<int>(layout.width), view.gate_up};
 }
 
 dim3 grid_of(int64_t threads) {
@@ -41,19 +40,19 @@ AFNEXT_DEVICE int64_t thread_index() {
 
 // Where a 32-bit word of the values stands.
 struct Word {
-  int64_t panel, block;
+  int64_t tile, step;
   int piece, lane, word;
 
-  AFNEXT_DEVICE Word(int64_t index, int64_t blocks, int pieces) {
+  AFNEXT_DEVICE Word(int64_t index, int64_t steps, int pieces) {
     word = static_cast<int>(index % 4), index /= 4;
     lane = static_cast<int>(index % arch::kWarp), index /= arch::kWarp;
     piece = static_cast<int>(index % pieces), index /= pieces;
-    block = index % blocks, panel = index / blocks;
+    step = index % steps, tile = index / steps;
   }
-  // Of the element in half h of register i of `product` with `tile`: row of the panel, and K.
-  AFNEXT_DEVICE int row(int tile, int i) const { return kTileRows * tile + lane / 4 + 8 * (i % 2); }
-  AFNEXT_DEVICE int64_t k(int product, int i, int h) const {
-    return block * kBlockDepth + lane % 4 * 8 + product * 4 + i / 2 * 2 + h;
+  // Of the element in half h of register i of `product` with `block`: row of the tile, and K.
+  AFNEXT_DEVICE int row(int i) const { return lane / 4 + 8 * (i % 2); }
+  AFNEXT_DEVICE int64_t k(int block, int product, int i, int h) const {
+    return step * kStepDepth + block * kBlockDepth + lane % 4 * 8 + product * 4 + i / 2 * 2 + h;
   }
 };
 
@@ -62,13 +61,13 @@ __global__ void __launch_bounds__(kThreads)
     pack_kernel(const From* weight, int64_t stride, Shape shape, uint32_t* out) {
   using W = Weight<Dense<T>, 0, false>;
   const int64_t index = thread_index();
-  if (index >= shape.panels * shape.blocks * W::kBlockBytes / 4) return;
-  const Word at(index, shape.blocks, W::Values::kPieces);
-  const int64_t row = shape.row(at.panel, at.row(at.piece / 2, at.word));
+  if (index >= shape.tiles * shape.steps * W::kStepBytes / 4) return;
+  const Word at(index, shape.steps, W::Values::kPieces);
+  const int64_t row = shape.row(at.tile, at.row(at.word));
   float values[2];
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    const int64_t k = at.k(at.piece % 2, at.word, h);
+    const int64_t k = at.k(at.piece / 2, at.piece % 2, at.word, h);
     values[h] = row >= 0 && k < shape.k ? arch::to_float(weight[row * stride + k]) : 0.0f;
   }
   out[index] = arch::pack(values[0], values[1], T{});
@@ -82,16 +81,16 @@ __global__ void __launch_bounds__(kThreads)
   constexpr int kElements = kNibbles ? 8 : 4, kBits = kNibbles ? 4 : 8;
   constexpr uint32_t kMissing = kNibbles && !W::kZeroPoints ? 8 : 0;
   const int64_t index = thread_index();
-  if (index >= shape.panels * shape.blocks * W::kBlockBytes / 4) return;
-  const Word at(index, shape.blocks, W::Values::kPieces);
+  if (index >= shape.tiles * shape.steps * W::kStepBytes / 4) return;
+  const Word at(index, shape.steps, W::Values::kPieces);
+  const int block = kNibbles ? 2 * at.piece + at.word / 2 : at.piece;
+  const int product = kNibbles ? at.word % 2 : at.word / 2;
   uint32_t word = 0;
 #pragma unroll
   for (int e = 0; e < kElements; ++e) {
-    const int tile = kNibbles ? 2 * at.piece + at.word / 2 : at.piece;
-    const int product = kNibbles ? at.word % 2 : at.word / 2;
     const int i = kNibbles ? e % 4 : at.word % 2 * 2 + e % 2;
-    const int64_t row = shape.row(at.panel, at.row(tile, i));
-    const int64_t k = at.k(product, i, kNibbles ? e / 4 : e / 2);
+    const int64_t row = shape.row(at.tile, at.row(i));
+    const int64_t k = at.k(block, product, i, kNibbles ? e / 4 : e / 2);
     uint32_t value = kMissing;
     if (row >= 0 && k < shape.k) {
       value = kNibbles ? values[row * ((shape.k + 1) / 2) + k / 2] >> (k % 2 * 4) & 15
@@ -105,21 +104,26 @@ __global__ void __launch_bounds__(kThreads)
 __global__ void __launch_bounds__(kThreads)
     pack_row_scales_kernel(const float* scales, Shape shape, float* out) {
   const int64_t index = thread_index();
-  if (index >= shape.panels * kPanelRows) return;
-  const int64_t row = shape.row(index / kPanelRows, static_cast<int>(index % kPanelRows));
+  if (index >= shape.tiles * kTileRows) return;
+  const int64_t row = shape.row(index / kTileRows, static_cast<int>(index % kTileRows));
   out[index] = row >= 0 ? scales[row] : 0.0f;
 }
 
-// groups: of the plain weight; padded: of a panel. zeros may be null.
+// groups: of the plain weight; each: of a step. zeros may be null.
 __global__ void __launch_bounds__(kThreads)
     pack_group_scales_kernel(const uint16_t* scales, const uint8_t* zeros, Shape shape,
-                             int64_t groups, int64_t padded, uint16_t* out) {
+                             int64_t groups, int each, uint16_t* out) {
   const int64_t index = thread_index();
-  if (index >= shape.panels * padded * kPanelRows) return;
-  const int place = static_cast<int>(index % kPanelRows);  // [r][tile][row + 8]
-  const int row_of_panel = place / 8 + kTileRows * (place / 2 % kTiles) + 8 * (place % 2);
-  const int64_t group = index / kPanelRows % padded;
-  const int64_t row = shape.row(index / kPanelRows / padded, row_of_panel);
+  if (index >= shape.tiles * shape.steps * each * kTileRows) return;
+  int64_t place = index;  // [tile][step][row 8][group][row + 8]
+  const auto half = static_cast<int>(place % 2);
+  place /= 2;
+  const int64_t group_of_step = place % each;
+  place /= each;
+  const auto row_of_tile = static_cast<int>(place % 8) + 8 * half;
+  place /= 8;
+  const int64_t group = place % shape.steps * each + group_of_step;
+  const int64_t row = shape.row(place / shape.steps, row_of_tile);
   const bool there = row >= 0 && group < groups;
   const uint16_t scale = there ? scales[row * groups + group] : 0;
   if (zeros == nullptr) {
@@ -154,7 +158,7 @@ AFNEXT_DEVICE void write(To* to, const float (&values)[8], int64_t count, bool w
   }
 }
 
-// A warp a panel's block, a block of threads kThreads / 32 of them. wide: pieces of a row are whole
+// A warp a tile's step, a block of threads kThreads / 32 of them. wide: pieces of a row are whole
 // and aligned.
 template <typename T, typename W, typename To>
 __global__ void __launch_bounds__(kThreads)
@@ -162,27 +166,28 @@ __global__ void __launch_bounds__(kThreads)
                   To* out, bool wide) {
   const int lane = threadIdx.x % arch::kWarp;
   const int64_t index = thread_index() / arch::kWarp;
-  if (index >= shape.panels * shape.blocks) return;
-  const int64_t panel = index / shape.blocks, block = index % shape.blocks;
-  const auto* values = reinterpret_cast<const uint4*>(data + index * W::kBlockBytes) + lane;
-  const unsigned char* scales = data + value_bytes + panel * scale_bytes;
-  const int64_t k = block * kBlockDepth + lane % 4 * 8;
+  if (index >= shape.tiles * shape.steps) return;
+  const int64_t tile = index / shape.steps, step = index % shape.steps;
+  const auto* values = reinterpret_cast<const uint4*>(data + index * W::kStepBytes) + lane;
+  const unsigned char* scales = data + value_bytes + tile * scale_bytes;
+  const unsigned char* mine = scales + (step * 8 + lane / 4) * W::kScaleBytes;
 #pragma unroll
-  for (int t = 0; t < kTiles; ++t) {
-    TileScales tile;
+  for (int block = 0; block < kStepBlocks; ++block) {
+    const int64_t k = step * kStepDepth + block * kBlockDepth + lane % 4 * 8;
+    Scales group;
     if constexpr (W::kGroup > 0) {
-      tile = tile_scales<T, W>(scales + block / W::kGroupBlocks * W::kGroupBytes, t, lane);
+      group = group_scales<T, W>(mine, block * W::kGroups / kStepBlocks);
     }
-    const Operands a = W::Values::template operands<T>(values, t, tile.offsets);
+    const Operands a = W::Values::template operands<T>(values, block, group.offsets);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const int row_of_panel = kTileRows * t + lane / 4 + 8 * h;
-      const int64_t row = shape.row(panel, row_of_panel);
+      const int row_of_tile = lane / 4 + 8 * h;
+      const int64_t row = shape.row(tile, row_of_tile);
       float scale = 1;
       if constexpr (W::kGroup > 0) {
-        scale = tile.scale[h];
+        scale = group.row[h];
       } else if constexpr (W::Values::kScaled) {
-        scale = reinterpret_cast<const float*>(scales)[row_of_panel];
+        scale = reinterpret_cast<const float*>(scales)[row_of_tile];
       }
       float elements[8];
 #pragma unroll
@@ -213,7 +218,7 @@ void unpack_from(const Call& call, const PackedView& view, const TensorView& out
   with_dtype(out.dtype, [&](auto zero) {
     using To = decltype(zero);
     call.launch<unpack_kernel<T, W, To>>(
-        grid_of(layout.panels * layout.blocks * arch::kWarp), kThreads, 0,
+        grid_of(layout.tiles * layout.steps * arch::kWarp), kThreads, 0,
         static_cast<const unsigned char*>(view.data), shape_of(view, layout), layout.value_bytes(),
         layout.scale_bytes, out.as<To>(), rows_align(out) && view.k % 8 == 0);
   });
@@ -245,15 +250,16 @@ void pack_quantized(const QuantizedTensors& tensors, const PackedView& view, Str
   });
   unsigned char* scales = data + layout.value_bytes();
   if (view.group == 0) {
-    call.launch<pack_row_scales_kernel>(grid_of(layout.panels * kPanelRows), kThreads, 0,
+    call.launch<pack_row_scales_kernel>(grid_of(layout.tiles * kTileRows), kThreads, 0,
                                         tensors.scales.as<const float>(), shape,
                                         reinterpret_cast<float*>(scales));
   } else {
     call.launch<pack_group_scales_kernel>(
-        grid_of(layout.panels * layout.groups * kPanelRows), kThreads, 0,
+        grid_of(layout.tiles * layout.steps * layout.step_groups * kTileRows), kThreads, 0,
         tensors.scales.as<const uint16_t>(),
         tensors.zeros != nullptr ? tensors.zeros->as<const uint8_t>() : nullptr, shape,
-        (view.k + view.group - 1) / view.group, layout.groups, reinterpret_cast<uint16_t*>(scales));
+        (view.k + view.group - 1) / view.group, static_cast<int>(layout.step_groups),
+        reinterpret_cast<uint16_t*>(scales));
   }
 }
 

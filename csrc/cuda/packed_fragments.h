@@ -29,7 +29,7 @@ struct Pair<f16> {
 };
 constexpr uint32_t kSignBits = 0x80008000;
 
-// A operands of the two products that a block makes with one tile.
+// A operands of the two products that a block of K makes.
 struct Operands {
   uint32_t product[2][4];
 };
@@ -38,8 +38,8 @@ struct Offsets {
   uint32_t row[2];
 };
 
-// In all of these `lane` points to the lane's 16 bytes of a block's (or half a block's) first
-// piece, in global or shared memory.
+// In all of these `lane` points to the lane's 16 bytes of the first piece of a step (or of the part
+// of one that begins with block 0), in global or shared memory.
 constexpr int kPieceStride = arch::kWarp;  // from piece to piece, in 16 bytes
 
 template <typename T>
@@ -47,9 +47,9 @@ struct Dense {
   static constexpr int kPieces = 8;
   static constexpr bool kScaled = false;
 
-  template <typename X>
-  static AFNEXT_DEVICE Operands operands(const uint4* lane, int tile, const Offsets&) {
-    const uint4 v = lane[2 * tile * kPieceStride], w = lane[(2 * tile + 1) * kPieceStride];
+  template <typename X, int kStride = kPieceStride>
+  static AFNEXT_DEVICE Operands operands(const uint4* lane, int block, const Offsets&) {
+    const uint4 v = lane[2 * block * kStride], w = lane[(2 * block + 1) * kStride];
     return {{{v.x, v.y, v.z, v.w}, {w.x, w.y, w.z, w.w}}};
   }
 };
@@ -61,18 +61,18 @@ struct Int8 {
   // Bytes 0 and 2 as two floats.
   static AFNEXT_DEVICE uint32_t even(uint32_t word, bf16) {
     // The sign bit lands in the exponent's last: 128 becomes 256, so the difference is signed.
-    const uint32_t low = (word & 0x007f007f) | Pair<bf16>::kCounter;
-    const uint32_t sign = (word & 0x00800080) | Pair<bf16>::kCounter;
+    const uint32_t low = arch::and_or(word, 0x007f007f, Pair<bf16>::kCounter);
+    const uint32_t sign = arch::and_or(word, 0x00800080, Pair<bf16>::kCounter);
     return arch::multiply_add(sign, Pair<bf16>::kMinusOne, low, bf16{});
   }
   static AFNEXT_DEVICE uint32_t even(uint32_t word, f16) {
     constexpr uint32_t minus_1152 = 0xe480e480;
-    const uint32_t shifted = (word & 0x00ff00ff) ^ (Pair<f16>::kCounter | 0x00800080);
+    const uint32_t shifted = arch::and_xor(word, 0x00ff00ff, Pair<f16>::kCounter | 0x00800080);
     return arch::multiply_add(shifted, Pair<f16>::kOne, minus_1152, f16{});
   }
-  template <typename T>
-  static AFNEXT_DEVICE Operands operands(const uint4* lane, int tile, const Offsets&) {
-    const uint4 w = lane[tile * kPieceStride];
+  template <typename T, int kStride = kPieceStride>
+  static AFNEXT_DEVICE Operands operands(const uint4* lane, int block, const Offsets&) {
+    const uint4 w = lane[block * kStride];
     return {{{even(w.x, T{}), even(w.x >> 8, T{}), even(w.y, T{}), even(w.y >> 8, T{})},
              {even(w.z, T{}), even(w.z >> 8, T{}), even(w.w, T{}), even(w.w >> 8, T{})}}};
   }
@@ -87,17 +87,17 @@ struct Fp8 {
   // Bytes 1 and 3 as two floats.
   static AFNEXT_DEVICE uint32_t odd(uint32_t word, bf16) {
     constexpr uint32_t two_to_120 = 0x7b807b80;
-    const uint32_t small = (word & kSignBits) | (word >> 4 & 0x07f007f0);
+    const uint32_t small = arch::and_or(word, kSignBits, word >> 4 & 0x07f007f0);
     return arch::multiply_add(small, two_to_120, kSignBits, bf16{});
   }
   static AFNEXT_DEVICE uint32_t odd(uint32_t word, f16) {
     constexpr uint32_t two_to_8 = 0x5c005c00;
-    const uint32_t small = (word & kSignBits) | (word >> 1 & 0x3f803f80);
+    const uint32_t small = arch::and_or(word, kSignBits, word >> 1 & 0x3f803f80);
     return arch::multiply_add(small, two_to_8, kSignBits, f16{});
   }
-  template <typename T>
-  static AFNEXT_DEVICE Operands operands(const uint4* lane, int tile, const Offsets&) {
-    const uint4 w = lane[tile * kPieceStride];
+  template <typename T, int kStride = kPieceStride>
+  static AFNEXT_DEVICE Operands operands(const uint4* lane, int block, const Offsets&) {
+    const uint4 w = lane[block * kStride];
     return {{{odd(w.x << 8, T{}), odd(w.x, T{}), odd(w.y << 8, T{}), odd(w.y, T{})},
              {odd(w.z << 8, T{}), odd(w.z, T{}), odd(w.w << 8, T{}), odd(w.w, T{})}}};
   }
@@ -114,12 +114,12 @@ struct Int4 {
   }
   template <typename T>
   static AFNEXT_DEVICE uint32_t nibbles(uint32_t word, int at, uint32_t offset) {
-    const uint32_t counted = (word >> 4 * at & 0x000f000f) | Pair<T>::kCounter;
+    const uint32_t counted = arch::and_or(word >> 4 * at, 0x000f000f, Pair<T>::kCounter);
     return arch::multiply_add(counted, Pair<T>::kOne, offset, T{});
   }
-  template <typename T>
-  static AFNEXT_DEVICE Operands operands(const uint4* lane, int tile, const Offsets& offsets) {
-    const uint2 w = reinterpret_cast<const uint2*>(lane + tile / 2 * kPieceStride)[tile % 2];
+  template <typename T, int kStride = kPieceStride>
+  static AFNEXT_DEVICE Operands operands(const uint4* lane, int block, const Offsets& offsets) {
+    const uint2 w = reinterpret_cast<const uint2*>(lane + block / 2 * kStride)[block % 2];
     Operands a;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -135,29 +135,28 @@ struct Int4 {
 template <typename Values_, int kGroup_, bool kZeroPoints_>
 struct Weight {
   using Values = Values_;
-  static constexpr int kBlockBytes = Values::kPieces * kPieceStride * 16;
+  static constexpr int kStepBytes = Values::kPieces * kPieceStride * 16;
   static constexpr int kGroup = kGroup_;
   static constexpr bool kZeroPoints = kZeroPoints_;
-  static constexpr int kScaleBytes = kZeroPoints ? 4 : 2;
-  static constexpr int kGroupBytes = kGroup > 0 ? kPanelRows * kScaleBytes : 0;
-  static constexpr int kGroupBlocks = kGroup / kBlockDepth;
+  static constexpr int kGroups = kGroup > 0 ? kStepDepth / kGroup : 0;  // of a step
+  // Of a lane: rows r and r + 8 of a step's groups.
+  static constexpr int kScaleBytes = kGroups * 2 * (kZeroPoints ? 4 : 2);
 };
 
-// A lane's scales of one group for one tile: rows r and r + 8.
-struct TileScales {
-  float scale[2];
+// A lane's scales of one group: rows r and r + 8.
+struct Scales {
+  float row[2];
   Offsets offsets;
 };
-// From the group's bytes in shared or global memory.
+// From the lane's kScaleBytes of a step in shared or global memory.
 template <typename T, typename W>
-AFNEXT_DEVICE TileScales tile_scales(const unsigned char* group, int tile, int lane) {
-  const int at = (lane / 4 * kTiles + tile) * 2 * W::kScaleBytes;
+AFNEXT_DEVICE Scales group_scales(const unsigned char* lane, int group) {
   if constexpr (W::kZeroPoints) {
-    const auto both = *reinterpret_cast<const uint2*>(group + at);
+    const auto both = reinterpret_cast<const uint2*>(lane)[group];
     return {{arch::bits_float(both.x << 16), arch::bits_float(both.y << 16)},
             {{Int4::offset<T>(both.x >> 16), Int4::offset<T>(both.y >> 16)}}};
   } else {
-    const auto both = *reinterpret_cast<const uint32_t*>(group + at);
+    const auto both = reinterpret_cast<const uint32_t*>(lane)[group];
     return {{arch::bits_float(both << 16), arch::bits_float(both & 0xffff0000)},
             {{Int4::offset<T>(8), Int4::offset<T>(8)}}};
   }

@@ -1,5 +1,5 @@
 // Weights of linear layers, packed once into the order in which kernels read them: layout
-// "panels32-v1" on the CPU, "mma-v1" (csrc/cuda/packed_layout.h describes it) on CUDA devices.
+// "panels32-v1" on the CPU, "mma-v2" (csrc/cuda/packed_layout.h describes it) on CUDA devices.
 //
 // Layout "panels32-v1", the same for every instruction set. A panel holds 32 output columns (rows
 // of the weight) and is a run of steps of 128 bytes, a 32-bit word for each column:

@@ -176,7 +176,7 @@ def run_unpack(
 def _calls() -> list[tuple[Call, bool]]:
     bf16, f16 = HALVES
     core = [
-        Call("bfloat16", bf16, 1, 70, 512, bias=True),
+        Call("bfloat16", bf16, 1, 140, 512, bias=True),
         Call("float16", f16, 7, 64, 200, "gelu", bias=True, gap=3),
         Call("bfloat16", bf16, 33, 72, 96, "silu_mul"),
         Call("bfloat16", bf16, 64, 70, 520, residual=True),
@@ -191,6 +191,8 @@ def _calls() -> list[tuple[Call, bool]]:
         Call("int4-g32-zp", f16, 20, 64, 64),
         Call("fp8", bf16, 2, 70, 512, bias=True, residual=True),
         Call("fp8", f16, 33, 66, 72, "silu_mul"),
+        Call("int8", bf16, 8, 2600, 72, bias=True),  # more tiles than sums are kept of
+        Call("int8", bf16, 20, 40, 2060, "silu_mul", bias=True),  # in parts of K
         Call("bfloat16", bf16, 3, 1, 1),
         Call("bfloat16", bf16, 3, 5, 0, bias=True),
     ]
