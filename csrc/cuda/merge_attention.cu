@@ -1,12 +1,15 @@
 // Merge of attention over two sets of keys: two rows in, their weighted sum out.
 //
 // Bytes: 6 D + 12 a row in 16 bits, arithmetic is free beside them. A group of lanes holds a row of
-// D elements, 16 bytes a lane (16 lanes for D = 128 in 16 bits); each group takes kRows tokens of
-// one head, all loaded before the first is used: 64 bytes in flight a thread. Groups of a block are
-// neighbouring tokens, since lse is [H, T]: its reads and writes fill sectors of 32 bytes, and rows
-// of out, 256 bytes at D = 128, fill theirs wherever they lie. Neighbouring blocks are the other
-// heads of the same tokens.
+// D elements, 16 bytes a lane (16 lanes for D = 128 in 16 bits), and asks for both of it and for
+// their logarithms at once: 32 bytes in flight a thread, 64 KB an SM at 2,048 threads of 32
+// registers, where an H200 asks for 26. Groups of a block are neighbouring tokens, since lse is
+// [H, T]: its reads and writes fill sectors of 32 bytes, and rows of out, 256 bytes at D = 128,
+// fill theirs wherever they lie. Neighbouring blocks are the other heads of the same tokens.
+//
+// On an H200, bf16, 8,192 tokens of 28 heads of 128: 42.7 us, 98 % of a copy's bandwidth.
 #include "cuda/arch/call.h"
+#include "cuda/arch/griddepcontrol.h"
 #include "cuda/dispatch.h"
 #include "cuda/merge_attention.h"
 #include "cuda/vector.h"
@@ -15,7 +18,6 @@ namespace afnext::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kRows = 2;
 
 struct Params {
   const void *out_a, *out_b;
@@ -46,42 +48,33 @@ __global__ void __launch_bounds__(kThreads) merge_attention_kernel(const Params 
   const int lanes = 1 << p.log_lanes;
   const int lane = static_cast<int>(threadIdx.x) & (lanes - 1);
   const int group = static_cast<int>(threadIdx.x) >> p.log_lanes;
-  const int groups = kThreads >> p.log_lanes;
   const int64_t head = blockIdx.x % p.heads;
-  const int64_t first = static_cast<int64_t>(blockIdx.x / p.heads) * groups * kRows + group;
-  int64_t from[kRows];
-  Weights weights[kRows];
-#pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-    const int64_t token = first + r * groups;
-    from[r] = (token * p.heads + head) * p.dim;
-    if (token < p.tokens) {
-      const int64_t at = head * p.tokens + token;
-      weights[r] = weigh(p.lse_a[at], p.lse_b[at]);
-      if (lane == 0) p.lse[at] = weights[r].lse;
-    }
-  }
+  const int64_t token =
+      static_cast<int64_t>(blockIdx.x / p.heads) * (kThreads >> p.log_lanes) + group;
+  arch::griddepcontrol_launch_dependents();
+  arch::griddepcontrol_wait();
+  if (token >= p.tokens) return;
+  const int64_t at = head * p.tokens + token, row = (token * p.heads + head) * p.dim;
+  const auto *out_a = static_cast<const T*>(p.out_a) + row,
+             *out_b = static_cast<const T*>(p.out_b) + row;
+  auto* out = static_cast<T*>(p.out) + row;
+  const float lse_a = p.lse_a[at], lse_b = p.lse_b[at];
+  int column = lane * kVector;
+  Vector<T, kVector> a, b;  // requested before the weights are made
+  if (column < p.dim) a = load<kVector>(out_a + column), b = load<kVector>(out_b + column);
+  const Weights weights = weigh(lse_a, lse_b);
+  if (lane == 0) p.lse[at] = weights.lse;
 #pragma unroll 1
-  for (int column = lane * kVector; column < p.dim; column += lanes * kVector) {
-    Vector<T, kVector> a[kRows], b[kRows];
+  while (column < p.dim) {
+    Floats<kVector> sum = to_floats(a);
+    const Floats<kVector> more = to_floats(b);
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      if (first + r * groups < p.tokens) {
-        a[r] = load<kVector>(static_cast<const T*>(p.out_a) + from[r] + column);
-        b[r] = load<kVector>(static_cast<const T*>(p.out_b) + from[r] + column);
-      }
+    for (int i = 0; i < kVector; ++i) {
+      sum.at[i] = weights.a * sum.at[i] + weights.b * more.at[i];
     }
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      if (first + r * groups < p.tokens) {
-#pragma unroll
-        for (int i = 0; i < kVector; ++i) {
-          a[r].at[i] = arch::rounded<T>(weights[r].a * arch::to_float(a[r].at[i]) +
-                                        weights[r].b * arch::to_float(b[r].at[i]));
-        }
-        store(static_cast<T*>(p.out) + from[r] + column, a[r]);
-      }
-    }
+    store(out + column, rounded<T>(sum));
+    column += lanes * kVector;
+    if (column < p.dim) a = load<kVector>(out_a + column), b = load<kVector>(out_b + column);
   }
 }
 
@@ -89,10 +82,10 @@ template <typename T, int kVector>
 void run(const Call& call, Params p) {
   const int vectors = (p.dim + kVector - 1) / kVector;
   while (p.log_lanes < 5 && 1 << p.log_lanes < vectors) ++p.log_lanes;
-  const int64_t block = (kThreads >> p.log_lanes) * kRows;
+  const int64_t block = kThreads >> p.log_lanes;
   const int64_t blocks = (p.tokens + block - 1) / block * p.heads;
-  call.launch<merge_attention_kernel<T, kVector>>(dim3(static_cast<unsigned>(blocks)),
-                                                  dim3(kThreads), 0, p);
+  call.launch_early<merge_attention_kernel<T, kVector>>(dim3(static_cast<unsigned>(blocks)),
+                                                        dim3(kThreads), 0, p);
 }
 
 }  // namespace

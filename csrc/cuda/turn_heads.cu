@@ -1,5 +1,7 @@
-// A block a token: 2 x heads x dim elements pass, each phase is computed once for all heads.
+// Heads that are only turned are rotate's (cuda/rotate.cu). The kernel here also converts, pads and
+// takes what no vector fits: a block a token, an element an access, each phase once for all heads.
 #include "cuda/dispatch.h"
+#include "cuda/rotate.h"
 #include "cuda/rotation.h"
 #include "cuda/turn_heads.h"
 
@@ -59,6 +61,14 @@ size_t bytes_of_copy(const TensorView& t, DType as, const Turn& turn) {
   return as_it_is ? 0 : t.shape[0] * t.shape[1] * width_of(t, as) * dtype_size(as);
 }
 
+// float32 values on the device of `like`.
+TensorView vector_of(const float* values, int64_t count, const TensorView& like) {
+  TensorView v = like;
+  v.data = const_cast<float*>(values), v.dtype = DType::f32;
+  v.ndim = 1, v.shape[0] = count, v.stride[0] = 1;
+  return v;
+}
+
 }  // namespace
 
 bool in_units(const TensorView& t) {
@@ -73,6 +83,14 @@ ReadableHeads::ReadableHeads(const Call& call, const TensorView& t, DType as, co
   if (memory_.as<void>() == nullptr) return;
   const int64_t width = width_of(t, as);
   heads_ = {memory_.as<void>(), t.shape[1] * width, width};
+  if (t.dtype == as && t.shape[2] == width && turn.inv_freq != nullptr) {
+    const TensorView times = vector_of(turn.times, t.shape[0], t);
+    const TensorView inv_freq = vector_of(turn.inv_freq, turn.half, t);
+    TensorView to = t;
+    to.data = memory_.as<void>(), to.stride[0] = t.shape[1] * width, to.stride[1] = width;
+    rotate(t, &times, &inv_freq, nullptr, turn.interleaved, false, to, call.stream());
+    return;
+  }
   const Params p{heads_of(t),
                  memory_.as<void>(),
                  static_cast<int>(t.shape[1]),

@@ -14,6 +14,21 @@ namespace afnext::cuda::arch {
 AFNEXT_DEVICE void add_release(uint32_t* word, uint32_t value) {
   asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(word), "r"(value) : "memory");
 }
+// The same; returns what was there, and what its releasers wrote before is read after it.
+AFNEXT_DEVICE uint32_t fetch_add_acquire_release(uint32_t* word, uint32_t value) {
+  uint32_t before;
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;"
+               : "=r"(before)
+               : "l"(word), "r"(value)
+               : "memory");
+  return before;
+}
+// The word alone. A release or acquire that this thread makes later acquires it too.
+AFNEXT_DEVICE uint32_t load_relaxed(const uint32_t* word) {
+  uint32_t value;
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(word) : "memory");
+  return value;
+}
 // The word; what its releaser wrote before is read after it.
 AFNEXT_DEVICE uint32_t load_acquire(const uint32_t* word) {
   uint32_t value;
@@ -24,6 +39,12 @@ AFNEXT_DEVICE uint32_t load_acquire(const uint32_t* word) {
 #else
 
 inline void add_release(uint32_t* word, uint32_t value) { atomicAdd(word, value); }
+inline uint32_t fetch_add_acquire_release(uint32_t* word, uint32_t value) {
+  return atomicAdd(word, value);
+}
+inline uint32_t load_relaxed(const uint32_t* word) {
+  return atomicAdd(const_cast<uint32_t*>(word), 0u);
+}
 inline uint32_t load_acquire(const uint32_t* word) {
   std::this_thread::yield();  // to the block that will release it
   return atomicAdd(const_cast<uint32_t*>(word), 0u);

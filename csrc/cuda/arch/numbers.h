@@ -115,6 +115,12 @@ AFNEXT_DEVICE float log2_approx(float x) {
   asm("lg2.approx.f32 %0, %1;" : "=f"(value) : "f"(x));
   return value;
 }
+// The same in fewer instructions, of subnormals -infinity.
+AFNEXT_DEVICE float log2_approx_ftz(float x) {
+  float value;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(value) : "f"(x));
+  return value;
+}
 AFNEXT_DEVICE float reciprocal_approx(float x) {
   float value;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(value) : "f"(x));
@@ -156,6 +162,7 @@ inline e4m3 to_e4m3(float x) {
 }
 inline float exp2_approx(float x) { return std::exp2(x); }
 inline float log2_approx(float x) { return std::log2(x); }
+inline float log2_approx_ftz(float x) { return std::log2(x < 0x1p-126f ? 0.0f : x); }
 inline float reciprocal_approx(float x) { return 1.0f / x; }
 inline float rsqrt_approx(float x) { return 1.0f / std::sqrt(x); }
 

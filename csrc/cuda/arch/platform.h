@@ -37,10 +37,21 @@ AFNEXT_DEVICE int opaque(int x) {
   asm volatile("" : "+r"(x));
   return x;
 }
+// Of a kernel's parameter: read as global memory, for the constant cache serves a warp's lanes one
+// address at a time.
+template <typename T>
+AFNEXT_DEVICE const T* opaque(const T* x) {
+  asm volatile("" : "+l"(x));
+  return x;
+}
 
 #else
 
 inline int opaque(int x) { return x; }
+template <typename T>
+const T* opaque(const T* x) {
+  return x;
+}
 using emulation::shared_address;
 using emulation::shared_memory;
 

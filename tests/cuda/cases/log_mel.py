@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 
 import torch
@@ -141,18 +141,25 @@ def alone_and_together(kernels: Kernels) -> None:
         assert torch.equal(together[i], log_mel(kernels, [windows[i]], [frames[i]]))
 
 
-def many_blocks(kernels: Kernels) -> None:
-    """More tiles than tickets between a tile and its end, on blocks that run at the same time: they wait
-    for one another."""
+def by_tickets(case: Callable[[Kernels], None], kernels: Kernels) -> None:
+    """With one multiprocessor few tiles are too many for two launches; its blocks run at the same time and
+    wait for one another."""
     if kernels.emulated:
         kernels.compiled.set_emulation("random", 1, os_threads=2)
         kernels.compiled.set_emulated_device(90, multiprocessors=1)
     try:
-        frames = [33 + i for i in range(10)]
-        ragged("many blocks", [5300 + 160 * i for i in range(10)], frames, 0, kernels)
+        case(kernels)
     finally:
         if kernels.emulated:
             kernels.compiled.set_emulated_device(90)
+
+
+def many_tiles(kernels: Kernels) -> None:
+    """More tiles than tickets between a tile and its end; a window without audio, one with silent tiles."""
+    frames = [33 + i for i in range(10)]
+    lengths = [5300 + 160 * i for i in range(10)]
+    lengths[3], (lengths[5], frames[5]) = 0, (800, 130)
+    ragged("many tiles", lengths, frames, 0, kernels)
 
 
 def burst_at_the_end(kernels: Kernels) -> None:
@@ -180,7 +187,8 @@ CASES = [
     Case("beyond 1e17", partial(not_finite, 1e20), core=False),
     Case("peak beyond what is written", peak_beyond_what_is_written),
     Case("alone and together", alone_and_together, core=False),
-    Case("many blocks", many_blocks),
+    Case("many tiles by tickets", partial(by_tickets, many_tiles)),
+    Case("nan by tickets", partial(by_tickets, partial(not_finite, float("nan")))),
     Case("burst at the end", burst_at_the_end, core=False),
     *(Case(name, partial(signal, samples)) for name, samples in tones(4000).items()),
     *(Case(f"{name}, 3 s", partial(signal, x), core=False) for name, x in tones(48_000).items()),
