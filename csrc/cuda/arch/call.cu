@@ -100,17 +100,25 @@ void Call::fail(const std::string& what) const {
   throw CudaError(std::string(op_) + ": " + what + " (on " + describe(about_) + ")");
 }
 
-void Call::run(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes,
-               void** parameters) const {
+void Call::run(const void* kernel, const Shape& shape, void** parameters) const {
   constexpr size_t kWithoutAsking = 48 << 10;
-  check_shared(shared_bytes);
+  constexpr int kFirstEarly = 90;
+  check_shared(shape.shared_bytes);
   cudaError_t error = cudaSuccess;
-  if (shared_bytes > kWithoutAsking) {
+  if (shape.shared_bytes > kWithoutAsking) {
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 static_cast<int>(shared_bytes));
+                                 static_cast<int>(shape.shared_bytes));
   }
   if (error == cudaSuccess) {
-    error = cudaLaunchKernel(kernel, grid, block, parameters, shared_bytes, handle(stream_));
+    cudaLaunchAttribute early{};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = shape.grid, config.blockDim = shape.block;
+    config.dynamicSmemBytes = shape.shared_bytes, config.stream = handle(stream_);
+    config.attrs = &early;
+    config.numAttrs = shape.early && device_->sm >= kFirstEarly ? 1 : 0;
+    error = cudaLaunchKernelExC(&config, kernel, parameters);
   }
   if (error == cudaSuccess && synchronous()) error = cudaStreamSynchronize(handle(stream_));
   if (error == cudaSuccess) return;

@@ -3,6 +3,9 @@
 //   const Call call("rms_norm", x, stream);
 //   call.launch<rms_norm_kernel<bf16>>(grid, block, shared_bytes, params);
 //
+// or launch_early, for kernels that wait for those before them by themselves
+// (cuda/arch/griddepcontrol.h).
+//
 // A call makes x's device current while it lasts and is a range of its name in a profile. Launches
 // are asynchronous; with AFNEXT_SYNC=1 in the environment each is waited for, and what failed on
 // the device is raised where it was called.
@@ -45,7 +48,15 @@ class Call {
 
   template <auto kernel, typename... Arguments>
   void launch(dim3 grid, dim3 block, size_t shared_bytes, const Arguments&... arguments) const {
-    Launcher<kernel>::launch(*this, grid, block, shared_bytes, arguments...);
+    Launcher<kernel>::launch(*this, {grid, block, shared_bytes, false}, arguments...);
+  }
+  // As a programmatic dependent launch (sm_90): blocks may start while the kernel before them in
+  // the stream, of whichever kind, still runs. Every block calls arch::griddepcontrol_wait before
+  // it reads what earlier kernels wrote and before it writes anything. Captured graphs keep it.
+  template <auto kernel, typename... Arguments>
+  void launch_early(dim3 grid, dim3 block, size_t shared_bytes,
+                    const Arguments&... arguments) const {
+    Launcher<kernel>::launch(*this, {grid, block, shared_bytes, true}, arguments...);
   }
 
   // Host memory to the device, in the stream's order; `host` may be reused at once.
@@ -56,26 +67,29 @@ class Call {
 
  private:
   friend class Scratch;
+  struct Shape {
+    dim3 grid, block;
+    size_t shared_bytes;
+    bool early;
+  };
   template <auto kernel>
   struct Launcher;
   template <typename... Parameters, void (*kernel)(Parameters...)>
   struct Launcher<kernel> {
-    static void launch(const Call& call, dim3 grid, dim3 block, size_t shared_bytes,
-                       const Parameters&... parameters) {
-      if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+    static void launch(const Call& call, const Shape& shape, const Parameters&... parameters) {
+      if (shape.grid.x == 0 || shape.grid.y == 0 || shape.grid.z == 0) return;
 #if defined(__CUDACC__)
       const void* pointers[] = {&parameters..., nullptr};
-      call.run(reinterpret_cast<const void*>(kernel), grid, block, shared_bytes,
-               const_cast<void**>(pointers));
+      call.run(reinterpret_cast<const void*>(kernel), shape, const_cast<void**>(pointers));
 #else
-      call.run(grid, block, shared_bytes, [&] { kernel(parameters...); });
+      call.run(shape, [&] { kernel(parameters...); });
 #endif
     }
   };
 #if defined(__CUDACC__)
-  void run(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes, void** parameters) const;
+  void run(const void* kernel, const Shape& shape, void** parameters) const;
 #else
-  void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel) const;
+  void run(const Shape& shape, const std::function<void()>& kernel) const;
 #endif
 
   // Refuses what the device cannot run, in the same words in emulation.

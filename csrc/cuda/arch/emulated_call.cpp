@@ -24,12 +24,11 @@ void Call::fail(const std::string& what) const {
   throw CudaError(std::string(op_) + ": " + what + " (on " + describe(about_) + ")");
 }
 
-void Call::run(dim3 grid, dim3 block, size_t shared_bytes,
-               const std::function<void()>& kernel) const {
-  check_shared(shared_bytes);
+void Call::run(const Shape& shape, const std::function<void()>& kernel) const {
+  check_shared(shape.shared_bytes);
   EmulatedLaunches& launches = emulated_launches();
   const emulation::Report report =
-      emulation::run(launches.options, grid, block, shared_bytes, kernel);
+      emulation::run(launches.options, shape.grid, shape.block, shape.shared_bytes, kernel);
   launches.counters.add(report.counters);
   ++launches.launches;
   if (report.races.empty()) return;
