@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from . import _check as check
@@ -100,7 +101,7 @@ class PagedAttentionPlan:
         k and v ``[T, Hkv, D]`` may have more rows than the batch has tokens.
         """
         if self._plan is not None:
-            times, inv_freq = _turn(rotation)
+            times, inv_freq = self._turn(rotation)
             self._plan.append(
                 k, v, k_pages, v_pages, times, inv_freq, interleaved, k_scales, v_scales
             )
@@ -138,7 +139,7 @@ class PagedAttentionPlan:
             out, lse = new_out if out is None else out, new_lse if lse is None else lse
         if self._plan is not None:
             scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
-            times, inv_freq = _turn(rotation)
+            times, inv_freq = self._turn(rotation)
             self._plan.attend(
                 q, k_pages, v_pages, times, inv_freq, interleaved, scale, k_scales, v_scales, out, lse
             )  # fmt: skip
@@ -164,6 +165,10 @@ class PagedAttentionPlan:
         assert self._batch is not None
         return self._batch
 
-
-def _turn(rotation: Rotation | None) -> tuple[Tensor | None, Tensor | None]:
-    return (None, None) if rotation is None else (as_times(rotation[0]), rotation[1])
+    def _turn(self, rotation: Rotation | None) -> tuple[Tensor | None, Tensor | None]:
+        if rotation is None:
+            return None, None
+        times, inv_freq = rotation
+        # CUDA's kernels read integers as they are: a cast is a launch of its own, a layer.
+        direct = times.device.type == "cuda" and times.dtype in (torch.int32, torch.int64)
+        return times if direct else as_times(times), inv_freq

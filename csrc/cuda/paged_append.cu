@@ -1,12 +1,14 @@
 // New keys and values to their pages, keys turned on the way.
 //
-// Bytes: a row read and a row written, 16 bits or 8. A warp takes the key rows of a token, head
-// after head, so that a phase is computed once (some 40 instructions), or its value rows. A lane
-// holds pairs 32 apart: an access of the warp is 64 neighbouring bytes in 16 bits. A step appends a
-// few rows a request, a kilobyte each at 4 heads of 128: launch and latency are what it costs.
+// Bytes: a row read and a row written, 16 bits or 8. A step appends a few rows a request, a
+// kilobyte each at 4 heads of 128, so that latency is what it costs: a warp takes a row, a token's
+// rows all go at once, and where they go is looked up while the kernel before still runs. A phase
+// costs some 40 instructions, a row of 128 channels two a lane: less than its memory takes. A lane
+// holds pairs 32 apart: an access of the warp is 64 neighbouring bytes in 16 bits.
 #include <algorithm>
 #include <vector>
 
+#include "cuda/arch/griddepcontrol.h"
 #include "cuda/dispatch.h"
 #include "cuda/paged_append.h"
 #include "cuda/paged_batch.h"
@@ -22,7 +24,9 @@ struct Params {
   const void *k, *v;
   void *k_pages, *v_pages;
   float *k_scales, *v_scales;
-  const float *times, *inv_freq;
+  Times times;
+  const float* inv_freq;
+  Divider rows;                              // of a token: a key and a value for each KV head
   int64_t k_token, k_head, v_token, v_head;  // strides, elements
   int32_t half, query_tokens;
   bool interleaved;
@@ -75,80 +79,100 @@ struct Quantizer<e4m3> {
   AFNEXT_DEVICE e4m3 operator()(float x) const { return arch::to_e4m3(x * inverse); }
 };
 
+// A row of a new token, and where it goes.
+struct NewRow {
+  int token, head, position;
+  bool is_key;
+  int page = -1;  // none: nothing to do
+
+  AFNEXT_DEVICE NewRow(const Params& p, int tokens, int work) {
+    token = p.rows.divide(work);
+    is_key = p.rows.remainder(work) < p.pages.kv_heads;
+    head = p.rows.remainder(work) - (is_key ? 0 : p.pages.kv_heads);
+    if (token >= tokens) return;
+    const auto* header = reinterpret_cast<const PagedHeader*>(p.pages.words);
+    const auto* requests =
+        reinterpret_cast<const PagedRequest*>(p.pages.words + header->first_request);
+    const int n = request_of(requests, header->requests, token);
+    const PagedRequest request = requests[n];
+    position = request.start + token - request.first_query;
+    if (position >= 0) page = p.pages.page(request.pages, position, n);
+  }
+};
+
 // kPairs: of a lane, 32 apart.
+template <typename T, typename Page, int kPairs>
+AFNEXT_DEVICE void append(const Params& p, const NewRow& row) {
+  const int lane = threadIdx.x % arch::kWarp, dim = p.pages.dim;
+  const bool is_key = row.is_key, turned = is_key && p.half > 0;
+  const T* from = static_cast<const T*>(is_key ? p.k : p.v) +
+                  row.token * (is_key ? p.k_token : p.v_token) +
+                  row.head * (is_key ? p.k_head : p.v_head);
+  float a[kPairs], b[kPairs], peak = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kPairs; ++i) {
+    const RotatedPair at(lane + i * arch::kWarp, turned ? p.half : 0, p.interleaved);
+    a[i] = at.first < dim ? arch::to_float(from[at.first]) : 0.0f;
+    b[i] = at.second < dim ? arch::to_float(from[at.second]) : 0.0f;
+  }
+#pragma unroll
+  for (int i = 0; i < kPairs; ++i) {
+    const int pair = lane + i * arch::kWarp;
+    if (turned && pair < p.half) {
+      turn(sincos_of(p.times[row.token], p.inv_freq[pair]), &a[i], &b[i]);
+    }
+    peak = larger(larger(peak, fabsf(a[i])), fabsf(b[i]));
+  }
+  const int64_t place = p.pages.row(row.page, row.head, row.position);
+  if constexpr (sizeof(Page) == 1) {
+    peak = largest_of_lanes(peak);
+    float* scales = is_key ? p.k_scales : p.v_scales;
+    if (lane == 0) scales[place] = peak / Quantizer<Page>::kMost;
+  }
+  const Quantizer<Page> quantize(peak);
+  Page* to = static_cast<Page*>(is_key ? p.k_pages : p.v_pages) + place * dim;
+#pragma unroll
+  for (int i = 0; i < kPairs; ++i) {
+    const RotatedPair at(lane + i * arch::kWarp, turned ? p.half : 0, p.interleaved);
+    if (at.first < dim) to[at.first] = quantize(a[i]);
+    if (at.second < dim) to[at.second] = quantize(b[i]);
+  }
+}
+
 template <typename T, typename Page, int kPairs>
 __global__ void __launch_bounds__(kWarps* arch::kWarp)
     paged_append_kernel(const __grid_constant__ Params p) {
   const auto* header = reinterpret_cast<const PagedHeader*>(p.pages.words);
-  const auto* requests =
-      reinterpret_cast<const PagedRequest*>(p.pages.words + header->first_request);
-  const int lane = threadIdx.x % arch::kWarp, dim = p.pages.dim;
   const int tokens = header->tokens < p.query_tokens ? header->tokens : p.query_tokens;
+  int work = blockIdx.x * kWarps + threadIdx.x / arch::kWarp;
+  NewRow row(p, tokens, work);  // a plan's words are no kernel's
+  arch::griddepcontrol_wait();
+  arch::griddepcontrol_launch_dependents();
   if (tokens < header->tokens && threadIdx.x == 0) {
+    const auto* requests =
+        reinterpret_cast<const PagedRequest*>(p.pages.words + header->first_request);
     p.pages.fail(PagedError::kTooManyTokens |
                  request_of(requests, header->requests, p.query_tokens));
   }
 #pragma unroll 1
-  for (int work = blockIdx.x * kWarps + threadIdx.x / arch::kWarp; work < 2 * tokens;
-       work += gridDim.x * kWarps) {
-    const int token = work / 2;
-    const bool is_key = work % 2 == 0, turned = is_key && p.half > 0;
-    const int n = request_of(requests, header->requests, token);
-    const PagedRequest request = requests[n];
-    const int position = request.start + token - request.first_query;
-    if (position < 0) continue;
-    const int page = p.pages.page(request.pages, position, n);
-    if (page < 0) continue;
-    const T* from =
-        static_cast<const T*>(is_key ? p.k : p.v) + token * (is_key ? p.k_token : p.v_token);
-    const int64_t stride = is_key ? p.k_head : p.v_head;
-    SinCos turns[kPairs];
-#pragma unroll
-    for (int i = 0; i < kPairs; ++i) {
-      const int pair = lane + i * arch::kWarp;
-      if (turned && pair < p.half) turns[i] = sincos_of(p.times[token], p.inv_freq[pair]);
-    }
-#pragma unroll 1
-    for (int head = 0; head < p.pages.kv_heads; ++head, from += stride) {
-      float a[kPairs], b[kPairs], peak = 0.0f;
-#pragma unroll
-      for (int i = 0; i < kPairs; ++i) {
-        const int pair = lane + i * arch::kWarp;
-        const RotatedPair at(pair, turned ? p.half : 0, p.interleaved);
-        a[i] = at.first < dim ? arch::to_float(from[at.first]) : 0.0f;
-        b[i] = at.second < dim ? arch::to_float(from[at.second]) : 0.0f;
-        if (turned && pair < p.half) turn(turns[i], &a[i], &b[i]);
-        peak = larger(larger(peak, fabsf(a[i])), fabsf(b[i]));
-      }
-      const int64_t row = p.pages.row(page, head, position);
-      if constexpr (sizeof(Page) == 1) {
-        peak = largest_of_lanes(peak);
-        float* scales = is_key ? p.k_scales : p.v_scales;
-        if (lane == 0) scales[row] = peak / Quantizer<Page>::kMost;
-      }
-      const Quantizer<Page> quantize(peak);
-      Page* to = static_cast<Page*>(is_key ? p.k_pages : p.v_pages) + row * dim;
-#pragma unroll
-      for (int i = 0; i < kPairs; ++i) {
-        const RotatedPair at(lane + i * arch::kWarp, turned ? p.half : 0, p.interleaved);
-        if (at.first < dim) to[at.first] = quantize(a[i]);
-        if (at.second < dim) to[at.second] = quantize(b[i]);
-      }
-    }
+  while (row.token < tokens) {
+    if (row.page >= 0) append<T, Page, kPairs>(p, row);
+    work += gridDim.x * kWarps;
+    row = NewRow(p, tokens, work);
   }
 }
 
 template <typename T, typename Page>
 void run(const Call& call, const Params& p) {
-  const int64_t warps = 2 * static_cast<int64_t>(p.query_tokens);
+  const int64_t warps = 2 * static_cast<int64_t>(p.query_tokens) * p.pages.kv_heads;
   constexpr int64_t kBlocks = 16;  // of an SM
   const dim3 grid(static_cast<unsigned>(
       std::min((warps + kWarps - 1) / kWarps, kBlocks * call.device().multiprocessors)));
   constexpr int kThreads = kWarps * arch::kWarp;
   if (p.pages.dim <= 2 * 2 * arch::kWarp) {
-    call.launch<paged_append_kernel<T, Page, 2>>(grid, kThreads, 0, p);
+    call.launch_early<paged_append_kernel<T, Page, 2>>(grid, kThreads, 0, p);
   } else {
-    call.launch<paged_append_kernel<T, Page, 4>>(grid, kThreads, 0, p);
+    call.launch_early<paged_append_kernel<T, Page, 4>>(grid, kThreads, 0, p);
   }
 }
 
@@ -167,8 +191,9 @@ void run_paged_append(const Call& call, const PagedBatch& batch, const PagedToke
       tokens.v_pages.data,
       tokens.k_scales ? tokens.k_scales->as<float>() : nullptr,
       tokens.v_scales ? tokens.v_scales->as<float>() : nullptr,
-      turned ? tokens.times->as<float>() : nullptr,
+      turned ? Times{tokens.times->data, tokens.times->dtype} : Times{},
       turned ? tokens.inv_freq->as<float>() : nullptr,
+      Divider(static_cast<uint32_t>(2 * pages[1])),
       k.stride[0],
       k.stride[1],
       v.stride[0],

@@ -1,11 +1,13 @@
 // Which kernels serve a call, and what they are given. The kernels: paged_attention_kernel.h,
-// paged_attention_plain.h.
+// paged_attention_plain.h, paged_merge.h.
 #include <algorithm>
+#include <limits>
 
 #include "cuda/dispatch.h"
 #include "cuda/paged_attention.h"
 #include "cuda/paged_attention_launch.h"
 #include "cuda/paged_attention_plain.h"
+#include "cuda/paged_merge.h"
 
 namespace afnext::cuda {
 namespace {
@@ -30,17 +32,18 @@ PagedAttentionParams params(const PagedBatch& batch, const TensorView& q, const 
           v_pages.data,
           floats(options.k_scales),
           floats(options.v_scales),
-          turned ? floats(options.times) : nullptr,
+          turned ? Times{options.times->data, options.times->dtype} : Times{},
           turned ? floats(options.inv_freq) : nullptr,
           out.data,
           lse.as<float>(),
           batch.partials,
-          batch.partials + batch.most.partial_rows * dim,
+          batch.partials + batch.most.partial_rows * partial_dim(dim),
+          static_cast<int32_t>(partial_dim(dim)),
           q.stride[0],
           q.stride[1],
           window_side(options.window_left),
           window_side(options.causal ? 0 : options.window_right),
-          static_cast<int32_t>(q.shape[1] / pages[1]),
+          Divider(static_cast<uint32_t>(q.shape[1] / pages[1])),
           static_cast<int32_t>(turned ? options.inv_freq->last() : 0),
           static_cast<int32_t>(q.shape[0]),
           options.interleaved,
@@ -55,21 +58,31 @@ void run_plain(const Call& call, const PagedBatch& batch, DType pages,
   const dim3 grid(static_cast<unsigned>(std::min(items, kBlocks * call.device().multiprocessors)));
   constexpr int kThreads = kPlainWarps * arch::kWarp;
   if (pages == DType::i8) {
-    call.launch<paged_attention_plain_kernel<T, int8_t>>(grid, kThreads, sizeof(PlainShared), p);
+    call.launch_early<paged_attention_plain_kernel<T, int8_t>>(grid, kThreads, sizeof(PlainShared),
+                                                               p);
   } else if (pages == DType::f8e4m3) {
-    call.launch<paged_attention_plain_kernel<T, e4m3>>(grid, kThreads, sizeof(PlainShared), p);
+    call.launch_early<paged_attention_plain_kernel<T, e4m3>>(grid, kThreads, sizeof(PlainShared),
+                                                             p);
   } else {
-    call.launch<paged_attention_plain_kernel<T, T>>(grid, kThreads, sizeof(PlainShared), p);
+    call.launch_early<paged_attention_plain_kernel<T, T>>(grid, kThreads, sizeof(PlainShared), p);
   }
 }
 
 template <typename T>
 void merge(const Call& call, const PagedBatch& batch, const PagedAttentionParams& p) {
-  const int64_t rows = batch.most.merges * p.pages.kv_heads * kSmallRows;
-  constexpr int64_t kBlocks = 8;  // of an SM
-  const dim3 grid(static_cast<unsigned>(
-      std::min((rows + kPlainWarps - 1) / kPlainWarps, kBlocks * call.device().multiprocessors)));
-  call.launch<paged_merge_kernel<T>>(grid, kPlainWarps * arch::kWarp, 0, p);
+  if (batch.most.merges == 0) return;
+  const int64_t rows = batch.most.merge_rows, heads = p.pages.kv_heads;
+  constexpr int64_t kBlocks = 16;  // of an SM
+  const int64_t most =
+      std::max<int64_t>(1, kBlocks * call.device().multiprocessors / (rows * heads));
+  const dim3 grid(static_cast<unsigned>(rows), static_cast<unsigned>(heads),
+                  static_cast<unsigned>(std::min(batch.most.merges, most)));
+  constexpr int kThreads = kMergeWarps * arch::kWarp;
+  if (p.pages.dim <= 4 * arch::kWarp) {
+    call.launch_early<paged_merge_kernel<T, 1>>(grid, kThreads, sizeof(MergeShared), p);
+  } else {
+    call.launch_early<paged_merge_kernel<T, 2>>(grid, kThreads, sizeof(MergeShared), p);
+  }
 }
 
 }  // namespace
@@ -79,7 +92,9 @@ void run_paged_attention(const Call& call, const PagedBatch& batch, const Tensor
                          const PagedAttentionOptions& options, const TensorView& out,
                          const TensorView& lse) {
   const PagedAttentionParams p = params(batch, q, k_pages, v_pages, options, out, lse);
-  const bool aligned = rows_align(k_pages) && rows_align(v_pages) && rows_align(out);
+  // Tensor cores' kernels count rows of the pool in 32 bits.
+  const bool aligned = rows_align(k_pages) && rows_align(v_pages) && rows_align(out) &&
+                       k_pages.rows() <= std::numeric_limits<int32_t>::max();
   with_dtype(q.dtype, [&](auto zero) {
     using T = decltype(zero);
     if constexpr (sizeof(T) == 2) {

@@ -28,9 +28,12 @@ void run(const Call& call, int64_t items, const PagedAttentionParams& p) {
   const auto bytes = static_cast<int64_t>(sizeof(typename Tile::Shared));
   const auto memory = static_cast<int64_t>(call.device().shared_bytes) + kReserved;
   const int64_t blocks = std::clamp<int64_t>(memory / (bytes + kReserved), 1, Tile::kBlocks);
-  const int64_t grid = std::min(items * p.pages.kv_heads, blocks * call.device().multiprocessors);
-  call.launch<paged_attention_kernel<Tile>>(dim3(static_cast<unsigned>(grid)), Tile::kThreads,
-                                            sizeof(typename Tile::Shared), p);
+  const int64_t most =
+      std::max<int64_t>(1, blocks * call.device().multiprocessors / p.pages.kv_heads);
+  const dim3 grid(static_cast<unsigned>(p.pages.kv_heads),
+                  static_cast<unsigned>(std::min(items, most)));
+  call.launch_early<paged_attention_kernel<Tile>>(grid, Tile::kThreads,
+                                                  sizeof(typename Tile::Shared), p);
 }
 
 template <typename T, typename Page, int kDim>

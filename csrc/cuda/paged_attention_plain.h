@@ -1,10 +1,11 @@
 // Paged attention without tensor cores, for what they do not take: float32, head dims that are no
-// multiple of 16 bytes, rows that are not aligned. And the kernel that merges parts.
+// multiple of 16 bytes, rows that are not aligned.
 //
 // A warp takes a row: 32 keys at a time, a lane a key for the scores, a lane a channel for the
 // values. Keys come from the L1, where all rows of an item meet; the arithmetic is the limit.
 #pragma once
 
+#include "cuda/arch/griddepcontrol.h"
 #include "cuda/paged_params.h"
 
 namespace afnext::cuda {
@@ -89,13 +90,13 @@ AFNEXT_DEVICE void attend_row(const PagedAttentionParams& p, const PagedItem& it
   const bool part = item.partial >= 0;
   const int64_t to =
       part ? item.partial + static_cast<int64_t>(head) * item.partial_heads + item.first_row + row
-           : static_cast<int64_t>(token) * p.pages.kv_heads * p.group + q_head;
+           : static_cast<int64_t>(token) * p.pages.kv_heads * p.group.divisor() + q_head;
 #pragma unroll
   for (int i = 0; i < kChannels; ++i) {
     const int channel = lane + i * arch::kWarp;
     if (channel >= dim) continue;
     if (part) {
-      p.partial_out[to * dim + channel] = out[i] * inverse;
+      p.partial_out[to * p.partial_dim + channel] = out[i] * inverse;
     } else {
       static_cast<T*>(p.out)[to * dim + channel] = arch::rounded<T>(out[i] * inverse);
     }
@@ -115,6 +116,8 @@ __global__ void __launch_bounds__(kPlainWarps* arch::kWarp, 4)
   const auto* header = reinterpret_cast<const PagedHeader*>(p.pages.words);
   const auto* items = reinterpret_cast<const PagedItem*>(header + 1);
   const int warp = threadIdx.x / arch::kWarp;
+  arch::griddepcontrol_wait();
+  arch::griddepcontrol_launch_dependents();
 #pragma unroll 1
   for (int work = blockIdx.x; work < (header->small + header->large) * p.pages.kv_heads;
        work += gridDim.x) {
@@ -125,54 +128,6 @@ __global__ void __launch_bounds__(kPlainWarps* arch::kWarp, 4)
     for (int row = warp; row < rows.count; row += kPlainWarps) {
       load_query<T>(p, rows, row, shared.q[warp]);
       attend_row<T, Page>(p, item, head, rows, row, shared.q[warp]);
-    }
-  }
-}
-
-// A warp merges the parts of one row, in the order of the keys.
-template <typename T>
-__global__ void __launch_bounds__(kPlainWarps* arch::kWarp)
-    paged_merge_kernel(const __grid_constant__ PagedAttentionParams p) {
-  constexpr int kChannels = kPlainDim / arch::kWarp;
-  const auto* header = reinterpret_cast<const PagedHeader*>(p.pages.words);
-  const auto* merges = reinterpret_cast<const PagedMerge*>(p.pages.words + header->first_merge);
-  const int lane = threadIdx.x % arch::kWarp, dim = p.pages.dim;
-  const int warps = gridDim.x * kPlainWarps, all = header->merges * p.pages.kv_heads * kSmallRows;
-#pragma unroll 1
-  for (int work = blockIdx.x * kPlainWarps + threadIdx.x / arch::kWarp; work < all; work += warps) {
-    const PagedMerge merge = merges[work / kSmallRows / p.pages.kv_heads];
-    const int head = work / kSmallRows % p.pages.kv_heads;
-    const int row = merge.first_row + work % kSmallRows, rows = merge.queries * p.group;
-    if (row >= rows || merge.first_query + merge.queries > p.query_tokens) continue;
-    const int64_t base = merge.partial + static_cast<int64_t>(head) * merge.parts * rows + row;
-    float top = -INFINITY, sum = 0.0f, out[kChannels] = {};
-    for (int part = lane; part < merge.parts; part += arch::kWarp) {
-      top = fmaxf(top, p.partial_lse[base + static_cast<int64_t>(part) * rows]);
-    }
-    top = arch::max_lanes(top);
-    const float footing = top == -INFINITY ? 0.0f : top;
-    for (int part = 0; part < merge.parts; ++part) {
-      const int64_t at = base + static_cast<int64_t>(part) * rows;
-      const float weight = arch::exp2_approx((p.partial_lse[at] - footing) * kLog2E);
-      sum += weight;
-#pragma unroll
-      for (int i = 0; i < kChannels; ++i) {
-        const int channel = lane + i * arch::kWarp;
-        if (channel < dim) out[i] += weight * p.partial_out[at * dim + channel];
-      }
-    }
-    const int token = merge.first_query + row / p.group, q_head = head * p.group + row % p.group;
-    const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
-    T* to = static_cast<T*>(p.out) +
-            (static_cast<int64_t>(token) * p.pages.kv_heads * p.group + q_head) * dim;
-#pragma unroll
-    for (int i = 0; i < kChannels; ++i) {
-      const int channel = lane + i * arch::kWarp;
-      if (channel < dim) to[channel] = arch::rounded<T>(out[i] * inverse);
-    }
-    if (lane == 0) {
-      p.lse[static_cast<int64_t>(q_head) * p.query_tokens + token] =
-          sum == 0.0f ? -INFINITY : top + logf(sum);
     }
   }
 }

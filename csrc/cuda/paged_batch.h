@@ -15,9 +15,11 @@ struct PagedBatch {
   PagedCounts most;  // how much work there may be: grids follow from it
 };
 
+// Floats of a row of partial results: whole vectors of four.
+inline int64_t partial_dim(int64_t dim) { return (dim + 3) / 4 * 4; }
 // Bytes of `partials`.
 inline size_t partial_bytes(const PagedCounts& most, int64_t dim) {
-  return static_cast<size_t>(most.partial_rows * (dim + 1)) * sizeof(float);
+  return static_cast<size_t>(most.partial_rows * (partial_dim(dim) + 1)) * sizeof(float);
 }
 
 void run_paged_append(const Call& call, const PagedBatch& batch, const PagedTokens& tokens);

@@ -22,11 +22,24 @@ class Divider {
     if (divisor_ == 1) return n;
     return static_cast<int>((static_cast<uint64_t>(n) * multiplier_ >> 32) >> shift_);
   }
+  AFNEXT_DEVICE int remainder(int n) const { return n - divide(n) * divisor(); }
   AFNEXT_DEVICE int divisor() const { return static_cast<int>(divisor_); }
 
  private:
   uint32_t divisor_, multiplier_;
   int shift_;
+};
+
+// Of tokens, as the caller has them: float32, int32 or int64.
+struct Times {
+  const void* data = nullptr;
+  DType dtype = DType::f32;
+
+  AFNEXT_DEVICE float operator[](int token) const {
+    if (dtype == DType::i64) return static_cast<float>(static_cast<const int64_t*>(data)[token]);
+    if (dtype == DType::i32) return static_cast<float>(static_cast<const int32_t*>(data)[token]);
+    return static_cast<const float*>(data)[token];
+  }
 };
 
 // Pages of one layer, and the table of a batch.
@@ -49,8 +62,7 @@ struct PageParams {
   }
   // A row of [P, Hkv, slot].
   AFNEXT_DEVICE int64_t row(int page, int head, int key) const {
-    const int slot = key - slots.divide(key) * slots.divisor();
-    return (static_cast<int64_t>(page) * kv_heads + head) * slots.divisor() + slot;
+    return (static_cast<int64_t>(page) * kv_heads + head) * slots.divisor() + slots.remainder(key);
   }
 };
 
@@ -58,13 +70,16 @@ struct PagedAttentionParams {
   PageParams pages;
   const void *q, *k_pages, *v_pages;
   const float *k_scales, *v_scales;  // of pages of bytes
-  const float *times, *inv_freq;     // null without rotation
+  Times times;
+  const float* inv_freq;  // null without rotation
   void* out;
   float* lse;
-  float *partial_out, *partial_lse;  // [rows, dim] and [rows]
+  float *partial_out, *partial_lse;  // [rows, partial_dim] and [rows]
+  int32_t partial_dim;               // dim, rounded up to vectors
   int64_t q_token, q_head;           // strides, elements
   int64_t left, right;               // of the window: at most 2**40
-  int32_t group, half, query_tokens;
+  Divider group;
+  int32_t half, query_tokens;
   bool interleaved;
   float scale;  // times log2(e)
 };
@@ -72,7 +87,8 @@ struct PagedAttentionParams {
 // Rows of one item and what each sees.
 struct PagedRows {
   int first_row, count;  // rows of the item, those of them that there are
-  int first_query, group, head;
+  int first_query, head;
+  Divider group;
   int64_t last;  // a row of query i stands at key i + last
   int64_t left, right;
   int begin, end;
@@ -80,10 +96,10 @@ struct PagedRows {
   AFNEXT_DEVICE PagedRows(const PagedAttentionParams& p, const PagedItem& item, int kv_head,
                           int most)
       : first_row(item.first_row),
-        count(item.queries * p.group - item.first_row),
+        count(item.queries * p.group.divisor() - item.first_row),
         first_query(item.first_query),
+        head(kv_head * p.group.divisor()),
         group(p.group),
-        head(kv_head * p.group),
         last(static_cast<int64_t>(item.keys) - item.queries),
         left(p.left),
         right(p.right),
@@ -95,9 +111,9 @@ struct PagedRows {
       count = 0;
     }
   }
-  AFNEXT_DEVICE int query(int row) const { return (first_row + row) / group; }
+  AFNEXT_DEVICE int query(int row) const { return group.divide(first_row + row); }
   AFNEXT_DEVICE int token(int row) const { return first_query + query(row); }
-  AFNEXT_DEVICE int q_head(int row) const { return head + (first_row + row) % group; }
+  AFNEXT_DEVICE int q_head(int row) const { return head + group.remainder(first_row + row); }
   // Row r sees the keys [low(r), high(r)) of the item.
   AFNEXT_DEVICE int low(int row) const { return within(query(row) + last - left); }
   AFNEXT_DEVICE int high(int row) const { return within(query(row) + last + right + 1); }

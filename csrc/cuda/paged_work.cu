@@ -70,6 +70,7 @@ void PagedWork::add_items(const PagedShape& shape, int32_t request, int32_t firs
                        static_cast<int32_t>(counts_.partial_rows),
                        {}});
   }
+  counts_.merge_rows = std::max(counts_.merge_rows, std::min<int64_t>(rows, kSmallRows));
   counts_.partial_rows += shape.kv_heads * parts * rows;
 }
 
@@ -140,6 +141,7 @@ PagedCounts PagedWork::most(const PagedShape& shape, const PagedLimits& limits) 
   }
   if (limits.splits > 1) {
     most.merges = rows / kSmallRows + requests;
+    most.merge_rows = std::min<int64_t>(limits.queries * shape.group, kSmallRows);
     // tiles * parts <= splits in each request that has parts.
     const int64_t tile = tile_rows(limits.queries * shape.group);
     most.partial_rows = shape.kv_heads * limits.splits * std::min(rows, requests * tile);

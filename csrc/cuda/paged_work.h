@@ -17,8 +17,9 @@ namespace afnext::cuda {
 constexpr int kSmallRows = 16;
 constexpr int kLargeRows = 64;
 // A part of a request's keys has at least this many: its float32 results are 2 x 4 bytes a channel
-// and row, written and read, beside 2 x 2 bytes a channel and key, so that 16 rows cost an eighth.
-constexpr int kPartKeys = 256;
+// and row, written and read, beside 2 x 2 bytes a channel and key: 16 rows cost a quarter, those of
+// one query of most models a ninth. Short requests are latency, and fewer keys are less of it.
+constexpr int kPartKeys = 128;
 constexpr int kPartStep = 64;
 
 struct alignas(16) PagedHeader {
@@ -52,6 +53,7 @@ struct alignas(16) PagedRequest {
 
 struct PagedCounts {
   int64_t small = 0, large = 0, merges = 0, partial_rows = 0, words = 0;
+  int64_t merge_rows = 0;  // of a merge, at most
 };
 
 // What the work is divided by. Splits follow from a request alone, so that its bits do not depend

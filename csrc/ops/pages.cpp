@@ -59,12 +59,15 @@ void check_tokens(const Check& check, const TensorView& page_table, const Tensor
 
 namespace {
 
-// times [T] and inv_freq [R / 2], or neither.
+// times [T], on CUDA integers too, and inv_freq [R / 2], or neither.
 void check_turn(const Check& check, const TensorView& tokens, const TensorView* times,
                 const TensorView* inv_freq) {
   check.require((times == nullptr) == (inv_freq == nullptr), "rotation needs times and inv_freq");
   if (inv_freq == nullptr) return;
-  check.exact(*times, "rotation times", DType::f32, {tokens.shape[0]});
+  const bool whole = times->dtype == DType::i32 || times->dtype == DType::i64;
+  check.exact(*times, "rotation times",
+              whole && tokens.device == DeviceType::cuda ? times->dtype : DType::f32,
+              {tokens.shape[0]});
   check.exact(*inv_freq, "rotation inv_freq", DType::f32, {inv_freq->last()});
   if (2 * inv_freq->last() > tokens.last()) {
     check.fail("rotation inv_freq turns 2 x " + std::to_string(inv_freq->last()) + " of " +

@@ -13,7 +13,8 @@ namespace afnext {
 //   contiguous; page_table: int32 [N, max_pages], cu_seqlens: int32 [N + 1], start: int32 [N], all
 //   on the CPU; k_scales, v_scales: float32 [P, Hkv, slot], written where pages are of 8 bits
 //   (symmetric, a scale for each token and head: the largest magnitude becomes 127, or 448), else
-//   null; times: float32 [T] and inv_freq: float32 [R / 2], or both null.
+//   null; times: float32 (on CUDA int32 and int64 too) [T] and inv_freq: float32 [R / 2], or both
+//   null.
 void paged_append(const TensorView& k, const TensorView& v, const TensorView& k_pages,
                   const TensorView& v_pages, const TensorView& page_table,
                   const TensorView& cu_seqlens, const TensorView& start, const TensorView* times,

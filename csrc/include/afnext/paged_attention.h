@@ -6,7 +6,8 @@ namespace afnext {
 
 // What paged attention is asked for besides its tensors.
 struct PagedAttentionOptions {
-  const TensorView *times, *inv_freq;  // turn q: float32 [T] and [R / 2], or both null
+  // Turn q: float32 (on CUDA int32 and int64 too) [T] and float32 [R / 2], or both null.
+  const TensorView *times, *inv_freq;
   bool interleaved;
   bool causal;
   int64_t window_left, window_right;  // keys before and after a query's own; -1 is unlimited

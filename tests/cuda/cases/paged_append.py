@@ -4,6 +4,7 @@ of 8 bits; no other byte is touched."""
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,32 +84,36 @@ def run(
 
 
 def planned(name: str, kernels: Kernels) -> None:
-    """Through a plan, whose tensors are longer than the batch, the same bytes as by a call."""
+    """Through a plan, whose tensors are longer and whose times are integers, the same bytes as by a call."""
     random, heads, slots, dim = generator(name), 3, 16, 64
     totals = [a + b for a, b in zip(BEFORE, NEW, strict=True)]
     pages = empty_pages(random, totals, heads, slots, dim, torch.int8)
     k, v = torch.randn(2, sum(NEW) + 5, heads, dim, generator=random).bfloat16()
-    times, inv_freq = torch.rand(len(k), generator=random) * 1e6, torch.rand(dim // 2)
+    times, inv_freq = torch.randint(0, 10**6, (len(k),), generator=random), torch.rand(dim // 2)
     now = slice(0, sum(NEW))
-    wanted = append(kernels, k[now], v[now], pages, times[now], inv_freq, False)
-    arrays = [kernels.put(t) for t in (pages.k, pages.v, pages.k_scales, pages.v_scales)]
-    plan = kernels.compiled.PagedAttentionPlan(arrays[0], heads, 6, 4, 20, 40, 8, True, -1, -1)
-    plan.update(arrays[0], pages.table, offsets(NEW), int32(totals))
-    plan.append(
-        kernels.put(k), kernels.put(v), *arrays[:2], kernels.put(times), kernels.put(inv_freq), False,
-        *arrays[2:],
-    )  # fmt: skip
-    plan.check(arrays[0])
-    for got, which in zip(arrays, ("k", "v", "k_scales", "v_scales"), strict=True):
-        assert torch.equal(kernels.get(got).nan_to_num(-1), getattr(wanted, which).nan_to_num(-1))
-    write_word(
-        kernels, plan, 6, 10_000
-    )  # PagedHeader::tokens: more than a captured launch has rows
-    plan.append(
-        kernels.put(k), kernels.put(v), *arrays[:2], kernels.put(times), kernels.put(inv_freq), False,
-        *arrays[2:],
-    )  # fmt: skip
-    assert_refused("tokens of request 3 are more than", plan.check, arrays[0])
+    wanted = append(kernels, k[now], v[now], pages, times[now].float(), inv_freq, False)
+    held = ("k", "v", "k_scales", "v_scales")
+    like = kernels.put(pages.k)
+    plan = kernels.compiled.PagedAttentionPlan(like, heads, 6, 4, 20, 40, 8, True, -1, -1)
+    plan.update(like, pages.table, offsets(NEW), int32(totals))
+
+    def add(whole: Tensor) -> list[Any]:
+        arrays = [kernels.put(getattr(pages, which)) for which in held]
+        plan.append(
+            kernels.put(k), kernels.put(v), *arrays[:2], kernels.put(whole), kernels.put(inv_freq),
+            False, *arrays[2:],
+        )  # fmt: skip
+        return arrays
+
+    for dtype in (torch.int64, torch.int32):
+        for got, which in zip(add(times.to(dtype)), held, strict=True):
+            truth = getattr(wanted, which)
+            assert torch.equal(kernels.get(got).nan_to_num(-1), truth.nan_to_num(-1))
+    plan.check(like)
+    # PagedHeader::tokens: more than a captured launch has rows.
+    write_word(kernels, plan, 6, 10_000)
+    add(times)
+    assert_refused("tokens of request 3 are more than", plan.check, like)
 
 
 def nan(name: str, kind: torch.dtype, kernels: Kernels) -> None:

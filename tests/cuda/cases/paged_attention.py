@@ -148,9 +148,12 @@ def attend_by(kernels: Kernels, plan: Any, b: Batch, x: Inputs, rows: int) -> tu
     q[:tokens] = x.q
     out = kernels.empty(rows, heads, b.dim, dtype=b.dtype)
     lse = kernels.empty(heads, rows, dtype=torch.float32)
-    p = x.pages
+    p, times = x.pages, x.times
+    if times is not None:
+        times = torch.cat((times, times.new_zeros(rows - tokens)))
     plan.attend(
-        *map(kernels.put, (q, p.k, p.v)), None, None, False, b.dim**-0.5,
+        *map(kernels.put, (q, p.k, p.v)), kernels.put(times), kernels.put(x.inv_freq), b.interleaved,
+        b.dim**-0.5,
         kernels.put(p.k_scales), kernels.put(p.v_scales), out, lse,
     )  # fmt: skip
     assert kernels.get(out)[tokens:].isnan().all()
@@ -158,7 +161,7 @@ def attend_by(kernels: Kernels, plan: Any, b: Batch, x: Inputs, rows: int) -> tu
 
 
 def planned(name: str, b: Batch, kernels: Kernels) -> None:
-    """One plan for batches of several sizes gives the bits of a call without one."""
+    """One plan for batches of several sizes gives the bits of a call without one; times may be integers."""
     x = inputs(name, b)
     plan = make_plan(kernels, b, x)
     p = x.pages
@@ -168,11 +171,17 @@ def planned(name: str, b: Batch, kernels: Kernels) -> None:
             offsets(list(b.queries)),
         )
         pages = Pages(p.k, p.v, p.k_scales, p.v_scales, p.table[:count], p.lengths[:count])
-        part = Inputs(x.q[: ends[count]], pages, None, None)
+        times = None if x.times is None else x.times[: ends[count]].floor()
+        part = Inputs(x.q[: ends[count]], pages, times, x.inv_freq)
         plan.update(kernels.put(p.k), pages.table, ends[: count + 1], int32(pages.lengths))
-        got, wanted = attend_by(kernels, plan, few, part, 60), attend(kernels, few, part)
-        assert torch.equal(got[0], wanted[0])
-        assert torch.equal(got[1], wanted[1])
+        wanted = attend(kernels, few, part)
+        for dtype in (torch.float32, torch.int32, torch.int64):
+            whole = replace(part, times=None if times is None else times.to(dtype))
+            got = attend_by(kernels, plan, few, whole, 60)
+            assert torch.equal(got[0], wanted[0])
+            assert torch.equal(got[1], wanted[1])
+            if times is None:
+                break
     plan.check(kernels.put(p.k))
     check(few, part, *got)
 
@@ -273,7 +282,8 @@ def _cases() -> list[Case]:
     add("same-bits", replace(DECODE, keys=(70, 800, 0, 9), group=2, kv_heads=1), True, alone)
     plans = replace(CHUNKS, queries=(5, 0, 1, 9), keys=(40, 0, 530, 12), dim=64)
     add("plan", plans, True, planned)
-    add("plan-decode-int8", replace(DECODE, keys=(530, 64, 0, 9), pages=torch.int8), True, planned)
+    decodes = replace(DECODE, keys=(530, 64, 0, 9), pages=torch.int8, turned=True)
+    add("plan-decode-int8", decodes, True, planned)
     made.append(Case("limits", partial(limits, "limits")))
     short = replace(plans, keys=(40, 0, 70, 30))
     for kind in (torch.bfloat16, torch.int8):
