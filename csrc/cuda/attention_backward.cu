@@ -1,34 +1,28 @@
 // Backward attention: P again from the log-sum-exp (FlashAttention, Dao et al. 2022), in two passes
 // of one kernel. The first keeps keys and sums grad_k and grad_v over rows, the second keeps rows
 // and sums grad_q over keys; each gradient is summed in one block, in one order, and written once.
+// Hopper has a kernel of its own for 64 and 128 channels: attention_backward_sm90_kernel.h.
 //
 // Why two passes: a single one has 5 products a tile instead of 7, but must add each tile's part of
-// grad_q to memory, in float32, Tk / 128 times. By atomics that gives other bits each time; in an
-// order kept by semaphores it waits for blocks that need not be running; both need Tq Hq D floats
-// of memory and L2 traffic beside the products. Here nothing waits, nothing is cleared, and
-// training can be repeated to the bit, at 5 / 7 of the speed that the tensor cores would allow.
+// grad_q to memory, in float32, Tk / 128 times. By atomics that gives other bits each time; in
+// turns it waits for other blocks; both need Tq Hq D floats of memory and L2 traffic beside the
+// products. Here nothing waits, nothing is cleared, and training can be repeated to the bit, at
+// 5 / 7 of the speed that the tensor cores would allow.
 //
 // FLOPs: 14 D a visible pair of a query head and a key (10 D by the field's count, of one pass).
 // Bytes: a tile of 128 keys reads its rows' q and grad_out once, a tile of 128 rows its keys' k and
 // v, for the most part from the L2. Sizes, and what of it fits a multiprocessor of sm_90:
 //
-//     D    multiplied by  rows of a block  columns a stage  shared memory  registers  blocks
-//     64   mma.sync       128 (4 x 32)     64, by 32        65 KB          255        2
-//     64   wgmma          128 (2 x 64)     64               66 KB          194        1
-//     96   mma.sync       128 (8 x 16)     64               97 KB          244        1
-//     128  mma.sync       128 (8 x 16)     64 (32)          129 (97) KB    255        1
-//     128  wgmma          128 (2 x 64)     64               130 KB         254        1
-//     192  mma.sync       64 (4 x 16)      32               97 KB          238        2
-//     256  mma.sync       64 (4 x 16)      32 (16)          129 (97) KB    255        1
+//     D    rows of a block  columns a stage  shared memory  registers  blocks
+//     64   128 (4 x 32)     64, by 32        65 KB          255        2
+//     96   128 (8 x 16)     64               97 KB          244        1
+//     128  128 (8 x 16)     64 (32)          129 (97) KB    255        1
+//     192  64 (4 x 16)      32               97 KB          238        2
+//     256  64 (4 x 16)      32 (16)          129 (97) KB    255        1
 //
 // (In brackets: where a block can have but 99 KB.) Sums of x and y, P and dS must fit into 255
-// registers. mma.sync at D = 64 keeps 32 rows a warp, so that what it reads of a stage serves two
-// fragments; beyond 128 channels keys take two launches, for grad_v (2 products) and grad_k (3).
-//
-// wgmma at D = 128 takes 2,048 clocks of the tensor cores a stage of the first pass (4 products of
-// 128 x 64 x 128 at 2,048 multiply-adds a clock), while shared memory is read for 1,536 and written
-// for 256 at 128 bytes a clock, exponentials take 512, and instructions about 900: the tensor cores
-// are what limits it, as far as two warpgroups cover each other's waits.
+// registers. D = 64 keeps 32 rows a warp, so that what it reads of a stage serves two fragments;
+// beyond 128 channels keys take two launches, for grad_v (2 products) and grad_k (3).
 #include <algorithm>
 #include <cstdint>
 #include <vector>
@@ -37,7 +31,7 @@
 #include "cuda/attention_backward.h"
 #include "cuda/attention_backward_kernel.h"
 #include "cuda/attention_backward_rows.h"
-#include "cuda/attention_backward_sm90_kernel.h"
+#include "cuda/attention_backward_sm90.h"
 #include "cuda/attention_plan.h"
 #include "cuda/dispatch.h"
 
@@ -154,18 +148,6 @@ void run_either(const Call& call, const std::vector<PackedSequence>& sequences,
   }
 }
 
-template <typename T, typename Shape>
-void run_wgmma(const Call& call, const std::vector<PackedSequence>& sequences,
-               const BackwardParams& p) {
-  Passes passes(call, sequences, p, Shape::kRows);
-  constexpr int kThreads = Shape::kThreads;
-  constexpr size_t kShared = sizeof(typename Shape::Shared);
-  passes.template keys<attention_backward_sm90_kernel<T, Shape, KeySide, Sums::both>>(kThreads,
-                                                                                      kShared);
-  passes.template rows<attention_backward_sm90_kernel<T, Shape, RowSide, Sums::x>>(kThreads,
-                                                                                   kShared);
-}
-
 void run(const Call& call, const std::vector<PackedSequence>& sequences, const BackwardParams& p,
          float) {
   Passes passes(call, sequences, p, kRowWarps);
@@ -176,12 +158,6 @@ void run(const Call& call, const std::vector<PackedSequence>& sequences, const B
 template <typename T>
 void run(const Call& call, const std::vector<PackedSequence>& sequences, const BackwardParams& p,
          T) {
-  if (call.device().sm == 90) {
-    if (p.dim <= 64) return run_wgmma<T, WgmmaShape<64, 8, 64, 64>>(call, sequences, p);
-    if (p.dim > 96 && p.dim <= 128) {
-      return run_wgmma<T, WgmmaShape<128, 8, 64, 64>>(call, sequences, p);
-    }
-  }
   if (p.dim <= 64) return run_mma<T, MmaShape<64, 4, 32, 64, 32>>(call, sequences, p);
   if (p.dim <= 96) return run_mma<T, MmaShape<96, 8, 16, 64, 64>>(call, sequences, p);
   if (p.dim <= 128) {
@@ -251,7 +227,10 @@ void attention_backward(const TensorView& grad_out, const TensorView* grad_lse, 
         grad_v.data,
         rows_align(grad_q) && rows_align(grad_k) && rows_align(grad_v),
     };
-    run(call, sequences_of(q, k, options), p, zero);
+    const std::vector<PackedSequence> sequences = sequences_of(q, k, options);
+    if (!attention_backward_sm90(call, q.dtype, sequences, q.shape[0], p)) {
+      run(call, sequences, p, zero);
+    }
   });
 }
 

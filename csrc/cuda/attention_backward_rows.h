@@ -29,10 +29,13 @@ __global__ void __launch_bounds__(kRowThreads) softmax_rows_kernel(const Softmax
     Out at[kVector];
   };
   const int lane = static_cast<int>(threadIdx.x) % kLanes;
-  const int64_t row = (int64_t{blockIdx.x} * kRowThreads + threadIdx.x) / kLanes;
-  const bool real = row < p.tokens * p.heads;  // all lanes take part in the sum
-  const int64_t token = real ? row / p.heads : 0;
-  const int head = real ? static_cast<int>(row % p.heads) : 0;
+  // 2**32 rows would be more than a device holds.
+  const uint32_t row = blockIdx.x * (kRowThreads / kLanes) + threadIdx.x / kLanes;
+  const auto heads = static_cast<uint32_t>(p.heads);
+  const uint32_t row_token = row / heads;
+  const bool real = row_token < p.tokens;  // all lanes take part in the sum
+  const int64_t token = real ? row_token : 0;
+  const int head = real ? static_cast<int>(row % heads) : 0;
   const T* grad = static_cast<const T*>(p.grad_out.data) + p.grad_out.at(token, head);
   const Out* out = static_cast<const Out*>(p.out.data) + p.out.at(token, head);
   float delta = 0;

@@ -37,6 +37,16 @@ VECTORS = Wanted((r"ld\.global\S*\.v4",), (r"\bLDG\.E\.128",))
 WANTED = {
     "attention": TENSOR_CORES,
     "attention_backward": TENSOR_CORES,
+    "attention_backward_sm90": Wanted(
+        (
+            r"wgmma\.mma_async",
+            r"cp\.async\.bulk\.tensor",
+            r"cp\.reduce\.async\.bulk",
+            r"setmaxnreg",
+        ),
+        (r"\bHGMMA\b", r"\bUTMALDG\b", r"\bUBLKRED\b", r"\bUSETMAXREG\b"),
+        ("90a",),
+    ),
     "attention_sm90": Wanted(
         (r"wgmma\.mma_async", r"cp\.async\.bulk\.tensor", r"setmaxnreg"),
         (r"\bHGMMA\b", r"\bUTMALDG\b", r"\bUSETMAXREG\b"),

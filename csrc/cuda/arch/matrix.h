@@ -57,6 +57,13 @@ AFNEXT_DEVICE void ldmatrix_transposed(uint32_t (&d)[count], const void* row) {
   }
 }
 
+// Four matrices the other way (sm_90).
+AFNEXT_DEVICE void stmatrix(void* row, const uint32_t (&d)[4]) {
+  asm volatile(
+      "stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(row)),
+      "r"(d[0]), "r"(d[1]), "r"(d[2]), "r"(d[3])
+      : "memory");
+}
 // d += a @ b in float32.
 AFNEXT_DEVICE void mma_sync(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bf16) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
@@ -89,6 +96,9 @@ void ldmatrix(uint32_t (&d)[count], const void* row, Here here = Here::current()
 template <int count>
 void ldmatrix_transposed(uint32_t (&d)[count], const void* row, Here here = Here::current()) {
   emulation::ldmatrix(d, row, true, here);
+}
+inline void stmatrix(void* row, const uint32_t (&d)[4], Here here = Here::current()) {
+  emulation::stmatrix(row, d, false, here);
 }
 inline void mma_sync(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bf16,
                      Here here = Here::current()) {

@@ -168,6 +168,13 @@ AFNEXT_DEVICE void cp_async_bulk_store(void* global, const void* shared, uint32_
                "r"(shared_address(shared)), "r"(bytes)
                : "memory");
 }
+// Adds float32 to global memory, each by itself.
+AFNEXT_DEVICE void cp_reduce_async_bulk_add(void* global, const void* shared, uint32_t bytes) {
+  asm volatile(
+      "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(global),
+      "r"(shared_address(shared)), "r"(bytes)
+      : "memory");
+}
 AFNEXT_DEVICE void cp_async_bulk_commit_group() {
   asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 }
@@ -188,6 +195,7 @@ using emulation::cp_async_bulk_commit_group;
 using emulation::cp_async_bulk_load;
 using emulation::cp_async_bulk_store;
 using emulation::cp_async_bulk_wait_group;
+using emulation::cp_reduce_async_bulk_add;
 using emulation::Swizzle;
 using emulation::swizzled;
 using emulation::TensorMap;

@@ -39,7 +39,7 @@ class Setting:
 
     @property
     def wgmma(self) -> bool:
-        return self.sm == 90 and (self.dim <= 64 or 96 < self.dim <= 128)
+        return self.sm == 90 and self.group <= 64 and (self.dim <= 64 or 96 < self.dim <= 128)
 
 
 def turn(x: Tensor, times: Tensor, inv_freq: Tensor, interleaved: bool) -> Tensor:
@@ -202,6 +202,8 @@ def _cases() -> list[Case]:
         "f16-128-wgmma": Setting(
             f16, ((75, 150),), 128, window=(90, 40), rotation="half", key_lengths=(140,), sm=90
         ),
+        # Rows that no tile ends with, sequences without queries or keys, rows that see nothing.
+        "bf16-128-wgmma-ragged": Setting(bf16, ragged, 128, group=7, causal=True, sm=90),
         "f32-255-window": Setting(f32, ((9, 17),), 255, window=(3, 4), key_lengths=(13,)),
     }
     long = {
@@ -220,6 +222,13 @@ def _cases() -> list[Case]:
         "bf16-128-wgmma-tiles": Setting(
             bf16, ((140, 150), (0, 3)), 128, group=2, causal=True, rotation="interleaved", sm=90
         ),
+        # Blocks that share rows, and blocks that share keys.
+        "bf16-128-wgmma-turns": Setting(
+            bf16, ((300, 300),), 128, group=5, causal=True, rotation="half", sm=90
+        ),
+        "f16-64-wgmma-turns": Setting(f16, ((150, 400),), group=7, kv_heads=2, sm=90),
+        "bf16-120-wgmma-many": Setting(bf16, ((9, 30),), 120, group=33, gap=8, sm=90),
+        "bf16-64-too-many-heads": Setting(bf16, ((5, 30),), group=65, sm=90),
         "bf16-8": Setting(bf16, ((40, 30),), 8, kv_heads=3),
         "bf16-nothing": Setting(bf16, ((0, 70), (5, 0))),
         "f32-nothing": Setting(f32, ((0, 70), (5, 0))),

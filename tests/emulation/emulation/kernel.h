@@ -96,6 +96,10 @@ inline void cp_async_bulk_store(void* global, const void* shared, uint32_t bytes
                                 Here here = Here::current()) {
   Block::current().tensor_copies.store_bytes(global, bytes, shared, here);
 }
+inline void cp_reduce_async_bulk_add(void* global, const void* shared, uint32_t bytes,
+                                     Here here = Here::current()) {
+  Block::current().tensor_copies.add_floats(global, bytes, shared, here);
+}
 inline void cp_async_bulk_commit_group() { Block::current().tensor_copies.commit(); }
 template <int pending>
 void cp_async_bulk_wait_group(Here here = Here::current()) {

@@ -97,7 +97,8 @@ void TensorCopies::store(const TensorMap& map, const Corner& corner, const void*
          block.thread().linear, 0, 0, where});
 }
 
-void TensorCopies::store_bytes(void* global, size_t bytes, const void* shared, const Where& where) {
+void TensorCopies::issue_bytes(void* global, size_t bytes, const void* shared, bool adds,
+                               const Where& where) {
   Block& block = Block::current();
   issue({line(global, bytes, where),
          {},
@@ -107,7 +108,16 @@ void TensorCopies::store_bytes(void* global, size_t bytes, const void* shared, c
          block.thread().linear,
          0,
          0,
-         where});
+         where,
+         adds});
+}
+
+void TensorCopies::store_bytes(void* global, size_t bytes, const void* shared, const Where& where) {
+  issue_bytes(global, bytes, shared, false, where);
+}
+
+void TensorCopies::add_floats(void* global, size_t bytes, const void* shared, const Where& where) {
+  issue_bytes(global, bytes, shared, true, where);
 }
 
 void TensorCopies::issue(Copy copy) {
@@ -191,6 +201,14 @@ void TensorCopies::move(const Copy& copy) {
       char* other = global + at * static_cast<int64_t>(size);
       if (copy.to_shared) {
         here ? std::memcpy(element, other, size) : std::memset(element, 0, size);
+      } else if (here && copy.adds) {
+        for (size_t at_byte = 0; at_byte < size; at_byte += sizeof(float)) {
+          float sum, more;
+          std::memcpy(&sum, other + at_byte, sizeof(float));
+          std::memcpy(&more, element + at_byte, sizeof(float));
+          sum += more;
+          std::memcpy(other + at_byte, &sum, sizeof(float));
+        }
       } else if (here) {
         std::memcpy(other, element, size);
       }

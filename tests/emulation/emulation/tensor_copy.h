@@ -53,6 +53,8 @@ class TensorCopies {
                   const Where& where);
   void store(const TensorMap& map, const Corner& corner, const void* shared, const Where& where);
   void store_bytes(void* global, size_t bytes, const void* shared, const Where& where);
+  // Adds float32 instead of storing.
+  void add_floats(void* global, size_t bytes, const void* shared, const Where& where);
   // Of the calling thread's stores.
   void commit();
   void wait(int pending, const Where& where);
@@ -69,7 +71,9 @@ class TensorCopies {
     int thread, group;
     uint32_t issued;  // when, for what it reads
     Where where;
+    bool adds = false;  // float32, instead of storing
   };
+  void issue_bytes(void* global, size_t bytes, const void* shared, bool adds, const Where& where);
   void issue(Copy copy);
   void move(const Copy& copy);
 

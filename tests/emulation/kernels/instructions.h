@@ -195,6 +195,30 @@ __global__ void boxes(const __grid_constant__ emulation::TensorMap map, const ui
   }
 }
 
+// Floats of shared memory added to some of a block's own in global memory.
+struct SumShared {
+  alignas(16) float more[32];
+};
+
+inline __global__ void bulk_sums(int* wrong) {
+  using namespace emulation;
+  static float sums[2][32];
+  auto& shared = shared_memory<SumShared>();
+  const int t = static_cast<int>(threadIdx.x);
+  float* own = sums[blockIdx.x];
+  own[t] = static_cast<float>(t);
+  shared.more[t] = static_cast<float>(t * t);
+  fence_proxy_async();
+  __syncthreads();
+  if (t == 0) {
+    cp_reduce_async_bulk_add(own, shared.more, sizeof(shared.more));
+    cp_async_bulk_commit_group();
+    cp_async_bulk_wait_group<0>();
+  }
+  __syncthreads();
+  expect(own[t] == static_cast<float>(t + t * t), wrong);
+}
+
 // One warp hands values to another through a ring of named barriers: bar.arrive does not wait.
 struct RingShared {
   int value[2];

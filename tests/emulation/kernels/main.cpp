@@ -191,6 +191,7 @@ const std::vector<Case> kCases = {
     {"boxes_32", "none", box<Swizzle::bytes32>},
     {"boxes_64", "none", box<Swizzle::bytes64>},
     {"boxes_128", "none", box<Swizzle::bytes128>},
+    {"bulk_sums", "none", count<bulk_sums, sizeof(SumShared)>},
     {"named_barriers", "none", count<named_barriers, sizeof(RingShared), 64>},
     {"reduction", "none", reduce<ReductionFault::none>},
     {"reduction", "no_first_barrier", reduce<ReductionFault::no_first_barrier>},
