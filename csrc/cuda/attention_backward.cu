@@ -13,16 +13,24 @@
 // Bytes: a tile of 128 keys reads its rows' q and grad_out once, a tile of 128 rows its keys' k and
 // v, for the most part from the L2. Sizes, and what of it fits a multiprocessor of sm_90:
 //
-//     D    rows of a block  columns a stage  shared memory  registers  blocks
-//     64   128 (4 x 32)     64, by 32        65 KB          255        2
-//     96   128 (8 x 16)     64               97 KB          244        1
-//     128  128 (8 x 16)     64 (32)          129 (97) KB    255        1
-//     192  64 (4 x 16)      32               97 KB          238        2
-//     256  64 (4 x 16)      32 (16)          129 (97) KB    255        1
+//     D    pass           rows of a block  columns a stage  shared memory  registers  blocks
+//     64   both           128 (4 x 32)     64, by 32        65 KB          255        2
+//     96   both           128 (8 x 16)     64               97 KB          244        1
+//     128  keys           64 (4 x 16)      64               97 KB          251        2
+//     128  rows           128 (4 x 32)     32               97 KB          253        2
+//     192  both           64 (4 x 16)      32               97 KB          238        2
+//     256  both           64 (4 x 16)      32 (16)          129 (97) KB    255        1
 //
 // (In brackets: where a block can have but 99 KB.) Sums of x and y, P and dS must fit into 255
-// registers. D = 64 keeps 32 rows a warp, so that what it reads of a stage serves two fragments;
-// beyond 128 channels keys take two launches, for grad_v (2 products) and grad_k (3).
+// registers. A warp keeps 32 rows where they do, so that what it reads of a stage serves
+// two fragments; beyond 128 channels keys take two launches, for grad_v (2 products) and grad_k
+// (3).
+//
+// At D = 128, 16 keys a warp: 2 (8 + 32) + 2 x 32 reads of 512 bytes for 256 products keep
+// shared memory busy for 4,608 clocks while the tensor cores of an A100 need 4,096, those of an
+// H200 about 3,000: shared memory is the limit (on an H200 72% of what it can), 298 TFLOP/s over
+// 8,192 tokens. Rows do 314 in 32s, 271 in 16s. Where a multiprocessor has room for one block only
+// (an A100), it has eight warps.
 #include <algorithm>
 #include <cstdint>
 #include <vector>
@@ -84,13 +92,14 @@ void softmax_rows(const Call& call, const SoftmaxParams& p, const TensorView& ou
   }
 }
 
-// Both passes over a call's sequences, `tile` items of one side a block.
+// Both passes over a call's sequences, so many keys or rows a block.
 class Passes {
  public:
-  Passes(const Call& call, const std::vector<PackedSequence>& sequences, BackwardParams p, int tile)
+  Passes(const Call& call, const std::vector<PackedSequence>& sequences, BackwardParams p,
+         int block_keys, int block_rows)
       : call_(call),
-        keys_(items_of<KeySide>(sequences, p, tile)),
-        rows_(items_of<RowSide>(sequences, p, tile)),
+        keys_(items_of<KeySide>(sequences, p, block_keys)),
+        rows_(items_of<RowSide>(sequences, p, block_rows)),
         memory_(call, sequences.size() * sizeof(PackedSequence) +
                           (keys_.size() + rows_.size()) * sizeof(BackwardItem)),
         params_(p) {
@@ -122,26 +131,47 @@ class Passes {
   BackwardParams params_;
 };
 
-template <typename T, typename Shape>
+// Passes over keys and over rows by shapes of their own.
+template <typename T, typename KeyShape, typename RowShape = KeyShape>
 void run_mma(const Call& call, const std::vector<PackedSequence>& sequences,
              const BackwardParams& p) {
-  Passes passes(call, sequences, p, Shape::kRows);
-  constexpr int kThreads = Shape::kThreads;
-  constexpr size_t kShared = sizeof(typename Shape::Shared);
-  if constexpr (Shape::kDim <= 128) {
-    passes.template keys<attention_backward_kernel<T, Shape, KeySide, Sums::both>>(kThreads,
-                                                                                   kShared);
+  Passes passes(call, sequences, p, KeyShape::kRows, RowShape::kRows);
+  constexpr size_t kShared = sizeof(typename KeyShape::Shared);
+  if constexpr (KeyShape::kDim <= 128) {
+    passes.template keys<attention_backward_kernel<T, KeyShape, KeySide, Sums::both>>(
+        KeyShape::kThreads, kShared);
   } else {
-    passes.template keys<attention_backward_kernel<T, Shape, KeySide, Sums::y>>(kThreads, kShared);
-    passes.template keys<attention_backward_kernel<T, Shape, KeySide, Sums::x>>(kThreads, kShared);
+    passes.template keys<attention_backward_kernel<T, KeyShape, KeySide, Sums::y>>(
+        KeyShape::kThreads, kShared);
+    passes.template keys<attention_backward_kernel<T, KeyShape, KeySide, Sums::x>>(
+        KeyShape::kThreads, kShared);
   }
-  passes.template rows<attention_backward_kernel<T, Shape, RowSide, Sums::x>>(kThreads, kShared);
+  passes.template rows<attention_backward_kernel<T, RowShape, RowSide, Sums::x>>(
+      RowShape::kThreads, sizeof(typename RowShape::Shared));
+}
+
+// How many blocks find room in the shared memory that one can have, which is about all there is.
+template <typename Shape>
+size_t blocks_of(const Call& call) {
+  return call.device().shared_bytes / sizeof(typename Shape::Shared);
+}
+
+template <typename T>
+void run_mma_128(const Call& call, const std::vector<PackedSequence>& sequences,
+                 const BackwardParams& p) {
+  using SmallKeys = MmaShape<128, 4, 16, 64, 64>;  // half a block's keys leave more blocks
+  using SmallRows = MmaShape<128, 4, 32, 32, 32>;
+  using Keys = MmaShape<128, 8, 16, 64, 64>;
+  using Rows = MmaShape<128, 8, 32, 32, 32>;
+  if (blocks_of<SmallKeys>(call) >= 2) return run_mma<T, SmallKeys, SmallRows>(call, sequences, p);
+  if (blocks_of<Rows>(call) >= 1) return run_mma<T, Keys, Rows>(call, sequences, p);
+  run_mma<T, SmallKeys, SmallRows>(call, sequences, p);
 }
 
 template <typename T, typename Shape, typename SmallShape>
 void run_either(const Call& call, const std::vector<PackedSequence>& sequences,
                 const BackwardParams& p) {
-  if (sizeof(typename Shape::Shared) <= call.device().shared_bytes) {
+  if (blocks_of<Shape>(call) >= 1) {
     run_mma<T, Shape>(call, sequences, p);
   } else {
     run_mma<T, SmallShape>(call, sequences, p);
@@ -150,7 +180,7 @@ void run_either(const Call& call, const std::vector<PackedSequence>& sequences,
 
 void run(const Call& call, const std::vector<PackedSequence>& sequences, const BackwardParams& p,
          float) {
-  Passes passes(call, sequences, p, kRowWarps);
+  Passes passes(call, sequences, p, kRowWarps, kRowWarps);
   passes.keys<attention_backward_rows<KeySide>>(kRowThreads, sizeof(RowTile));
   passes.rows<attention_backward_rows<RowSide>>(kRowThreads, sizeof(RowTile));
 }
@@ -160,10 +190,7 @@ void run(const Call& call, const std::vector<PackedSequence>& sequences, const B
          T) {
   if (p.dim <= 64) return run_mma<T, MmaShape<64, 4, 32, 64, 32>>(call, sequences, p);
   if (p.dim <= 96) return run_mma<T, MmaShape<96, 8, 16, 64, 64>>(call, sequences, p);
-  if (p.dim <= 128) {
-    return run_either<T, MmaShape<128, 8, 16, 64, 64>, MmaShape<128, 8, 16, 32, 32>>(call,
-                                                                                     sequences, p);
-  }
+  if (p.dim <= 128) return run_mma_128<T>(call, sequences, p);
   if (p.dim <= 192) return run_mma<T, MmaShape<192, 4, 16, 32, 32>>(call, sequences, p);
   run_either<T, MmaShape<256, 4, 16, 32, 32>, MmaShape<256, 4, 16, 16, 16>>(call, sequences, p);
 }

@@ -44,12 +44,10 @@ AFNEXT_DEVICE void load_rows(Tile& to_a, const Heads& a, Tile& to_b, const Heads
 template <typename Side, int kM>
 struct KeptRows {
   Interval met{0, 0}, met_by_all{0, 0};  // by those that multiply together
-  int own;                               // the thread's first
   float2 softmax[kM][2];                 // where rows are what is kept
 
-  // The rows [first, end) multiply together, the warp's begin at `warp_first`.
-  AFNEXT_DEVICE KeptRows(const BackwardWork& work, int first, int end, int warp_first)
-      : own(warp_first + static_cast<int>(threadIdx.x) % arch::kWarp / 4) {
+  // The rows [first, end) multiply together.
+  AFNEXT_DEVICE KeptRows(const BackwardWork& work, int first, int end) {
     if (first < end) {
       const Interval top = Side::met(work.meetings, first);
       const Interval bottom = Side::met(work.meetings, end - 1);
@@ -60,13 +58,18 @@ struct KeptRows {
     for (int m = 0; m < kM; ++m) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const int row = own + 16 * m + 8 * i;
+        const int row = own(work) + 16 * m + 8 * i;
         softmax[m][i] = {0, 0};
         if (!Side::kKeys && row < end) softmax[m][i] = work.softmax[row];
       }
     }
   }
 
+  // The thread's first row.
+  AFNEXT_DEVICE static int own(const BackwardWork& work) {
+    const int thread = static_cast<int>(threadIdx.x);
+    return work.first + thread / arch::kWarp * 16 * kM + thread % arch::kWarp / 4;
+  }
   AFNEXT_DEVICE bool meets(int first, int end) const { return first < met.high && met.low < end; }
   AFNEXT_DEVICE bool meet_all(int first, int end) const {
     return met_by_all.low <= first && end <= met_by_all.high;
@@ -92,11 +95,11 @@ AFNEXT_DEVICE void weigh(float (&scores)[kM][kN][4], const BackwardParams& p,
   }
   if (kept.meet_all(first, first + 8 * kN)) return;
   // Read again: the loop has no registers for it.
-  const Meetings meetings = BackwardWork(p, p.items[blockIdx.x]).meetings;
+  const BackwardWork work(p, p.items[blockIdx.x]);
 #pragma unroll
   for (int m = 0; m < kM; ++m) {
-    const int own = kept.own + 16 * m;
-    const Interval seen[2] = {Side::met(meetings, own), Side::met(meetings, own + 8)};
+    const int own = kept.own(work) + 16 * m;
+    const Interval seen[2] = {Side::met(work.meetings, own), Side::met(work.meetings, own + 8)};
 #pragma unroll
     for (int n = 0; n < kN; ++n) {
 #pragma unroll
@@ -162,8 +165,7 @@ AFNEXT_DEVICE void backward_block(const BackwardParams& p) {
 
   const int warp_row = static_cast<int>(threadIdx.x) / arch::kWarp * Shape::kWarpRows;
   const int group_first = work.first + warp_row / Shape::kGroupRows * Shape::kGroupRows;
-  const KeptRows<Side, kM> kept(work, group_first, smaller(group_first + Shape::kGroupRows, end),
-                                work.first + warp_row);
+  const KeptRows<Side, kM> kept(work, group_first, smaller(group_first + Shape::kGroupRows, end));
   float grad_x[kM][kDim / 8][4] = {}, grad_y[kM][kDim / 8][4] = {};
   if (span.low < span.high) {
     load_rows<Shape, Shape::kRows>(shared.x, Side::x(p), shared.y, Side::y(p), kept_place,

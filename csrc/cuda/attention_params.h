@@ -64,12 +64,12 @@ struct AttentionParams {
   Heads q, k, v;  // k is turned already, if it turns
   int group, kv_heads, dim;
   int query_tokens, key_tokens;
-  float scale;
+  float scale, scale_log2;  // the second of scores without a sign and in powers of 2, never 0
   // Turns q: inv_freq is null without a rotation.
   const float *times_q, *inv_freq;
   int half;
   bool interleaved;
-  bool plain_q;            // q's rows are of whole units of 16 bytes, and stay as they are
+  bool wide_q;             // q comes in whole units of 16 bytes and turns two channels at a time
   AttentionSequence only;  // where there is one sequence, which costs no upload
   const AttentionSequence* sequences;  // else, by first_tile
   int sequence_count;

@@ -1,5 +1,7 @@
 #include <algorithm>
+#include <cmath>
 
+#include "cuda/arch/numbers.h"
 #include "cuda/attention_plan.h"
 namespace afnext::cuda {
 namespace {
@@ -53,13 +55,14 @@ AttentionPlan::AttentionPlan(const Call& call, const TensorView& q, const Tensor
   p.q = heads_of(q);
   p.k = k_.heads();
   p.v = v_.heads();
-  p.plain_q = in_units(q) && options.scale >= 0 && turn.inv_freq == nullptr;
+  p.wide_q = in_units(q) && options.scale >= 0 && (turn.interleaved || turn.half % 2 == 0);
   p.kv_heads = static_cast<int>(k.shape[1]);
   p.group = static_cast<int>(q.shape[1] / k.shape[1]);
   p.dim = static_cast<int>(q.shape[2]);
   p.query_tokens = static_cast<int>(q.shape[0]);
   p.key_tokens = static_cast<int>(k.shape[0]);
   p.scale = static_cast<float>(options.scale);
+  p.scale_log2 = std::max(std::abs(p.scale), 1e-37f) * kLog2E;
   p.out = out.data;
   p.out_is_float = out.dtype == DType::f32;
   p.lse = lse.as<float>();

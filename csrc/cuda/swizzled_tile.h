@@ -12,13 +12,19 @@ template <typename T, int kRows, int kDim>
 struct alignas(128) SwizzledTile {
   static constexpr int kUnit = 8;  // elements
   static constexpr int kUnits = kDim / kUnit;
+  static constexpr int kTurn = kUnits % 8 == 0 ? 8 : 4;  // units that change places
   static_assert(kUnits % 4 == 0);
 
   T data[kRows * kDim];
 
   AFNEXT_DEVICE T* at(int row, int unit) {
-    const int turn = kUnits % 8 == 0 ? row % 8 : row / 2 % 4;
+    const int turn = kTurn == 8 ? row % 8 : row / 2 % 4;
     return data + (row * kUnits + (unit ^ turn)) * kUnit;
+  }
+  // From at(row, 0) or at(row, 1) to `units` further, an even number: an exclusive or, and an
+  // addition that instructions have in them.
+  AFNEXT_DEVICE static arch::SharedAddress further(arch::SharedAddress at, int units) {
+    return (at ^ units % kTurn * kUnit * sizeof(T)) + units / kTurn * kTurn * kUnit * sizeof(T);
   }
   // One element, for writers that have no whole unit.
   AFNEXT_DEVICE T& element(int row, int column) { return at(row, column / kUnit)[column % kUnit]; }

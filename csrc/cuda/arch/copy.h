@@ -10,17 +10,20 @@ namespace afnext::cuda::arch {
 // Copies `source_bytes` of `bytes` (4, 8 or 16, aligned so) and fills the rest with zeros; 16 pass
 // by the L1.
 template <int bytes>
-AFNEXT_DEVICE void cp_async(void* shared, const void* global, int source_bytes = bytes) {
-  const uint32_t to = shared_address(shared);
+AFNEXT_DEVICE void cp_async(SharedAddress shared, const void* global, int source_bytes = bytes) {
   if constexpr (bytes == 16) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global),
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared.bytes), "l"(global),
                  "r"(source_bytes)
                  : "memory");
   } else {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(global), "n"(bytes),
-                 "r"(source_bytes)
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared.bytes), "l"(global),
+                 "n"(bytes), "r"(source_bytes)
                  : "memory");
   }
+}
+template <int bytes>
+AFNEXT_DEVICE void cp_async(void* shared, const void* global, int source_bytes = bytes) {
+  cp_async<bytes>(SharedAddress(shared), global, source_bytes);
 }
 AFNEXT_DEVICE void cp_async_commit_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Until at most `pending` of this thread's latest groups are in flight.
@@ -40,6 +43,11 @@ AFNEXT_DEVICE uint4 load_streaming(const void* global) {
 #else
 
 using emulation::cp_async;
+template <int bytes>
+void cp_async(SharedAddress shared, const void* global, int source_bytes = bytes,
+              emulation::Here here = emulation::Here::current()) {
+  emulation::cp_async<bytes>(shared.pointer(), global, source_bytes, here);
+}
 using emulation::cp_async_commit_group;
 using emulation::cp_async_wait_group;
 inline uint4 load_streaming(const void* global) { return *static_cast<const uint4*>(global); }

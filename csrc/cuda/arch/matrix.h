@@ -14,47 +14,53 @@ namespace afnext::cuda::arch {
 
 // `count` 8 x 8 matrices of 16 bits; lane 8 i + r hands in the address of row r of matrix i.
 template <int count>
-AFNEXT_DEVICE void ldmatrix(uint32_t (&d)[count], const void* row) {
+AFNEXT_DEVICE void ldmatrix(uint32_t (&d)[count], SharedAddress row) {
   static_assert(count == 1 || count == 2 || count == 4);
-  const uint32_t from = shared_address(row);
   if constexpr (count == 1) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];"
                  : "=r"(d[0])
-                 : "r"(from)
+                 : "r"(row.bytes)
                  : "memory");
   } else if constexpr (count == 2) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
                  : "=r"(d[0]), "=r"(d[1])
-                 : "r"(from)
+                 : "r"(row.bytes)
                  : "memory");
   } else {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
-                 : "r"(from)
+                 : "r"(row.bytes)
                  : "memory");
   }
 }
+template <int count>
+AFNEXT_DEVICE void ldmatrix(uint32_t (&d)[count], const void* row) {
+  ldmatrix(d, SharedAddress(row));
+}
 // The same, each matrix transposed.
 template <int count>
-AFNEXT_DEVICE void ldmatrix_transposed(uint32_t (&d)[count], const void* row) {
+AFNEXT_DEVICE void ldmatrix_transposed(uint32_t (&d)[count], SharedAddress row) {
   static_assert(count == 1 || count == 2 || count == 4);
-  const uint32_t from = shared_address(row);
   if constexpr (count == 1) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%0}, [%1];"
                  : "=r"(d[0])
-                 : "r"(from)
+                 : "r"(row.bytes)
                  : "memory");
   } else if constexpr (count == 2) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
                  : "=r"(d[0]), "=r"(d[1])
-                 : "r"(from)
+                 : "r"(row.bytes)
                  : "memory");
   } else {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
-                 : "r"(from)
+                 : "r"(row.bytes)
                  : "memory");
   }
+}
+template <int count>
+AFNEXT_DEVICE void ldmatrix_transposed(uint32_t (&d)[count], const void* row) {
+  ldmatrix_transposed(d, SharedAddress(row));
 }
 
 // Four matrices the other way (sm_90).
@@ -99,6 +105,14 @@ void ldmatrix_transposed(uint32_t (&d)[count], const void* row, Here here = Here
 }
 inline void stmatrix(void* row, const uint32_t (&d)[4], Here here = Here::current()) {
   emulation::stmatrix(row, d, false, here);
+}
+template <int count>
+void ldmatrix(uint32_t (&d)[count], SharedAddress row, Here here = Here::current()) {
+  emulation::ldmatrix(d, row.pointer(), false, here);
+}
+template <int count>
+void ldmatrix_transposed(uint32_t (&d)[count], SharedAddress row, Here here = Here::current()) {
+  emulation::ldmatrix(d, row.pointer(), true, here);
 }
 inline void mma_sync(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bf16,
                      Here here = Here::current()) {
