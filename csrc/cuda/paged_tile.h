@@ -144,7 +144,7 @@ class KeyStream {
     constexpr int kAtOnce = arch::kWarp / Tile::kChunks;  // rows
     static_assert(kAtOnce >= 1 && Tile::kCopyRows % kAtOnce == 0);
     const int row_of_lane = lane_ / Tile::kChunks;
-    const int chunk = lane_ % Tile::kChunks ^ Tile::template swap<Page>(row_of_lane);
+    const int chunk = lane_ % Tile::kChunks ^ Tile::template swap<Page>(first_row_ + row_of_lane);
     Page *k = stage.k + (first_row_ + row_of_lane) * Tile::kDim,
          *v = stage.v + (first_row_ + row_of_lane) * Tile::kDim;
 #pragma unroll
@@ -152,7 +152,7 @@ class KeyStream {
       const int place = __shfl_sync(arch::kAllLanes, place_, i + row_of_lane);
       const int bytes = inside_ && place >= 0 ? 16 : 0;
       const int64_t from = static_cast<int64_t>(place > 0 ? place : 0) * row_bytes_;
-      // No bit of i is one of row_of_lane's: so the chunks' places differ by i's alone.
+      // No bit of i is one of the others': so the chunks' places differ by i's alone.
       const int to = i * Tile::kDim + (chunk ^ Tile::template swap<Page>(i)) * Tile::kChunk;
       arch::cp_async<16>(k + to, reinterpret_cast<const char*>(k_) + from, bytes);
       arch::cp_async<16>(v + to, reinterpret_cast<const char*>(v_) + from, bytes);
