@@ -27,6 +27,7 @@
 #include <algorithm>
 #include <cstring>
 #include <iterator>
+#include <mutex>
 
 #include "cuda/arch/call.h"
 #include "cuda/arch/griddepcontrol.h"
@@ -307,7 +308,13 @@ Constants make_constants() {
   return to;
 }
 
-const Constants kConstants = make_constants();
+// Made by the first call rather than when the module is loaded.
+const Constants& constants() {
+  static Constants made;
+  static std::once_flag once;
+  std::call_once(once, [] { made = make_constants(); });
+  return made;
+}
 
 int tiles_of(const Window& w) {
   return w.written == 0 ? 0 : (std::max(w.audible, w.written) + kTileFrames - 1) / kTileFrames;
@@ -321,14 +328,14 @@ void run(const Call& call, Params p, int longest) {
     const Scratch peaks(call, p.tiles * sizeof(uint32_t));
     p.tile_peaks = peaks.as<uint32_t>();
     call.launch_early<log_mel_tile_kernel<T>>(blocks(p.tiles), kWorkers, sizeof(TileShared), p,
-                                              kConstants);
+                                              constants());
     call.launch_early<log_mel_finish_kernel>(blocks(p.tiles), kFinishThreads, 0, p);
   } else {
     const Scratch progress(call, sizeof(Progress));
     call.clear(progress.as<void>(), sizeof(Progress));
     p.progress = progress.as<Progress>();
     p.lag = std::min(p.tiles, longest + 3 * resident);
-    call.launch<log_mel_kernel<T>>(blocks(resident), kThreads, sizeof(Shared), p, kConstants);
+    call.launch<log_mel_kernel<T>>(blocks(resident), kThreads, sizeof(Shared), p, constants());
   }
 }
 

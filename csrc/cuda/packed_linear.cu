@@ -73,7 +73,7 @@ void multiply_wide(const Call& call, const LinearParams& linear) {
   const int multiprocessors = call.device().multiprocessors;
   const int pieces = (linear.tiles + kWideTilesOfBlock - 1) / kWideTilesOfBlock;
   const int whole_each = pieces / multiprocessors;
-  const int room = std::min(2, kWideResident<W> - whole_each % kWideResident<W>);
+  const int room = kWideResident - whole_each % kWideResident;
   WideParams p{linear};
   p.whole = whole_each * multiprocessors;
   const int shared = std::max(pieces - p.whole, 1);

@@ -1,9 +1,9 @@
 // Products with at most 8 rows of x: the time is that of reading W once.
 //
 // Bytes: N K b with b = 2, 1 or 1/2 and scales; FLOPs: 2 M N K. By Little's law 4.3 TB/s x 800 ns =
-// 3.4 MB are to be on their way, 26 KB to each of 132 multiprocessors. Here 16 or 24 warps have 2 to
-// 8 KB each on their way, straight into registers: a ring of units of 1 KB (32, 64 or 128 of K for
-// 16 rows of W), whose slots the unrolled loop names. No shared memory, barrier or copy stands
+// 3.4 MB are to be on their way, 26 KB to each of 132 multiprocessors. Here 16 or 24 warps have 2
+// to 8 KB each on their way, straight into registers: a ring of units of 1 KB (32, 64 or 128 of K
+// for 16 rows of W), whose slots the unrolled loop names. No shared memory, barrier or copy stands
 // between a unit's bytes and its products; by cp.async int4 took a tenth longer.
 //
 // W is the A operand (16 rows a product) and x the B operand (8 rows). A block of threads owns

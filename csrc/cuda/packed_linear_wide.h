@@ -9,9 +9,10 @@
 // weights and 8 KB of x, which comes out of the L2: 16 rows of W to a row of x would be twice that.
 //
 // A warp's products with four groups of columns and two tiles follow each other, so that none waits
-// for the one before. Registers on sm_90a at 64 rows: at most 168 without groups, which are 12
-// warps to a multiprocessor, and up to 238 with them, 8 warps: their products are summed apart,
-// then added with their scale in float32.
+// for the one before. Products with groups of weights are summed apart, then added with their scale
+// in float32: up to 238 registers at 64 rows, so 8 warps a multiprocessor. Without groups 12 would
+// have room, with less memory each, and were slower on an H200 (int8, [64, 18944] x [3584, 18944]:
+// 49 us, 35 by 8).
 //
 // Pieces of W that fill the device are multiplied whole. The others would leave it half empty, so
 // blocks share the K of each, write float32 sums, and a second kernel adds them in order: the same
@@ -31,9 +32,7 @@ constexpr int kWideTiles = 2;  // of a warp
 constexpr int kWideTilesOfBlock = kWideWarps * kWideTiles;
 constexpr int kWideRows = kWideTilesOfBlock * kTileRows;
 
-// Blocks of threads on a multiprocessor, at most: what registers allow.
-template <typename W>
-constexpr int kWideResident = W::kGroup == 0 ? 3 : 2;
+constexpr int kWideResident = 2;  // blocks of threads on a multiprocessor, at most
 
 struct WideParams {
   LinearParams linear;
@@ -60,7 +59,7 @@ struct WideShared {
     Tile tiles[kWideWarps][kWideTiles];
     uint4 x[kRowsOfX][kUnits];
   };
-  static constexpr int kRingBytes = (kWideResident<W> == 3 ? 74 : 98) << 10;
+  static constexpr int kRingBytes = 98 << 10;
   static constexpr int kStages = kRingBytes / sizeof(Stage);
   static constexpr int kSumStride = kWideRows + 4;  // lanes of one store in 32 banks
   union {
@@ -279,7 +278,7 @@ AFNEXT_DEVICE void finish_wide(const LinearParams& p, const float (&sums)[kRowsO
 }
 
 template <typename T, typename W, int kColumns>
-__global__ void __launch_bounds__(kWideThreads, kWideResident<W>)
+__global__ void __launch_bounds__(kWideThreads, kWideResident)
     packed_linear_wide_kernel(const WideParams p) {
   using Shared = WideShared<W, kColumns>;
   auto& shared = arch::shared_memory<Shared>();
