@@ -28,8 +28,8 @@
 //
 // At D = 128, 16 keys a warp: 2 (8 + 32) + 2 x 32 reads of 512 bytes for 256 products keep
 // shared memory busy for 4,608 clocks while the tensor cores of an A100 need 4,096, those of an
-// H200 about 3,000: shared memory is the limit (on an H200 72% of what it can), 298 TFLOP/s over
-// 8,192 tokens. Rows do 314 in 32s, 271 in 16s. Where a multiprocessor has room for one block only
+// H200 about 3,000: shared memory is the limit (on an H200 72% of what it can), 278 TFLOP/s over
+// 8,192 tokens. Rows do 310 in 32s, 271 in 16s. Where a multiprocessor has room for one block only
 // (an A100), it has eight warps.
 #include <algorithm>
 #include <cstdint>
