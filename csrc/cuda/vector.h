@@ -29,8 +29,10 @@ constexpr int kWords = sizeof(T) * kCount / sizeof(uint32_t);
 template <int kCount, typename T>
 AFNEXT_DEVICE Vector<T, kCount> load(const T* from) {
   if constexpr (kWords<T, kCount> > 0) {
+    // By a variable, so that AddressSanitizer sees the load.
     using Loaded = Vector<T, kCount>;
-    return __builtin_bit_cast(Loaded, *reinterpret_cast<const Words<kWords<T, kCount>>*>(from));
+    const auto words = *reinterpret_cast<const Words<kWords<T, kCount>>*>(from);
+    return __builtin_bit_cast(Loaded, words);
   } else {
     return *reinterpret_cast<const Vector<T, kCount>*>(from);
   }
