@@ -67,11 +67,11 @@ def run_all(deadline: float) -> Iterator[tuple[str, int, list[Failure]]]:
         return name, len(answers) - len(failures), failures
 
     with ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // 2)) as pool:
-        # The longest begin.
-        by_length = sorted(jobs().items(), key=lambda entry: -len(entry[1].items))
-        tools = [entry for entry in by_length if entry[1].wrapper]
-        rest = [entry for entry in by_length if not entry[1].wrapper]
-        yield from pool.map(lambda entry: run(*entry), tools + rest)
+        # Tools, which are slow, and the longest lists begin.
+        by_length = sorted(
+            jobs().items(), key=lambda entry: (not entry[1].wrapper, -len(entry[1].items))
+        )
+        yield from pool.map(lambda entry: run(*entry), by_length)
 
 
 def _sanitizer() -> str | None:

@@ -73,13 +73,8 @@ class Lab:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             call()
-
-        def replay(
-            keep: Call = call,
-        ) -> None:  # a graph alone does not hold the tensors it was captured with
-            graph.replay()
-
-        return replay
+        # A graph alone does not hold the tensors that it was captured with.
+        return lambda keep=call: graph.replay()  # type: ignore[misc]
 
     def time(self, contestants: Mapping[str, Call]) -> dict[str, Timing]:
         """Seconds a call of each, in turn, so that the device's drift hits all of them."""

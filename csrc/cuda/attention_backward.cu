@@ -7,7 +7,8 @@
 // grad_q to memory, in float32, Tk / 128 times. By atomics that gives other bits each time; in
 // turns it waits for other blocks; both need Tq Hq D floats of memory and L2 traffic beside the
 // products. Here nothing waits, nothing is cleared, and training can be repeated to the bit, at
-// 5 / 7 of the speed that the tensor cores would allow.
+// 5 / 7 of the speed that the tensor cores would allow. (Hopper's copy engine adds in turns beside
+// the products, so its kernel makes one pass, which is the same to the bit too.)
 //
 // FLOPs: 14 D a visible pair of a query head and a key (10 D by the field's count, of one pass).
 // Bytes: a tile of 128 keys reads its rows' q and grad_out once, a tile of 128 rows its keys' k and

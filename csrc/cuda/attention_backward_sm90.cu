@@ -101,9 +101,6 @@ class Schedule {
   std::vector<Item> items_;
 };
 
-// The copy engine steps by what it is told, but not by nothing.
-bool steps(const Heads& t) { return t.token > 0 && t.head > 0; }
-
 // A KV head's rows [tokens, heads, dim]: boxes of a piece's channels, its heads, a tile's queries.
 arch::TensorMap map_of(const Heads& t, DType dtype, const BackwardParams& p, int64_t tokens,
                        int tile_queries) {
@@ -181,7 +178,7 @@ bool attention_backward_sm90(const Call& call, DType dtype,
                              const BackwardParams& p) {
   const bool fits = p.dim <= 64 || (p.dim > 96 && p.dim <= 128);
   if (call.device().sm != 90 || dtype == DType::f32 || !fits || p.group > kTileRows ||
-      !steps(p.q) || !steps(p.grad_out)) {
+      !p.q.steps() || !p.grad_out.steps()) {
     return false;
   }
   dtype == DType::bf16 ? run<bf16>(call, dtype, sequences, query_tokens, p)

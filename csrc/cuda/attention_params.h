@@ -16,6 +16,8 @@ struct Heads {
   AFNEXT_DEVICE int64_t at(int64_t token_index, int head_index) const {
     return token_index * token + head_index * head;
   }
+  // Whether the copy engine takes it: it steps by what it is told, but not by nothing.
+  bool steps() const { return token > 0 && head > 0; }
 };
 
 // The mask: query i sees keys [first(i), end(i)). Neither bound ever falls from one query to the

@@ -7,9 +7,6 @@
 namespace afnext::cuda {
 namespace {
 
-// The copy engine steps by what it is told, but not by nothing.
-bool steps(const TensorView& t) { return t.shape[0] > 0 && t.stride[0] > 0 && t.stride[1] > 0; }
-
 // Keys or values [tokens, heads, dim] as [heads, pieces, tokens, 64 channels], so that one copy
 // brings a tile's pieces one after another.
 template <int kDim>
@@ -46,8 +43,9 @@ bool attention_sm90(const Call& call, const TensorView& q, const TensorView& k, 
   const bool turns_by_words =
       options.inv_freq == nullptr || options.interleaved || options.inv_freq->last() % 2 == 0;
   const bool serves = call.device().sm == 90 && q.dtype != DType::f32 &&
-                      (dim == 64 || dim == 128) && rows_align(q) && turns_by_words && steps(k) &&
-                      steps(v) && options.scale > 0;
+                      (dim == 64 || dim == 128) && rows_align(q) && turns_by_words &&
+                      k.shape[0] > 0 && heads_of(k).steps() && heads_of(v).steps() &&
+                      options.scale > 0;
   if (!serves) return false;
   q.dtype == DType::bf16 ? run<bf16>(call, q, plan) : run<f16>(call, q, plan);
   return true;

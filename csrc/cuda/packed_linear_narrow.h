@@ -217,21 +217,20 @@ class NarrowWarp {
 template <typename T, typename W>
 AFNEXT_DEVICE void finish_narrow(const LinearParams& p, const float* sums, int stride, int tile,
                                  int count) {
-  const int width = p.end.gate_up ? kTileRows / 2 : kTileRows;
+  const int width = width_of(p.end);
 #pragma unroll 1
   for (int i = threadIdx.x; i < p.rows * count * width; i += kNarrowThreads) {
-    const int row = i / (count * width), across = i % (count * width);
-    const int t = across / width, column = across % width;
-    const float* from = sums + t * stride + row * kTileRows + column;
+    const LinearResult to(i, count, width);
+    const float* from = sums + to.tile * stride + to.row * kTileRows + to.column;
     float sum = 0, up = 0;
 #pragma unroll
     for (int w = 0; w < kNarrowWarps; ++w, from += p.rows * kTileRows) {
       sum += from[0];
       if (p.end.gate_up) up += from[kTileRows / 2];
     }
-    sum *= row_scale<W>(p, tile + t, column);
-    if (p.end.gate_up) up *= row_scale<W>(p, tile + t, column + kTileRows / 2);
-    finish<T>(p.end, row, tile + t, column, sum, up);
+    sum *= row_scale<W>(p, tile + to.tile, to.column);
+    if (p.end.gate_up) up *= row_scale<W>(p, tile + to.tile, to.column + kTileRows / 2);
+    finish<T>(p.end, to.row, tile + to.tile, to.column, sum, up);
   }
 }
 

@@ -23,11 +23,22 @@ struct LinearParams {
   LinearEnd end;
 };
 
+// Which result is number `index` of those of `tiles` tiles, of one row of x after another.
+struct LinearResult {
+  int row, tile, column;
+
+  AFNEXT_DEVICE LinearResult(int index, int tiles, int width)
+      : row(index / (tiles * width)),
+        tile(index % (tiles * width) / width),
+        column(index % (tiles * width) % width) {}
+};
+// Columns of a tile's results.
+AFNEXT_DEVICE int width_of(const LinearEnd& p) { return p.gate_up ? kTileRows / 2 : kTileRows; }
+
 // Finishes the sum of column `column` of the tile (for gate_up also `up`, 8 rows of W on).
 template <typename T>
 AFNEXT_DEVICE void finish(const LinearEnd& p, int row, int tile, int column, float sum, float up) {
-  const int width = p.gate_up ? kTileRows / 2 : kTileRows;
-  const int at = tile * width + column;
+  const int at = tile * width_of(p) + column;
   if (at >= p.columns) return;
   if (p.bias != nullptr) {
     sum += arch::to_float(static_cast<const T*>(p.bias)[at]);

@@ -263,17 +263,19 @@ class WideWarp {
 template <typename T, typename W, int kRowsOfX, int kStride>
 AFNEXT_DEVICE void finish_wide(const LinearParams& p, const float (&sums)[kRowsOfX][kStride],
                                int tile) {
-  const int width = p.end.gate_up ? kTileRows / 2 : kTileRows;
+  const int width = width_of(p.end);
 #pragma unroll 1
   for (int i = threadIdx.x; i < p.rows * kWideTilesOfBlock * width; i += kWideThreads) {
-    const int row = i / (kWideTilesOfBlock * width), across = i % (kWideTilesOfBlock * width);
-    const int t = across / width, column = across % width;
-    if (tile + t >= p.tiles) continue;
-    const float* from = &sums[row][t * kTileRows + column];
-    const float sum = from[0] * row_scale<W>(p, tile + t, column);
+    const LinearResult to(i, kWideTilesOfBlock, width);
+    const int at = tile + to.tile;
+    if (at >= p.tiles) continue;
+    const float* from = &sums[to.row][to.tile * kTileRows + to.column];
+    const float sum = from[0] * row_scale<W>(p, at, to.column);
     float up = 0;
-    if (p.end.gate_up) up = from[8] * row_scale<W>(p, tile + t, column + 8);
-    finish<T>(p.end, row, tile + t, column, sum, up);
+    if (p.end.gate_up) {
+      up = from[kTileRows / 2] * row_scale<W>(p, at, to.column + kTileRows / 2);
+    }
+    finish<T>(p.end, to.row, at, to.column, sum, up);
   }
 }
 

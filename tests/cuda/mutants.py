@@ -8,6 +8,7 @@ notices is harmless there (the list says where to look) or a hole in the tests. 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import shutil
@@ -80,20 +81,27 @@ def sources(op: str) -> list[Path]:
     return [path for path in files if owner(path) == op]
 
 
-def finding(op: str, module: Path) -> str:
-    """What the core cases of ``op`` say of the module, or an empty string."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "tests/cuda/test_emulated.py"]
-    try:
-        done = subprocess.run(
-            [*command, "-k", f"{op}-", "-p", "no:cacheprovider"],
+def ran(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str] | None:
+    """None where it came to no end."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        return subprocess.run(
+            command,
             cwd=ROOT,
-            env={**os.environ, "AFNEXT_EMULATED_MODULE": str(module)},
+            env=environment,
             capture_output=True,
             text=True,
             timeout=TIMEOUT_S,
             check=False,
         )
-    except subprocess.TimeoutExpired:
+    return None
+
+
+def finding(op: str, module: Path) -> str:
+    """What the core cases of ``op`` say of the module, or an empty string."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "tests/cuda/test_emulated.py"]
+    command += ["-k", f"{op}-", "-p", "no:cacheprovider"]
+    done = ran(command, {**os.environ, "AFNEXT_EMULATED_MODULE": str(module)})
+    if done is None:
         return "no end"
     if done.returncode == 0:
         return ""
@@ -109,17 +117,8 @@ def beyond_a_tensor(op: str, tree: Path) -> str:
     Many conditions guard a read of global memory, and what is read beyond a tensor is seldom used.
     """
     module = address_sanitizer.build(BUILD / "build-asan", source=tree)
-    try:
-        done = subprocess.run(
-            address_sanitizer.command(module, op),
-            cwd=ROOT,
-            env=address_sanitizer.environment(),
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
+    done = ran(address_sanitizer.command(module, op), address_sanitizer.environment())
+    if done is None:
         return "no end"
     if done.returncode == 0:
         return ""

@@ -23,7 +23,8 @@ AFNEXT_DEVICE void griddepcontrol_wait() {
 
 // Lets the next kernel of the stream start, if it was launched early, once all blocks of this one
 // have said so or ended: where registers and shared memory are left beside them. Says nothing about
-// memory, so the earlier the better.
+// memory. Kernels of few blocks say so first; those whose successors would crowd onto the few
+// multiprocessors that are free, as paged attention's, after their own wait.
 AFNEXT_DEVICE void griddepcontrol_launch_dependents() {
 #if defined(__CUDACC__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
