@@ -1,0 +1,129 @@
+"""Spoken sentences by the synthesisers of the operating system: espeak-ng and flite, many voices of both.
+
+Both are programs of Debian's packages of the same names; nothing is fetched. What they say is 16 kHz, cut to where
+it is audible, so that onset and offset are meaningful labels. The same text, voice, rate and pitch give the same
+samples.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+
+from afnext.errors import AfnextError
+from afnext.training.synthesis.sounds import SAMPLE_RATE
+
+PACKAGES = "the Debian packages espeak-ng and flite"
+QUIET = 0.01  # of the peak: what lies below at either end is cut
+SECONDS = 20.0  # a program may take for a sentence
+
+
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """Somebody who speaks.
+
+    Attributes:
+        name: what labels call the speaker.
+        program: ``"espeak-ng"`` or ``"flite"``.
+        code: the program's name of the voice, as ``"en-us+f3"``.
+        high: whether it is heard as a woman's or a child's voice.
+    """
+
+    name: str
+    program: str
+    code: str
+    high: bool
+
+
+def _espeak(name: str, accent: str, variant: str, high: bool) -> Voice:
+    return Voice(name, "espeak-ng", f"{accent}+{variant}", high)
+
+
+VOICES: tuple[Voice, ...] = (
+    _espeak("us-adam", "en-us", "adam", False),
+    _espeak("us-annie", "en-us", "Annie", True),
+    _espeak("us-michael", "en-us", "michael", False),
+    _espeak("us-linda", "en-us", "linda", True),
+    _espeak("gb-edward", "en-gb", "edward", False),
+    _espeak("gb-steph", "en-gb", "steph", True),
+    _espeak("gb-max", "en-gb", "Max", False),
+    _espeak("rp-alicia", "en-gb-x-rp", "Alicia", True),
+    _espeak("rp-david", "en-gb-x-rp", "david", False),
+    _espeak("scotland-belinda", "en-gb-scotland", "belinda", True),
+    _espeak("scotland-paul", "en-gb-scotland", "paul", False),
+    _espeak("caribbean-f2", "en-029", "f2", True),
+    _espeak("caribbean-m3", "en-029", "m3", False),
+    _espeak("nyc-andy", "en-us-nyc", "Andy", False),
+    _espeak("nyc-f4", "en-us-nyc", "f4", True),
+    _espeak("lancaster-m7", "en-gb-x-gbclan", "m7", False),
+    Voice("flite-slt", "flite", "slt", True),
+    Voice("flite-rms", "flite", "rms", False),
+    Voice("flite-kal", "flite", "kal16", False),
+)
+"""Those of training sets."""
+
+HELD_OUT_VOICES: tuple[Voice, ...] = (
+    _espeak("midlands-f5", "en-gb-x-gbcwmd", "f5", True),
+    _espeak("us-robert", "en-us", "robert", False),
+    Voice("flite-awb", "flite", "awb", False),
+)
+"""Those of evaluation alone: an accent, a variant and a recorded speaker that no training set has."""
+
+
+def speak(text: str, voice: Voice, rate: float = 1.0, pitch: float = 1.0) -> NDArray[np.float32]:
+    """``text`` spoken: float32 ``[S]``, mono, 16 kHz, of unit RMS.
+
+    Args:
+        text: English, on one line.
+        voice: who speaks.
+        rate: speed relative to the voice's own, 0.5 to 2.
+        pitch: height relative to the voice's own, 0.5 to 2; flite's voices are resampled, and change colour.
+
+    Raises:
+        AfnextError: the program is not installed, or fails.
+    """
+    if voice.program == "espeak-ng":
+        height = str(round(min(99, max(0, 50 * pitch))))
+        wave, sample_rate = _run("-v", voice.code, "-s", str(round(165 * rate)), "-p", height,
+                                 "--stdout", "--", text, program=voice.program)  # fmt: skip
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder, "speech.wav")
+            stretch = f"duration_stretch={pitch / rate:.3f}"
+            wave, sample_rate = _run("-voice", voice.code, "--setf", stretch, "-t", text, "-o",
+                                     str(out), program=voice.program, out=out)  # fmt: skip
+        sample_rate = round(sample_rate * pitch)
+    wave = soxr.resample(wave, sample_rate, SAMPLE_RATE).astype(np.float32)
+    loud = np.flatnonzero(np.abs(wave) > QUIET * np.abs(wave).max(initial=0.0))
+    if len(loud) == 0:
+        raise AfnextError(f"speak: {voice.program} made no sound of {text!r}")
+    wave = wave[loud[0] : loud[-1] + 1]
+    return wave / np.sqrt(np.mean(np.square(wave)))
+
+
+def missing_programs() -> list[str]:
+    """Those of the programs that are not installed."""
+    programs = dict.fromkeys(voice.program for voice in (*VOICES, *HELD_OUT_VOICES))
+    return [program for program in programs if shutil.which(program) is None]
+
+
+def _run(*arguments: str, program: str, out: Path | None = None) -> tuple[NDArray[np.float32], int]:
+    try:
+        done = subprocess.run(
+            [program, *arguments], capture_output=True, check=True, timeout=SECONDS
+        )
+    except FileNotFoundError:
+        raise AfnextError(f"speak: {program} is not installed; speech needs {PACKAGES}") from None
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        raise AfnextError(f"speak: {program} failed: {error}") from None
+    wave, rate = soundfile.read(out or io.BytesIO(done.stdout), dtype="float32")
+    return wave, rate
