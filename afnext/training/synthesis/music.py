@@ -165,7 +165,7 @@ def _play(instrument: Instrument, soundfont: str) -> NDArray[np.int16]:
 def play(
     seconds: float, rng: np.random.Generator, folder: Path, onset: float = 0.0
 ) -> tuple[Melody, NDArray[np.float32]]:
-    """A random melody of about ``seconds``, at least 1.5, and its samples: float32 ``[S]``, unit RMS.
+    """A random melody of at most ``seconds``, and its samples: float32 ``[S]``, unit RMS.
 
     Args:
         seconds: how long it may last, the last note's sound included.
@@ -183,10 +183,11 @@ def play(
     place = int(rng.integers(len(allowed)))
     starts: list[tuple[float, float, int]] = []
     at = 0.0
-    while at + beat <= seconds:
+    while not starts or at + beat <= seconds:
         length = beat * float(rng.choice([1, 1, 1, 2, 0.5] if beat >= 0.5 else [1, 1, 2]))
-        if at + length > seconds:
+        if starts and at + length > seconds:
             break
+        length = min(length, seconds)
         starts.append((at, min(length, NOTE), allowed[place]))
         place = int(np.clip(place + rng.integers(-3, 4), 0, len(allowed) - 1))
         at += length

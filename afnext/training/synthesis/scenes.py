@@ -1,18 +1,25 @@
-"""Scenes: events of known class and time, mixed over noise, with gain, tone colour and reverberation."""
+"""Scenes: sounds, speech and music with exact times, mixed over noise, as a microphone or a file would have them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from afnext.training.synthesis import acoustics, music
+from afnext.training.synthesis.acoustics import decibel
+from afnext.training.synthesis.banks import Banks, Spoken
+from afnext.training.synthesis.music import Melody
 from afnext.training.synthesis.sounds import CLASSES, SAMPLE_RATE, render
 
 ONSET_GAP = 0.2
 """Least distance between two onsets, in seconds: closer ones have no audible order."""
 REPEAT_GAP = 0.3
 """Least silence between two events of one class, in seconds: closer ones sound as one."""
+AUDIBLE = 0.05  # of an event's loudest 10 ms: what is softer at its end does not count
+SPEAKERS = 3  # of a dialogue, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,99 +32,235 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
+class Utterance:
+    """A sentence that somebody says."""
+
+    speaker: str
+    text: str
+    onset: float
+    offset: float
+
+
+@dataclass(frozen=True, slots=True)
 class Scene:
-    """``samples`` float32 [S] mono 16 kHz in [-1, 1]; ``events`` ordered by onset."""
+    """``samples`` float32 ``[S]``, mono, 16 kHz, in [-1, 1], and all that is to be heard, each ordered by onset."""
 
     samples: NDArray[np.float32]
-    events: tuple[Event, ...]
-
-
-def _decibel(value: float) -> float:
-    return 10.0 ** (value / 20)
+    events: tuple[Event, ...] = ()
+    utterances: tuple[Utterance, ...] = ()
+    melodies: tuple[Melody, ...] = ()
 
 
 def most_events(seconds: float) -> int:
-    """The largest number of events that a clip of this length is given."""
+    """The largest number of events that a clip of sounds alone is given."""
     if seconds <= 10:
         return max(1, min(6, round(0.7 * seconds)))
     return 8 if seconds <= 30 else 10
 
 
-def place(seconds: float, rng: np.random.Generator) -> list[Event]:
-    """Draw events that obey the gaps above; each may overlap one earlier event. 5 % of clips have none."""
-    if rng.random() < 0.05:
-        return []
-    wanted = int(rng.integers(1, most_events(seconds) + 1))
-    events: list[Event] = []
-    for _ in range(40 + 10 * wanted):
-        if len(events) == wanted:
+@dataclass
+class _Track:
+    """A scene in the making: the mix at unit RMS of a sound at 0 dB, and where there is something."""
+
+    seconds: float
+    rng: np.random.Generator
+    banks: Banks
+    mix: NDArray[np.float64] = field(init=False)
+    spans: list[tuple[str, float, float]] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    utterances: list[Utterance] = field(default_factory=list)
+    melodies: list[Melody] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.mix = np.zeros(round(self.seconds * SAMPLE_RATE))
+
+    def add(self, wave: NDArray[np.float32], onset: float, level: float) -> None:
+        """Mix a wave in at ``level`` dB."""
+        start = round(onset * SAMPLE_RATE)
+        room = self.mix[start : start + len(wave)]
+        room += wave[: len(room)] * decibel(level)
+
+    def free(self, what: str, length: float, overlaps: int = 1) -> float | None:
+        """A random onset at which ``what`` can be heard as itself: it meets at most ``overlaps`` others, which
+        begin at another time, and none of its own name."""
+        latest = self.seconds - length - 0.05
+        if latest <= 0:
+            return None
+        for _ in range(40):
+            onset = float(self.rng.uniform(0, latest))
+            met = 0
+            for name, start, end in self.spans:
+                gap = max(start, onset) - min(end, onset + length)
+                if abs(start - onset) < ONSET_GAP or (name == what and gap < REPEAT_GAP):
+                    break
+                met += gap < 0
+            else:
+                if met <= overlaps:
+                    return onset
+        return None
+
+    def sound(self, label: str, overlaps: int = 1, level: tuple[float, float] = (-10, 2)) -> bool:
+        """Whether there was room for an event of a class."""
+        length = self.rng.uniform(0.4, min(2.2, self.seconds / 2))
+        if (onset := self.free(label, length, overlaps)) is None:
+            return False
+        # Whole 10 ms: fast transforms.
+        wave = render(label, int(length * 100) * SAMPLE_RATE // 100, self.rng)
+        frames = wave[: len(wave) // 160 * 160].reshape(-1, 160)
+        loud = np.sqrt(np.mean(np.square(frames), 1))
+        audible = (int(np.flatnonzero(loud > AUDIBLE * loud.max())[-1]) + 1) * 0.01
+        self.add(wave, onset, self.rng.uniform(*level))
+        self.events.append(Event(label, onset, onset + audible))
+        self.spans.append((label, onset, onset + audible))
+        return True
+
+    def say(self, item: Spoken, onset: float, level: float) -> None:
+        wave = self.banks.speech(item)
+        offset = onset + len(wave) / SAMPLE_RATE
+        self.add(wave, onset, level)
+        self.utterances.append(Utterance(item.speaker, item.text, onset, offset))
+        self.spans.append(("speech", onset, offset))
+
+    def pick(self, speaker: str, longest: float) -> Spoken | None:
+        """A sentence of a speaker that is not longer than that, in seconds."""
+        own = self.banks.by_speaker[speaker]
+        for _ in range(20):
+            item = own[self.rng.integers(len(own))]
+            if item.size <= longest * SAMPLE_RATE:
+                return item
+        return None
+
+    def speaker(self) -> str:
+        return str(self.rng.choice(list(self.banks.by_speaker)))
+
+    def tune(self, longest: float, overlaps: int = 1) -> bool:
+        """Whether there was room for a melody."""
+        length = float(self.rng.uniform(min(2.0, longest), longest))
+        if length < 1.5 or (onset := self.free("music", length, overlaps)) is None:
+            return False
+        melody, wave = music.play(length, self.rng, self.banks.music, onset)
+        self.add(wave, onset, self.rng.uniform(-8, 2))
+        self.melodies.append(melody)
+        self.spans.append(("music", melody.onset, melody.offset))
+        return True
+
+
+def _sounds(track: _Track) -> None:
+    """Sound events alone; 5 % of clips have none."""
+    if track.rng.random() < 0.05:
+        return
+    for _ in range(int(track.rng.integers(1, most_events(track.seconds) + 1))):
+        track.sound(CLASSES[track.rng.integers(len(CLASSES))])
+
+
+def _monologue(track: _Track) -> None:
+    """One speaker, as many sentences as there is time for; sometimes a sound beside."""
+    speaker, level = track.speaker(), track.rng.uniform(-6, 2)
+    at = float(track.rng.uniform(0.1, 0.25 * track.seconds))
+    while item := track.pick(speaker, track.seconds - at - 0.05):
+        track.say(item, at, level)
+        at = track.utterances[-1].offset + float(track.rng.uniform(0.3, 1.5))
+        if at > track.seconds - 1.5 or track.rng.random() < 0.2:
             break
-        length = rng.uniform(0.4, min(2.2, seconds / 2))
-        onset = rng.uniform(0, seconds - length - 0.05)
-        event = Event(CLASSES[rng.integers(len(CLASSES))], onset, onset + length)
-        overlaps = [min(e.offset, event.offset) - max(e.onset, onset) for e in events]
-        if (
-            any(abs(e.onset - onset) < ONSET_GAP for e in events)
-            or sum(o > 0 for o in overlaps) > 1
-        ):
-            continue
-        near = (o > -REPEAT_GAP for o in overlaps)
-        if any(e.label == event.label and n for e, n in zip(events, near, strict=True)):
-            continue
-        events.append(event)
-    return sorted(events, key=lambda e: e.onset)
+    if track.rng.random() < 0.2:
+        track.sound(CLASSES[track.rng.integers(len(CLASSES))], level=(-14, -4))
 
 
-def _noise(n: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Unit-RMS noise with a spectrum from white (slope 0) to brown (slope 2 in power)."""
-    slope = rng.choice([0.0, 1.0, 2.0])
-    spectrum = np.fft.rfft(rng.standard_normal(n))
-    frequency = np.maximum(np.fft.rfftfreq(n, 1 / SAMPLE_RATE), 40.0)
-    noise = np.fft.irfft(spectrum * frequency ** (-slope / 2), n)
-    return noise / (noise.std() + 1e-12)
+def _dialogue(track: _Track) -> None:
+    """Two or three speakers in turn, who now and then interrupt one another."""
+    known = list(track.banks.by_speaker)
+    count = min(len(known), int(track.rng.integers(2, SPEAKERS + 1)))
+    speakers = [str(name) for name in track.rng.choice(known, count, replace=False)]
+    levels = {name: float(track.rng.uniform(-5, 2)) for name in speakers}
+    at, last = float(track.rng.uniform(0.1, 0.8)), ""
+    while True:
+        others = [name for name in speakers if name != last]
+        last = others[track.rng.integers(len(others))]
+        item = track.pick(last, track.seconds - at - 0.05)
+        if item is None:
+            return
+        track.say(item, at, levels[last])
+        end = track.utterances[-1].offset
+        interrupts = track.rng.random() < 0.25
+        gap = track.rng.uniform(-0.7, -0.25) if interrupts else track.rng.uniform(0.15, 1.0)
+        at = max(track.utterances[-1].onset + ONSET_GAP, end + float(gap))
 
 
-def _room(mix: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
-    """Add a little reverberation: an exponential tail of noise, -60 dB after 0.15 to 0.4 s."""
-    tail = int(rng.uniform(15, 40)) * SAMPLE_RATE // 100
-    response = rng.standard_normal(tail) * _decibel(-60.0) ** (np.arange(tail) / tail)
-    response /= np.sqrt(np.sum(response**2))
-    size = len(mix) + tail
-    wet = np.fft.irfft(np.fft.rfft(mix, size) * np.fft.rfft(response, size), size)[: len(mix)]
-    return mix + rng.uniform(0.1, 0.35) * wet
+def _music(track: _Track) -> None:
+    """A melody, in longer clips several of different instruments; sometimes a sound beside."""
+    for _ in range(1 + int(track.seconds > 12) + int(track.seconds > 25)):
+        track.tune(min(8.0, 0.9 * track.seconds), overlaps=0)
+    if track.rng.random() < 0.2:
+        track.sound(CLASSES[track.rng.integers(len(CLASSES))], level=(-14, -4))
 
 
-def _colour(mix: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
-    """A recording chain's tone: a spectral tilt of up to 2 dB an octave around 1 kHz."""
-    frequency = np.maximum(np.fft.rfftfreq(len(mix), 1 / SAMPLE_RATE), 50.0)
-    tilt = rng.uniform(-2, 2) / 6.02
-    return np.fft.irfft(np.fft.rfft(mix) * (frequency / 1000) ** tilt, len(mix))
+def _mixed(track: _Track) -> None:
+    """Speech, sounds and music, at least two of them."""
+    parts = track.rng.permutation([True, True, track.rng.random() < 0.5])
+    budget = max(1, round(track.seconds / 8))
+    if parts[0]:
+        for _ in range(budget):
+            item = track.pick(track.speaker(), 0.5 * track.seconds)
+            if item and (onset := track.free("speech", item.size / SAMPLE_RATE)) is not None:
+                track.say(item, onset, track.rng.uniform(-6, 2))
+    if parts[1]:
+        track.tune(min(6.0, 0.5 * track.seconds))
+    if parts[2] or not track.spans:
+        for _ in range(int(track.rng.integers(1, 1 + max(1, most_events(track.seconds) // 2)))):
+            track.sound(CLASSES[track.rng.integers(len(CLASSES))])
 
 
-def compose(seconds: float, rng: np.random.Generator) -> Scene:
+def _sparse(track: _Track) -> None:
+    """A long recording in which little happens: an event or something else every ten seconds or so, and a
+    class that occurs once."""
+    wanted = CLASSES[track.rng.integers(len(CLASSES))]
+    track.sound(wanted, overlaps=0)
+    others = [name for name in CLASSES if name != wanted]
+    for _ in range(round(track.seconds / track.rng.uniform(8, 20))):
+        roll = track.rng.random()
+        if roll < 0.6:
+            track.sound(others[track.rng.integers(len(others))])
+        elif roll < 0.85:
+            item = track.pick(track.speaker(), 6.0)
+            if item and (onset := track.free("speech", item.size / SAMPLE_RATE)) is not None:
+                track.say(item, onset, track.rng.uniform(-6, 2))
+        else:
+            track.tune(6.0)
+
+
+KINDS: dict[str, Callable[[_Track], None]] = {
+    "sounds": _sounds, "monologue": _monologue, "dialogue": _dialogue,
+    "music": _music, "mixed": _mixed, "sparse": _sparse,
+}  # fmt: skip
+"""What a scene can be made of."""
+
+
+def compose(kind: str, seconds: float, rng: np.random.Generator, banks: Banks) -> Scene:
     """One random scene.
 
-    Events lie at -10 to +2 dB, the noise at -45 to -18 dB below unit RMS, the whole at -30 to -10 dBFS
-    (one clip in 50 of those without events is digital silence).
+    Sounds lie at -10 to +2 dB, the noise at -45 to -18 dB below unit RMS, the whole at -30 to -10 dBFS (one
+    clip in ten of those without anything is digital silence). A fifth are in a room, a third coloured; one in
+    twelve each went through a telephone's band, an overdriven input, a lossy codec.
     """
-    n = round(seconds * SAMPLE_RATE)
-    mix = np.zeros(n)
-    events = []
-    for event in place(seconds, rng):
-        start = int(event.onset * SAMPLE_RATE)
-        length = (
-            int((event.offset - event.onset) * 100) * SAMPLE_RATE // 100
-        )  # whole 10 ms: fast FFTs
-        mix[start : start + length] += render(event.label, length, rng) * _decibel(
-            rng.uniform(-10, 2)
-        )
-        events.append(Event(event.label, start / SAMPLE_RATE, (start + length) / SAMPLE_RATE))
-    if events and rng.random() < 0.2:
-        mix = _room(mix, rng)
-    if events or rng.random() > 0.1:
-        mix += _noise(n, rng) * _decibel(rng.uniform(-45, -18))
+    if kind not in KINDS:
+        raise ValueError(f"compose: kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    track = _Track(seconds, rng, banks)
+    KINDS[kind](track)
+    mix = track.mix
+    if track.spans and rng.random() < 0.2:
+        mix = acoustics.room(mix, rng)
+    if track.spans or rng.random() > 0.1:
+        mix = mix + acoustics.noise(len(mix), rng) * decibel(rng.uniform(-45, -18))
     if rng.random() < 0.3:
-        mix = _colour(mix, rng)
-    mix *= _decibel(rng.uniform(-30, -10))
+        mix = acoustics.colour(mix, rng)
+    for change in (acoustics.narrow, acoustics.clip, acoustics.lossy):
+        if rng.random() < 1 / 12:
+            mix = change(mix, rng)
+    mix = mix * decibel(rng.uniform(-30, -10))
     peak = float(np.abs(mix).max())
-    return Scene((mix / max(1.0, peak / 0.98)).astype(np.float32), tuple(events))
+    return Scene(
+        (mix / max(1.0, peak / 0.98)).astype(np.float32),
+        tuple(sorted(track.events, key=lambda e: e.onset)),
+        tuple(sorted(track.utterances, key=lambda u: u.onset)),
+        tuple(sorted(track.melodies, key=lambda m: m.onset)),
+    )

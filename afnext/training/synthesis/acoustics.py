@@ -1,0 +1,87 @@
+"""What happens to sound between its source and a file: rooms, noise, microphones, gain, codecs."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+
+from afnext.training.synthesis.sounds import SAMPLE_RATE
+
+Samples = NDArray[np.float64]
+# As libsndfile names them: a container, its codec.
+CODECS = (("MP3", "MPEG_LAYER_III"), ("OGG", "VORBIS"), ("OGG", "OPUS"))
+
+
+def decibel(value: float) -> float:
+    """The factor of amplitude that so many decibels are."""
+    return 10.0 ** (value / 20)
+
+
+def noise(n: int, rng: np.random.Generator) -> Samples:
+    """Unit-RMS noise with a spectrum from white (slope 0) to brown (slope 2 in power)."""
+    slope = rng.choice([0.0, 1.0, 2.0])
+    spectrum = np.fft.rfft(rng.standard_normal(n))
+    frequency = np.maximum(np.fft.rfftfreq(n, 1 / SAMPLE_RATE), 40.0)
+    wave = np.fft.irfft(spectrum * frequency ** (-slope / 2), n)
+    return wave / (wave.std() + 1e-12)
+
+
+def room(mix: Samples, rng: np.random.Generator) -> Samples:
+    """Add reverberation: an exponential tail of noise, -60 dB after 0.15 to 0.6 s."""
+    tail = int(rng.uniform(0.15, 0.6) * SAMPLE_RATE)
+    response = rng.standard_normal(tail) * decibel(-60.0) ** (np.arange(tail) / tail)
+    response /= np.sqrt(np.sum(response**2))
+    return mix + rng.uniform(0.08, 0.35) * _convolve(mix, response)
+
+
+def _convolve(mix: Samples, response: Samples) -> Samples:
+    """The first ``len(mix)`` samples, by overlapping blocks."""
+    block = 1 << max(13, int(np.ceil(np.log2(4 * len(response)))))
+    step, spectrum = block - len(response), np.fft.rfft(response, block)
+    out = np.zeros(len(mix) + block)
+    for start in range(0, len(mix), step):
+        part = np.fft.rfft(mix[start : start + step], block)
+        out[start : start + block] += np.fft.irfft(part * spectrum, block)
+    return out[: len(mix)]
+
+
+def colour(mix: Samples, rng: np.random.Generator) -> Samples:
+    """A recording chain's tone: a spectral tilt of up to 2 dB an octave around 1 kHz."""
+    size = 1 << max(1, (len(mix) - 1).bit_length())  # a power of two: fast at any length
+    frequency = np.maximum(np.fft.rfftfreq(size, 1 / SAMPLE_RATE), 50.0)
+    tilt = rng.uniform(-2, 2) / 6.02
+    return np.fft.irfft(np.fft.rfft(mix, size) * (frequency / 1000) ** tilt, size)[: len(mix)]
+
+
+def narrow(mix: Samples, rng: np.random.Generator) -> Samples:
+    """Through another sample rate and back, as of a telephone or an old file: high frequencies are gone."""
+    rate = int(rng.choice([8000, 11025, 12000]))
+    there = soxr.resample(mix, SAMPLE_RATE, rate)
+    back = soxr.resample(there, rate, SAMPLE_RATE)[: len(mix)]
+    return np.pad(back, (0, len(mix) - len(back)))
+
+
+def clip(mix: Samples, rng: np.random.Generator) -> Samples:
+    """Overdriven: what exceeds a level that the loudest thousandths of samples reach is cut off."""
+    level = np.quantile(np.abs(mix), rng.uniform(0.98, 0.998))
+    return np.clip(mix, -level, level)
+
+
+def lossy(mix: Samples, rng: np.random.Generator) -> Samples:
+    """Through a lossy codec at a low rate, decoded again and aligned with what went in."""
+    container, codec = CODECS[rng.integers(len(CODECS))]
+    peak = float(np.abs(mix).max()) or 1.0
+    buffer = io.BytesIO()
+    level = float(rng.uniform(0.5, 0.95))  # of compression: 1 is the smallest file
+    soundfile.write(buffer, mix / peak * 0.9, SAMPLE_RATE, codec, format=container,
+                    compression_level=level)  # fmt: skip
+    buffer.seek(0)
+    decoded, rate = soundfile.read(buffer)
+    if rate != SAMPLE_RATE:
+        decoded = soxr.resample(decoded, rate, SAMPLE_RATE)
+    decoded = np.pad(decoded, (0, max(0, len(mix) - len(decoded))))[: len(mix)]
+    return decoded * (peak / 0.9)

@@ -1,0 +1,128 @@
+"""What scenes are put together from and takes programs to make: spoken sentences, notes of instruments.
+
+A bank is made once, in parallel, and kept on disk. ``train`` and ``held-out`` banks share no voice, no sentence and
+no soundfont.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import repeat
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from afnext.training.synthesis import music
+from afnext.training.synthesis.sentences import sentence
+from afnext.training.synthesis.speech import HELD_OUT_VOICES, VOICES, Voice, speak
+
+SPLITS = ("train", "held-out")
+CHUNK = 50  # sentences of a task
+FULL_SCALE = 3000.0  # int16 of a spoken sentence's unit RMS
+
+
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """A sentence of the bank: who says what, and where its samples lie."""
+
+    speaker: str
+    text: str
+    first: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Banks:
+    """The banks of one split, as :func:`make` leaves them in ``folder``."""
+
+    folder: Path
+
+    @cached_property
+    def spoken(self) -> list[Spoken]:
+        lines = (self.folder / "speech.jsonl").read_text().splitlines()
+        return [Spoken(**json.loads(line)) for line in lines]
+
+    @cached_property
+    def by_speaker(self) -> dict[str, list[Spoken]]:
+        found: dict[str, list[Spoken]] = {}
+        for item in self.spoken:
+            found.setdefault(item.speaker, []).append(item)
+        return found
+
+    @cached_property
+    def _speech(self) -> NDArray[np.int16]:
+        samples: NDArray[np.int16] = np.load(self.folder / "speech.npy", mmap_mode="r")
+        return samples
+
+    def speech(self, item: Spoken) -> NDArray[np.float32]:
+        """Its samples, of about unit RMS."""
+        part = self._speech[item.first : item.first + item.size]
+        return part.astype(np.float32) / FULL_SCALE
+
+    @cached_property
+    def music(self) -> Path:
+        """The folder of its instruments."""
+        return next(path for path in self.folder.iterdir() if path.is_dir())
+
+
+def make(
+    folder: str | Path, split: str, sentences: int, seed: int, workers: int = 1
+) -> Iterator[tuple[int, Banks | None]]:
+    """Make the banks of a split under ``folder``; what is there of an earlier call is kept.
+
+    Yields sentences so far with None, at the end all of them with the banks. Sentence ``i`` depends on the seed,
+    the split and ``i`` alone.
+
+    Raises:
+        AfnextError: a program or a soundfont is not installed.
+        ValueError: ``split`` is neither of ``SPLITS``, or the folder holds banks of another seed or size.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"make: split must be one of {', '.join(SPLITS)}, got {split!r}")
+    held_out = split == "held-out"
+    where = Path(folder) / split
+    where.mkdir(parents=True, exist_ok=True)
+    music.make_banks(where, music.HELD_OUT_SOUNDFONT if held_out else music.SOUNDFONT)
+    wanted = {"seed": seed, "sentences": sentences}
+    manifest = where / "manifest.json"
+    if manifest.exists():
+        if (found := json.loads(manifest.read_text())) != wanted:
+            raise ValueError(f"make: {where} holds banks of {found}, asked for {wanted}")
+        yield sentences, Banks(where)
+        return
+    firsts = range(0, sentences, CHUNK)
+    lasts = [min(sentences, first + CHUNK) for first in firsts]
+    items, parts, at = [], [], 0
+    with ProcessPoolExecutor(workers) as pool:
+        chunks = pool.map(_say_some, repeat(seed), repeat(held_out), firsts, lasts)
+        for chunk in chunks:
+            for speaker, text, samples in chunk:
+                items.append({"speaker": speaker, "text": text, "first": at, "size": len(samples)})
+                parts.append(samples)
+                at += len(samples)
+            yield len(items), None
+    np.save(where / "speech.part.npy", np.concatenate(parts))
+    (where / "speech.part.npy").replace(where / "speech.npy")
+    (where / "speech.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    manifest.write_text(json.dumps(wanted))
+    yield sentences, Banks(where)
+
+
+def _say_some(
+    seed: int, held_out: bool, first: int, last: int
+) -> list[tuple[str, str, NDArray[np.int16]]]:
+    voices = HELD_OUT_VOICES if held_out else VOICES
+    done = []
+    for index in range(first, last):
+        rng = np.random.default_rng([seed, held_out, index])
+        voice: Voice = voices[index % len(voices)]
+        text = sentence(rng, held_out)
+        wave = speak(text, voice, rng.uniform(0.85, 1.2), rng.uniform(0.88, 1.12))
+        samples = np.clip(wave * FULL_SCALE, -32768, 32767).astype(np.int16)
+        done.append((voice.name, text, samples))
+    return done
