@@ -14,6 +14,7 @@ from afnext.training.synthesis.sounds import SAMPLE_RATE
 Samples = NDArray[np.float64]
 # As libsndfile names them: a container, its codec.
 CODECS = (("MP3", "MPEG_LAYER_III"), ("OGG", "VORBIS"), ("OGG", "OPUS"))
+BLOCK = 1 << 16  # samples that an encoder is given at once
 
 
 def decibel(value: float) -> float:
@@ -77,8 +78,10 @@ def lossy(mix: Samples, rng: np.random.Generator) -> Samples:
     peak = float(np.abs(mix).max()) or 1.0
     buffer = io.BytesIO()
     level = float(rng.uniform(0.5, 0.95))  # of compression: 1 is the smallest file
-    soundfile.write(buffer, mix / peak * 0.9, SAMPLE_RATE, codec, format=container,
-                    compression_level=level)  # fmt: skip
+    with soundfile.SoundFile(buffer, "w", SAMPLE_RATE, 1, codec, format=container,
+                             compression_level=level) as file:  # fmt: skip
+        for start in range(0, len(mix), BLOCK):  # Vorbis keeps what one call brings on its stack
+            file.write(mix[start : start + BLOCK] * (0.9 / peak))
     buffer.seek(0)
     decoded, rate = soundfile.read(buffer)
     if rate != SAMPLE_RATE:
