@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from afnext.training.synthesis.sounds.elements import SAMPLE_RATE, Rng, Wave, harmonics, oscillate, resonate, strikes, swell, times
+from afnext.training.synthesis.sounds.elements import (
+    SAMPLE_RATE,
+    Rng,
+    Wave,
+    harmonics,
+    oscillate,
+    resonate,
+    strikes,
+    swell,
+    times,
+)
 
 
 def bird_trill(n: int, rng: Rng) -> Wave:
@@ -46,7 +56,9 @@ def dog_small(n: int, rng: Rng) -> Wave:
 
 def cat_meowing(n: int, rng: Rng) -> Wave:
     x = np.arange(n) / n
-    pitch = rng.uniform(420, 620) * (1 + 0.45 * np.sin(np.pi * x**0.7)) * (1 + 0.01 * oscillate(6.0, n))
+    pitch = (
+        rng.uniform(420, 620) * (1 + 0.45 * np.sin(np.pi * x**0.7)) * (1 + 0.01 * oscillate(6.0, n))
+    )
     closed = resonate(harmonics(pitch, n, 12, 0.7), [(900, 200)])
     opened = resonate(harmonics(pitch, n, 12, 0.5), [(1300, 250), (2600, 400)])
     middle = np.sin(np.pi * x) ** 2
@@ -78,10 +90,16 @@ def frog_peeping(n: int, rng: Rng) -> Wave:
 
 
 def cricket_chirping(n: int, rng: Rng) -> Wave:
-    gate = (times(n) * rng.uniform(2.4, 3.4) % 1 < 0.55) * np.maximum(0, oscillate(rng.uniform(38, 50), n))
+    gate = (times(n) * rng.uniform(2.4, 3.4) % 1 < 0.55) * np.maximum(
+        0, oscillate(rng.uniform(38, 50), n)
+    )
     return oscillate(rng.uniform(4200, 5200), n) * gate
 
 
 def cricket_cicada(n: int, rng: Rng) -> Wave:
     pulses = np.maximum(0, oscillate(rng.uniform(90, 130), n))
-    return resonate(rng.standard_normal(n), [(rng.uniform(5000, 6300), 350)]) * pulses * swell(n, 0.2, 0.2)
+    return (
+        resonate(rng.standard_normal(n), [(rng.uniform(5000, 6300), 350)])
+        * pulses
+        * swell(n, 0.2, 0.2)
+    )

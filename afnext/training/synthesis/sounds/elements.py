@@ -75,7 +75,9 @@ def resonate(wave: Wave, formants: list[tuple[float, float]]) -> Wave:
     return np.fft.irfft(np.fft.rfft(wave) * shape, len(wave))
 
 
-def strikes(n: int, period: float, strike: Callable[[], Wave], jitter: float = 0.0, rng: Rng | None = None) -> Wave:
+def strikes(
+    n: int, period: float, strike: Callable[[], Wave], jitter: float = 0.0, rng: Rng | None = None
+) -> Wave:
     """Repetitions of a short sound, at least two, that fill the length.
 
     They are ``period`` seconds apart, moved by up to ``jitter`` of that.

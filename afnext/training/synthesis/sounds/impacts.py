@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from afnext.training.synthesis.sounds.elements import SAMPLE_RATE, Rng, Wave, band_noise, modes, oscillate, strikes, times
+from afnext.training.synthesis.sounds.elements import (
+    SAMPLE_RATE,
+    Rng,
+    Wave,
+    band_noise,
+    modes,
+    oscillate,
+    strikes,
+    times,
+)
 
 
 def knock_wood(n: int, rng: Rng) -> Wave:
@@ -66,7 +75,11 @@ def clap_hands(n: int, rng: Rng) -> Wave:
 
     def strike() -> Wave:
         low = rng.uniform(700, 1100)
-        return band_noise(length, low, low * 3, rng) * np.exp(-90 * times(length)) * rng.uniform(0.7, 1)
+        return (
+            band_noise(length, low, low * 3, rng)
+            * np.exp(-90 * times(length))
+            * rng.uniform(0.7, 1)
+        )
 
     return strikes(n, rng.uniform(0.22, 0.32), strike, 0.1, rng)
 

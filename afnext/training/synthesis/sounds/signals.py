@@ -74,7 +74,9 @@ def buzz_square(n: int, rng: Rng) -> Wave:
 
 def buzz_insect(n: int, rng: Rng) -> Wave:
     wander = 1 + 0.08 * oscillate(rng.uniform(1, 3), n) + 0.03 * oscillate(rng.uniform(5, 9), n)
-    return sawtooth(rng.uniform(170, 260) * wander, n) * (0.7 + 0.3 * oscillate(rng.uniform(3, 6), n))
+    return sawtooth(rng.uniform(170, 260) * wander, n) * (
+        0.7 + 0.3 * oscillate(rng.uniform(3, 6), n)
+    )
 
 
 def horn_car(n: int, rng: Rng) -> Wave:

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from afnext.training.synthesis.sounds.elements import SAMPLE_RATE, Rng, Wave, band_noise, oscillate, resonate, sawtooth, strikes, swell, times
+from afnext.training.synthesis.sounds.elements import (
+    SAMPLE_RATE,
+    Rng,
+    Wave,
+    band_noise,
+    oscillate,
+    resonate,
+    sawtooth,
+    strikes,
+    swell,
+    times,
+)
 
 
 def hiss_steady(n: int, rng: Rng) -> Wave:
@@ -23,7 +34,9 @@ def rumble_deep(n: int, rng: Rng) -> Wave:
 def rumble_thunder(n: int, rng: Rng) -> Wave:
     rolls = np.interp(np.arange(n), np.linspace(0, n, 9), rng.uniform(0.2, 1, 9))
     crack = band_noise(n, 60, 1800, rng) * np.exp(-9 * np.arange(n) / n)
-    return band_noise(n, 25, rng.uniform(140, 240), rng) * rolls * swell(n, 0.03, 0.2) + 0.25 * crack
+    return (
+        band_noise(n, 25, rng.uniform(140, 240), rng) * rolls * swell(n, 0.03, 0.2) + 0.25 * crack
+    )
 
 
 def wind_gusts(n: int, rng: Rng) -> Wave:
