@@ -1,30 +1,21 @@
-"""Questions and answers about a clip whose events are known.
+"""What sounds, when and how often: questions about events.
 
 Answers have a fixed form that can be parsed and checked; questions are phrased in many ways. Times are
-seconds with one decimal inside ``<t>...</t>``.
+seconds with one decimal inside ``<t>...</t>``. Speech and music are events among the others here.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-from afnext.training.lexicon import ANY_VERB, UNHEARD, WORDS, article
-from afnext.training.synthesis import CLASSES, Event
+from afnext.training.lexicon import UNHEARD, WORDS
+from afnext.training.synthesis.scenes import Event
+from afnext.training.synthesis.sounds import CLASSES
+from afnext.training.tasks.exchange import Exchange, ask, seconds, span
 
 Events = Sequence[Event]
-
-
-@dataclass(frozen=True, slots=True)
-class Exchange:
-    """One question about a clip and its true answer."""
-
-    task: str
-    question: str
-    answer: str
-
 
 QUESTIONS: dict[str, tuple[str, ...]] = {
     "list": (
@@ -171,27 +162,9 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
         "Generate a caption for the input audio.",
         "Generate a detailed caption for the input audio.",
     ),
-    "transcribe": (
-        "Transcribe the input speech.",
-        "Transcribe the input audio.",
-        "Transcribe this recording.",
-        "What is being said?",
-        "What do they say?",
-        "Write down what the speaker says.",
-    ),
 }
 """Phrasings of every task. ``{a}`` is the noun with its article."""
 
-LEADS = ("Please ", "Tell me: ", "In this recording, ", "Listen. ", "Hello! ", "Listen carefully: ")
-
-
-def seconds(value: float) -> str:
-    """A time as it is written in answers: seconds with one decimal."""
-    return f"{value:.1f}"
-
-
-def span(event: Event) -> str:
-    return f"<t>{seconds(event.onset)}-{seconds(event.offset)}</t>"
 
 
 def listing(events: Events) -> str:
@@ -210,30 +183,8 @@ def caption(events: Events) -> str:
     return text[0].upper() + text[1:] + "."
 
 
-def restyle(question: str, rng: random.Random) -> str:
-    """The question as somebody might type it: a lead-in, other case, no final mark."""
-    if rng.random() < 0.12:
-        lead = rng.choice(LEADS)
-        question = lead + (question if lead[-2] in ".!" else question[0].lower() + question[1:])
-    roll = rng.random()
-    if roll < 0.25:
-        question = question.lower()
-    elif roll < 0.28:
-        question = question.upper()
-    return question.rstrip("?.") if rng.random() < 0.15 else question
-
-
 def _ask(task: str, answer: str, rng: random.Random, label: str = "", **fields: str) -> Exchange:
-    """Phrase a question; ``label`` is a class or any other noun."""
-    if label in WORDS:
-        noun = rng.choice(WORDS[label].nouns) if rng.random() < 0.3 else WORDS[label].nouns[0]
-        verbs = WORDS[label].verbs if rng.random() < 0.6 else ANY_VERB
-    else:
-        noun, verbs = label, ANY_VERB
-    if label:
-        fields |= {"noun": noun, "a": article(noun), "verb": rng.choice(verbs)}
-    question = rng.choice(QUESTIONS[task]).format(**fields)
-    return Exchange(task, restyle(question, rng), answer)
+    return ask(task, QUESTIONS[task], answer, rng, label, **fields)
 
 
 def absent_label(events: Events, rng: random.Random) -> str:
@@ -245,7 +196,7 @@ def absent_label(events: Events, rng: random.Random) -> str:
     near = [c for e in events for c in WORDS[e.label].confused_with if c not in present]
     if roll < 0.6 and near:
         return rng.choice(near)
-    return rng.choice([c for c in CLASSES if c not in present])
+    return rng.choice([c for c in (*CLASSES, "speech", "music") if c not in present])
 
 
 def _unique(events: Events) -> list[int]:
@@ -334,11 +285,8 @@ def _caption(events: Events, rng: random.Random) -> Exchange:
     return _ask("caption", caption(events), rng)
 
 
-def _transcribe(events: Events, rng: random.Random) -> Exchange:
-    return _ask("transcribe", "No speech was recognised.", rng)
-
-
 Maker = Callable[[Events, random.Random], "Exchange | None"]
+
 
 MAKERS: dict[str, tuple[float, Maker]] = {
     "presence": (3.0, _presence),
@@ -351,25 +299,6 @@ MAKERS: dict[str, tuple[float, Maker]] = {
     "pair": (0.8, _pair),
     "at": (0.7, _at),
     "caption": (0.6, _caption),
-    "transcribe": (0.05, _transcribe),
+    "list": (1.5, _listing),
 }
-"""How often each kind of question is drawn beside the listing, and what makes it."""
-
-
-def exchanges(
-    events: Events, count: int, rng: random.Random, weights: Mapping[str, float] | None = None
-) -> list[Exchange]:
-    """``count`` exchanges about one clip, in random order; one is always the listing.
-
-    ``weights`` replaces those of ``MAKERS``; a kind that it leaves out is not asked.
-    """
-    made = [_listing(events, rng)]
-    weights = weights or {task: weight for task, (weight, _) in MAKERS.items()}
-    if unknown := [task for task in weights if task not in MAKERS]:
-        raise ValueError(f"exchanges: no kind of question is called {unknown[0]!r}")
-    while len(made) < count:
-        task = rng.choices(list(weights), list(weights.values()))[0]
-        if exchange := MAKERS[task][1](events, rng):
-            made.append(exchange)
-    rng.shuffle(made)
-    return made
+"""How often each kind of question is drawn, and what makes it; None where it does not fit the clip."""

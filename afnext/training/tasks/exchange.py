@@ -1,0 +1,72 @@
+"""A question about a recording with its true answer, and how both are worded."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from afnext.training.lexicon import ANY_VERB, WORDS, article
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One question about a clip and its true answer."""
+
+    task: str
+    question: str
+    answer: str
+
+
+class Span(Protocol):
+    """Anything with times, in seconds from the start of the clip."""
+
+    @property
+    def onset(self) -> float: ...
+    @property
+    def offset(self) -> float: ...
+
+
+LEADS = ("Please ", "Tell me: ", "In this recording, ", "Listen. ", "Hello! ", "Listen carefully: ")
+
+
+
+def seconds(value: float) -> str:
+    """A time as it is written in answers: seconds with one decimal."""
+    return f"{value:.1f}"
+
+
+def span(of: Span) -> str:
+    """``<t>1.2-2.5</t>``"""
+    return f"<t>{seconds(of.onset)}-{seconds(of.offset)}</t>"
+
+
+def restyle(question: str, rng: random.Random) -> str:
+    """The question as somebody might type it: a lead-in, other case, no final mark."""
+    if rng.random() < 0.12:
+        lead = rng.choice(LEADS)
+        question = lead + (question if lead[-2] in ".!" else question[0].lower() + question[1:])
+    roll = rng.random()
+    if roll < 0.25:
+        question = question.lower()
+    elif roll < 0.28:
+        question = question.upper()
+    return question.rstrip("?.") if rng.random() < 0.15 else question
+
+
+def ask(
+    task: str, phrasings: Sequence[str], answer: str, rng: random.Random, label: str = "", **fields: str
+) -> Exchange:
+    """Phrase a question; ``label``, a class or any other noun, fills ``{noun}``, ``{a}`` and ``{verb}``."""
+    if label in WORDS:
+        noun = rng.choice(WORDS[label].nouns) if rng.random() < 0.3 else WORDS[label].nouns[0]
+        verbs = WORDS[label].verbs if rng.random() < 0.6 else ANY_VERB
+    else:
+        noun, verbs = label, ANY_VERB
+    if label:
+        fields |= {"noun": noun, "a": article(noun), "verb": rng.choice(verbs)}
+    question = rng.choice(phrasings).format(**fields)
+    return Exchange(task, restyle(question, rng), answer)
+
+

@@ -1,0 +1,81 @@
+"""Questions about two recordings: the same or not, which one has something."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+from afnext.training.synthesis.scenes import Event
+from afnext.training.tasks.exchange import Exchange, ask
+
+Events = Sequence[Event]
+
+QUESTIONS: dict[str, tuple[str, ...]] = {
+    "which_has": (
+        "Which recording has {a}?",
+        "In which of the two do you hear {a}?",
+        "Which of the two recordings contains {a}?",
+        "Where do you hear {a}, in the first or in the second recording?",
+    ),
+    "same_sounds": (
+        "Do both recordings have the same sounds?",
+        "Are the sounds in the two recordings the same?",
+        "Is the same heard in both?",
+    ),
+    "in_both": (
+        "Is {a} heard in both recordings?",
+        "Do both recordings have {a}?",
+    ),
+    "more": (
+        "Which recording has more sounds?",
+        "In which of the two happens more?",
+    ),
+}
+FIRST, SECOND, BOTH, NEITHER = "The first.", "The second.", "Both.", "Neither."
+
+
+def _ask(task: str, answer: str, rng: random.Random, label: str = "") -> Exchange:
+    return ask(task, QUESTIONS[task], answer, rng, label)
+
+
+def _labels(events: Events) -> set[str]:
+    return {e.label for e in events}
+
+
+def _which_has(first: Events, second: Events, rng: random.Random) -> Exchange | None:
+    one, other = _labels(first), _labels(second)
+    if not one ^ other:
+        return None
+    label = rng.choice(sorted(one ^ other))
+    return _ask("which_has", FIRST if label in one else SECOND, rng, label)
+
+
+def _same_sounds(first: Events, second: Events, rng: random.Random) -> Exchange:
+    return _ask("same_sounds", "Yes." if _labels(first) == _labels(second) else "No.", rng)
+
+
+def _in_both(first: Events, second: Events, rng: random.Random) -> Exchange | None:
+    one, other = _labels(first), _labels(second)
+    if not one | other:
+        return None
+    shared = sorted(one & other)
+    if shared and rng.random() < 0.5:
+        return _ask("in_both", "Yes.", rng, rng.choice(shared))
+    apart = sorted(one ^ other)
+    return _ask("in_both", "No.", rng, rng.choice(apart)) if apart else None
+
+
+def _more(first: Events, second: Events, rng: random.Random) -> Exchange | None:
+    if len(first) == len(second):
+        return None
+    return _ask("more", FIRST if len(first) > len(second) else SECOND, rng)
+
+
+Maker = Callable[[Events, Events, random.Random], "Exchange | None"]
+
+MAKERS: dict[str, tuple[float, Maker]] = {
+    "which_has": (2.0, _which_has),
+    "same_sounds": (1.0, _same_sounds),
+    "in_both": (0.7, _in_both),
+    "more": (0.5, _more),
+}

@@ -1,0 +1,120 @@
+"""What is said, when and by whom."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+from afnext.training.synthesis.scenes import Utterance
+from afnext.training.tasks.exchange import Exchange, ask, span
+
+Utterances = Sequence[Utterance]
+
+QUESTIONS: dict[str, tuple[str, ...]] = {
+    "transcribe": (
+        "Transcribe the input speech.",
+        "Transcribe the input audio.",
+        "Transcribe this recording.",
+        "Transcribe the speech.",
+        "What is being said?",
+        "What is said in this recording?",
+        "What do they say?",
+        "Write down what the speaker says.",
+        "Write down every word.",
+    ),
+    "transcribe_timed": (
+        "Transcribe the input audio with timestamps.",
+        "Transcribe the speech with times.",
+        "What is said, and when?",
+        "Write down every sentence with its start and end time.",
+        "Give a timestamped transcript.",
+    ),
+    "diarize": (
+        "Who speaks when?",
+        "Which speaker talks when?",
+        "Who is talking, and at what times?",
+        "Give the speaker turns with times.",
+        "Diarize the recording.",
+        "List the turns of each speaker.",
+    ),
+    "attribute": (
+        "Transcribe the conversation with its speakers.",
+        "Who says what?",
+        "Write down the dialogue, speaker by speaker.",
+    ),
+    "speakers": (
+        "How many people speak?",
+        "How many speakers are there?",
+        "How many different voices do you hear?",
+        "Count the speakers.",
+    ),
+    "interrupted": (
+        "Does anybody interrupt somebody else?",
+        "Do people talk over one another?",
+        "Is there an interruption?",
+    ),
+}
+
+NUMBERS = ("Nobody", "One", "Two", "Three", "Four", "Five")
+
+
+def numbered(utterances: Utterances) -> dict[str, str]:
+    """``Speaker 1``, ``Speaker 2``, .. by who speaks first."""
+    order = dict.fromkeys(u.speaker for u in utterances)
+    return {speaker: f"Speaker {i}" for i, speaker in enumerate(order, 1)}
+
+
+def transcript(utterances: Utterances) -> str:
+    return " ".join(u.text for u in utterances) or "No speech was recognised."
+
+
+def _ask(task: str, answer: str, rng: random.Random) -> Exchange:
+    return ask(task, QUESTIONS[task], answer, rng)
+
+
+def _transcribe(utterances: Utterances, rng: random.Random) -> Exchange:
+    return _ask("transcribe", transcript(utterances), rng)
+
+
+def _transcribe_timed(utterances: Utterances, rng: random.Random) -> Exchange | None:
+    if not utterances:
+        return None
+    return _ask("transcribe_timed", "\n".join(f"{span(u)} {u.text}" for u in utterances), rng)
+
+
+def _diarize(utterances: Utterances, rng: random.Random) -> Exchange | None:
+    if not utterances:
+        return None
+    names = numbered(utterances)
+    return _ask("diarize", ", ".join(f"{names[u.speaker]} {span(u)}" for u in utterances) + ".", rng)
+
+
+def _attribute(utterances: Utterances, rng: random.Random) -> Exchange | None:
+    if len(utterances) < 2:
+        return None
+    names = numbered(utterances)
+    lines = (f"{span(u)} {names[u.speaker]}: {u.text}" for u in utterances)
+    return _ask("attribute", "\n".join(lines), rng)
+
+
+def _speakers(utterances: Utterances, rng: random.Random) -> Exchange:
+    return _ask("speakers", f"{NUMBERS[len(numbered(utterances))]}.", rng)
+
+
+def _interrupted(utterances: Utterances, rng: random.Random) -> Exchange | None:
+    if len(utterances) < 2:
+        return None
+    ends = zip(utterances, utterances[1:], strict=False)
+    return _ask("interrupted", "Yes." if any(b.onset < a.offset for a, b in ends) else "No.", rng)
+
+
+Maker = Callable[[Utterances, random.Random], "Exchange | None"]
+
+MAKERS: dict[str, tuple[float, Maker]] = {
+    "transcribe": (3.0, _transcribe),
+    "transcribe_timed": (1.5, _transcribe_timed),
+    "diarize": (1.5, _diarize),
+    "attribute": (0.5, _attribute),
+    "speakers": (0.5, _speakers),
+    "interrupted": (0.3, _interrupted),
+}
