@@ -1,0 +1,155 @@
+"""Recordings in shards: tar files as WebDataset has them, with an index, so that any one is read at once.
+
+A shard ``NAME-00003.tar`` holds for each recording ``KEY.wav`` (or ``.flac``: whatever libsndfile reads) and
+``KEY.json``; ``NAME-00003.index.json`` beside it holds where each begins. A recording is named by the path
+``NAME-00003.tar/KEY.wav``. Shards are written whole or not at all: one under another name until it is complete.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+from afnext.errors import AfnextError, AudioError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A file of a shard: where its bytes begin, and how many."""
+
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Samples float32 ``[S]`` mono in [-1, 1] with their rate in Hz and what lies beside them as JSON."""
+
+    key: str
+    samples: NDArray[np.float32]
+    rate: int
+    labels: dict[str, Any] = field(default_factory=dict)
+
+
+def write_shard(path: str | Path, recordings: Iterable[Recording]) -> int:
+    """Write a shard of 16-bit WAV files and its index; gives how many recordings.
+
+    Raises:
+        AfnextError: the disk is full, or the folder cannot be written to; nothing is left behind.
+    """
+    path = Path(path)
+    part, index = path.with_suffix(".tar.part"), _index_path(path)
+    entries: dict[str, list[int]] = {}
+    count = 0
+    try:
+        with tarfile.open(part, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for recording in recordings:
+                wave = io.BytesIO()
+                soundfile.write(wave, recording.samples, recording.rate, "PCM_16", format="WAV")
+                labels = json.dumps(recording.labels, ensure_ascii=False).encode()
+                for name, content in ((f"{recording.key}.wav", wave.getvalue()),
+                                      (f"{recording.key}.json", labels)):  # fmt: skip
+                    member = tarfile.TarInfo(name)
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+                    entries[name] = [tar.offset - _padded(len(content)), len(content)]
+                count += 1
+        _write_whole(index, json.dumps({"format": FORMAT, "bytes": part.stat().st_size, "members": entries}))
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        index.unlink(missing_ok=True)
+        raise AfnextError(f"cannot write the shard {path}: {error.strerror or error}") from None
+    return count
+
+
+def is_whole(path: str | Path) -> bool:
+    """Whether a shard is there, as long as its index says."""
+    path = Path(path)
+    try:
+        return path.stat().st_size == json.loads(_index_path(path).read_text())["bytes"]
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+class Shard:
+    """A shard, opened for reading by any number of threads."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Raises ``AfnextError`` where the shard or its index is missing, cut short or not of this format."""
+        self.path = Path(path)
+        try:
+            index = json.loads(_index_path(self.path).read_text())
+            if index["format"] != FORMAT:
+                raise AfnextError(f"{self.path} has an index of format {index['format']}, not {FORMAT}")
+            self.members = {name: Member(*entry) for name, entry in index["members"].items()}
+            size = self.path.stat().st_size
+            if size != index["bytes"]:
+                raise AfnextError(f"{self.path} is broken: {size} bytes, its index says {index['bytes']}")
+            self._file = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise AfnextError(f"cannot open the shard {self.path}: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError) as error:
+            if isinstance(error, AfnextError):
+                raise
+            raise AfnextError(f"{_index_path(self.path)} is no index of a shard: {error}") from None
+
+    def close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            self.close()
+
+    @property
+    def keys(self) -> list[str]:
+        """The recordings, in the order in which they were written."""
+        return [name.removesuffix(".json") for name in self.members if name.endswith(".json")]
+
+    def read(self, name: str) -> bytes:
+        """A file's content. Raises ``AfnextError`` where there is none of this name."""
+        member = self.members.get(name)
+        if member is None:
+            raise AfnextError(f"{self.path} has no {name}")
+        return os.pread(self._file, member.size, member.offset)
+
+    def labels(self, key: str) -> dict[str, Any]:
+        labels: dict[str, Any] = json.loads(self.read(f"{key}.json"))
+        return labels
+
+    def audio(self, name: str) -> tuple[NDArray[np.float32], int]:
+        """Samples float32 ``[S]`` of the first channel, and their rate. Raises ``AudioError`` where they cannot
+        be read."""
+        try:
+            samples, rate = soundfile.read(io.BytesIO(self.read(name)), dtype="float32", always_2d=True)
+        except soundfile.LibsndfileError as error:
+            raise AudioError(f"cannot read {self.path}/{name}: {error}") from None
+        return np.ascontiguousarray(samples[:, 0]), rate
+
+
+def _padded(size: int) -> int:
+    return -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
+
+def _index_path(path: Path) -> Path:
+    return path.with_suffix(".index.json")
+
+
+def _write_whole(path: Path, text: str) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(text)
+    part.replace(path)

@@ -1,0 +1,147 @@
+"""Training sets: scenes in shards, with conversations about them, made in parallel and by seed.
+
+A folder holds ``scenes-00000.tar``, .. with their indices (:mod:`afnext.training.shards`), for each
+``scenes-00000.conversations.jsonl`` (:mod:`afnext.training.conversations`, sounds as paths into the shard), and
+``dataset.json``, what was asked for. Scene ``i`` depends on the seed, its set and ``i`` alone, not on how many
+processes worked; what is whole of an earlier call is kept.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import repeat
+from pathlib import Path
+
+import numpy as np
+
+from afnext.training import conversations, tasks
+from afnext.training.conversations import Conversation, Sound, Turn
+from afnext.training.shards import Recording, is_whole, write_shard
+from afnext.training.synthesis.banks import Banks
+from afnext.training.synthesis.labels import to_json
+from afnext.training.synthesis.scenes import KINDS, Scene, compose
+from afnext.training.synthesis.sounds import SAMPLE_RATE
+
+SHARD_SECONDS = 1800.0  # of audio in a shard: 58 MB
+FOLLOW_UP = 0.15  # of questions, as a further turn of the conversation before
+TWO_RECORDINGS = 0.1  # of scenes of at most PAIR_SECONDS, beside the one before it
+PAIR_SECONDS = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class SceneSet:
+    """``count`` scenes of a kind, of ``shortest`` to ``longest`` seconds.
+
+    Lengths are drawn evenly on a logarithmic scale and are whole tenths of a second. Each scene has ``questions``
+    questions and one more for every ``7`` seconds.
+    """
+
+    kind: str
+    count: int
+    shortest: float
+    longest: float
+    questions: int = 4
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"SceneSet: kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
+        if not 0.5 <= self.shortest <= self.longest:
+            raise ValueError("SceneSet: lengths must be at least 0.5 s, shortest first")
+
+    def scene(self, seed: int, index: int, banks: Banks) -> tuple[Scene, float]:
+        """Scene ``index`` of the endless sequence that belongs to a seed and this set, and its length."""
+        kind = list(KINDS).index(self.kind)
+        limits = [round(10 * limit) for limit in (self.shortest, self.longest)]
+        rng = np.random.default_rng([seed, kind, *limits, index])
+        seconds = round(self.shortest * (self.longest / self.shortest) ** rng.random(), 1)
+        return compose(self.kind, seconds, rng, banks), seconds
+
+
+def generate(
+    folder: str | Path, sets: Sequence[SceneSet], banks: Banks, seed: int, workers: int = 1
+) -> Iterator[tuple[int, int]]:
+    """Write all scenes; yields ``(shards done, shards in all)`` as it goes.
+
+    Raises:
+        ValueError: the folder holds another set.
+        AfnextError: it cannot be written to.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = {"seed": seed, "sets": [asdict(s) for s in sets]}
+    manifest = folder / "dataset.json"
+    if manifest.exists() and json.loads(manifest.read_text()) != wanted:
+        raise ValueError(f"generate: {folder} holds another data set; choose another folder")
+    manifest.write_text(json.dumps(wanted, indent=1))
+    parts = list(_parts(sets))
+    with ProcessPoolExecutor(workers) as pool:
+        arguments = (repeat(folder), range(len(parts)), parts, repeat(banks), repeat(seed))
+        for done, _ in enumerate(pool.map(_write_part, *arguments), 1):
+            yield done, len(parts)
+
+
+def _parts(sets: Sequence[SceneSet]) -> Iterator[tuple[SceneSet, int, int]]:
+    """The scenes of each shard: of one set, ``[first, last)``."""
+    for scenes in sets:
+        mean = (scenes.shortest * scenes.longest) ** 0.5
+        each = max(1, round(SHARD_SECONDS / mean))
+        for first in range(0, scenes.count, each):
+            yield scenes, first, min(scenes.count, first + each)
+
+
+def _write_part(
+    folder: Path, number: int, part: tuple[SceneSet, int, int], banks: Banks, seed: int
+) -> None:
+    scenes, first, last = part
+    path = folder / f"scenes-{number:05}.tar"
+    asked = path.with_suffix(".conversations.jsonl")
+    if is_whole(path) and asked.exists():
+        return
+    rng = random.Random(f"{seed}/{number}")
+    said: list[Conversation] = []
+
+    def recordings() -> Iterator[Recording]:
+        before: tuple[Scene, float, str] | None = None
+        for index in range(first, last):
+            scene, seconds = scenes.scene(seed, index, banks)
+            key = f"{number:05}-{index:06}"
+            sound = f"{path.name}/{key}.wav"
+            said.extend(_conversations(scene, seconds, sound, scenes.questions, rng))
+            if before and seconds + before[1] <= 2 * PAIR_SECONDS and rng.random() < TWO_RECORDINGS:
+                said.append(_pair(before, (scene, seconds, sound), rng))
+            before = (scene, seconds, sound)
+            yield Recording(key, scene.samples, SAMPLE_RATE, to_json(scene, scenes.kind, seconds))
+
+    write_shard(path, recordings())
+    part_path = asked.with_suffix(".part")
+    conversations.write(part_path, said)
+    part_path.replace(asked)
+
+
+def _conversations(
+    scene: Scene, seconds: float, sound: str, questions: int, rng: random.Random
+) -> Iterator[Conversation]:
+    turns: list[Turn] = []
+    kinds: list[str] = []
+    count = questions + int(seconds / 7)
+    for number in range(count):
+        exchange = tasks.about(scene, rng)
+        opening = () if turns else (Sound(sound),)
+        turns += (Turn("user", (*opening, exchange.question)), Turn("assistant", (exchange.answer,)))
+        kinds.append(exchange.task)
+        if number == count - 1 or rng.random() >= FOLLOW_UP:
+            yield Conversation(f"{sound}#{number}", tuple(turns), seconds, "+".join(kinds))
+            turns, kinds = [], []
+
+
+def _pair(
+    first: tuple[Scene, float, str], second: tuple[Scene, float, str], rng: random.Random
+) -> Conversation:
+    exchange = tasks.about_two(first[0], second[0], rng)
+    asked = Turn("user", (Sound(first[2]), Sound(second[2]), exchange.question))
+    turns = (asked, Turn("assistant", (exchange.answer,)))
+    return Conversation(f"{first[2]}+{second[2]}", turns, first[1] + second[1], exchange.task)
