@@ -86,7 +86,7 @@ class Packed:
         inv_freq: Tensor | None = None,
     ) -> None:
         if cu_seqlens is None:
-            cu_seqlens = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+            cu_seqlens = _running_sum(lengths, device)
         self.lengths, self.cu_seqlens, self.causal = lengths, cu_seqlens, causal
         self.rope: Rope | None = None
         self.rotation: ops.Rotation | None = None
@@ -118,6 +118,60 @@ class Packed:
         return torch.cat(outs) if outs else q
 
 
+class Branches:
+    """Causal attention of sequences that begin alike: each trunk once, then its branches.
+
+    A branch sees its trunk and itself, as if the two were one sequence; branches do not see one another. What
+    they compute of the trunk is shared, so that many questions about one recording cost it once. Tokens lie as
+    all trunks one after another, then all branches, those of one trunk together.
+
+    Args:
+        trunks: lengths; 0 where branches begin with nothing in common.
+        branches: for each trunk the lengths of its branches.
+        positions: ``[T]``, turns q and k; a branch's go on from its trunk's.
+        inv_freq: float32 ``[D / 2]``.
+    """
+
+    def __init__(
+        self,
+        trunks: Sequence[int],
+        branches: Sequence[Sequence[int]],
+        positions: Tensor,
+        inv_freq: Tensor,
+    ) -> None:
+        if len(trunks) != len(branches):
+            raise ValueError(f"branches: {len(branches)} lists for {len(trunks)} trunks")
+        device = positions.device
+        self.first = sum(trunks)
+        own = [*trunks, *(length for group in branches for length in group)]
+        self.own = _running_sum(own, device)
+        self.trunks = _running_sum(trunks, device)
+        self.groups = _running_sum([sum(group) for group in branches], device)
+        times = positions.float()
+        self.rotation = ops.Rotation(times, times, inv_freq)
+        self.across = ops.Rotation(times[self.first :], times[: self.first], inv_freq)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out, lse = ops.attention(
+            q, k, v, cu_seqlens_q=self.own, causal=True, rotation=self.rotation
+        )
+        if self.first in (0, q.shape[0]):
+            return out
+        first = self.first
+        seen, seen_lse = ops.attention(
+            q[first:], k[:first], v[:first], cu_seqlens_q=self.groups, cu_seqlens_k=self.trunks,
+            rotation=self.across,
+        )  # fmt: skip
+        merged, _ = ops.merge_attention(
+            out[first:], lse[:, first:].contiguous(), seen, seen_lse
+        )
+        return torch.cat((out[:first], merged))
+
+
+def _running_sum(lengths: Sequence[int], device: torch.device) -> Tensor:
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+
+
 class Dense:
     """Attention under an arbitrary mask, in plain torch: q ``[B, S, Hq, D]``.
 
@@ -135,4 +189,4 @@ class Dense:
         return softmax_attention(self.rope(q), self.rope(k), v, mask=self.mask)
 
 
-Attend = Packed | Dense
+Attend = Packed | Branches | Dense

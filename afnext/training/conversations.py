@@ -198,7 +198,7 @@ def _records(path: Path) -> Iterator[tuple[str, Any]]:
         return
     lines = [(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
     whole = (
-        _manifest(path, text) if lines and lines[0][1].strip() == "{" or len(lines) == 1 else None
+        _manifest(path, text) if (lines and lines[0][1].strip() == "{") or len(lines) == 1 else None
     )
     if whole is not None:
         yield from whole

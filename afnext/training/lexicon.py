@@ -24,12 +24,16 @@ WORDS: dict[str, Word] = {
     "horn": Word("a horn blows", ("blow", "honk"), ("horn",), ("buzz", "engine")),
     "phone": Word("a phone rings", ("ring",), ("phone", "telephone"), ("bell", "alarm")),
     "whistle": Word("a whistle blows", ("blow",), ("whistle",), ("slide", "beep", "siren")),
-    "slide": Word("a slide falls", ("fall", "slide"), ("slide", "falling tone"), ("whistle", "bird")),
+    "slide": Word(
+        "a slide falls", ("fall", "slide"), ("slide", "falling tone"), ("whistle", "bird")
+    ),
     "knock": Word("a knock is heard", ("knock",), ("knock", "knocking"), ("drum", "tick")),
     "tick": Word("a tick is heard", ("tick",), ("tick", "ticking"), ("knock", "cricket")),
     "drum": Word("a drum beats", ("beat", "hit"), ("drum",), ("knock", "rumble")),
     "clap": Word("hands clap", ("clap",), ("clap", "clapping", "applause"), ("knock", "footsteps")),
-    "footsteps": Word("footsteps pass", ("pass", "walk by"), ("footsteps", "steps"), ("knock", "clap")),
+    "footsteps": Word(
+        "footsteps pass", ("pass", "walk by"), ("footsteps", "steps"), ("knock", "clap")
+    ),
     "glass": Word("glass clinks", ("clink", "break"), ("glass",), ("bell", "drip")),
     "drip": Word("water drips", ("drip",), ("drip", "dripping", "water"), ("glass", "frog")),
     "hiss": Word("a hiss is heard", ("hiss",), ("hiss", "hissing"), ("wind", "tick")),

@@ -66,7 +66,9 @@ def write_shard(path: str | Path, recordings: Iterable[Recording]) -> int:
                     tar.addfile(member, io.BytesIO(content))
                     entries[name] = [tar.offset - _padded(len(content)), len(content)]
                 count += 1
-        _write_whole(index, json.dumps({"format": FORMAT, "bytes": part.stat().st_size, "members": entries}))
+        _write_whole(
+            index, json.dumps({"format": FORMAT, "bytes": part.stat().st_size, "members": entries})
+        )
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)
@@ -93,11 +95,15 @@ class Shard:
         try:
             index = json.loads(_index_path(self.path).read_text())
             if index["format"] != FORMAT:
-                raise AfnextError(f"{self.path} has an index of format {index['format']}, not {FORMAT}")
+                raise AfnextError(
+                    f"{self.path} has an index of format {index['format']}, not {FORMAT}"
+                )
             self.members = {name: Member(*entry) for name, entry in index["members"].items()}
             size = self.path.stat().st_size
             if size != index["bytes"]:
-                raise AfnextError(f"{self.path} is broken: {size} bytes, its index says {index['bytes']}")
+                raise AfnextError(
+                    f"{self.path} is broken: {size} bytes, its index says {index['bytes']}"
+                )
             self._file = os.open(self.path, os.O_RDONLY)
         except OSError as error:
             raise AfnextError(f"cannot open the shard {self.path}: {error.strerror}") from None
@@ -135,7 +141,9 @@ class Shard:
         """Samples float32 ``[S]`` of the first channel, and their rate. Raises ``AudioError`` where they cannot
         be read."""
         try:
-            samples, rate = soundfile.read(io.BytesIO(self.read(name)), dtype="float32", always_2d=True)
+            samples, rate = soundfile.read(
+                io.BytesIO(self.read(name)), dtype="float32", always_2d=True
+            )
         except soundfile.LibsndfileError as error:
             raise AudioError(f"cannot read {self.path}/{name}: {error}") from None
         return np.ascontiguousarray(samples[:, 0]), rate

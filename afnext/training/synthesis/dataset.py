@@ -131,7 +131,10 @@ def _conversations(
     for number in range(count):
         exchange = tasks.about(scene, rng)
         opening = () if turns else (Sound(sound),)
-        turns += (Turn("user", (*opening, exchange.question)), Turn("assistant", (exchange.answer,)))
+        turns += (
+            Turn("user", (*opening, exchange.question)),
+            Turn("assistant", (exchange.answer,)),
+        )
         kinds.append(exchange.task)
         if number == count - 1 or rng.random() >= FOLLOW_UP:
             yield Conversation(f"{sound}#{number}", tuple(turns), seconds, "+".join(kinds))

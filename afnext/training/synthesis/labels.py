@@ -50,7 +50,9 @@ def from_json(labels: Mapping[str, Any], where: str = "labels") -> Scene:
             tuple(Event(*e) for e in labels["events"]),
             tuple(Utterance(*u) for u in labels["utterances"]),
             tuple(
-                Melody(m["instrument"], tuple(Note(*n) for n in m["notes"]), m["tempo"], m["loudness"])
+                Melody(
+                    m["instrument"], tuple(Note(*n) for n in m["notes"]), m["tempo"], m["loudness"]
+                )
                 for m in labels["melodies"]
             ),
         )

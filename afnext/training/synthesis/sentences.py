@@ -14,37 +14,25 @@ from functools import cache
 import numpy as np
 
 NAMES = tuple(
-    "Anna Ben Carla David Emma Felix Grace Henry Iris Jack Kate Leo Maria Nick Olga Paul Rosa Sam Tina Victor Wendy "
-    "Alice Bruno Clara Dennis Eva Frank Gina Hugo Ivan Julia Kevin Laura Martin Nora Oscar Peter Rita Simon Tom".split()
+    ["Anna", "Ben", "Carla", "David", "Emma", "Felix", "Grace", "Henry", "Iris", "Jack", "Kate", "Leo", "Maria", "Nick", "Olga", "Paul", "Rosa", "Sam", "Tina", "Victor", "Wendy", "Alice", "Bruno", "Clara", "Dennis", "Eva", "Frank", "Gina", "Hugo", "Ivan", "Julia", "Kevin", "Laura", "Martin", "Nora", "Oscar", "Peter", "Rita", "Simon", "Tom"]
 )
 PEOPLE = tuple(
-    "teacher doctor driver farmer nurse baker painter singer writer student lawyer pilot sailor waiter neighbour "
-    "captain engineer gardener guard manager reporter scientist soldier tailor visitor manager cook judge".split()
+    ["teacher", "doctor", "driver", "farmer", "nurse", "baker", "painter", "singer", "writer", "student", "lawyer", "pilot", "sailor", "waiter", "neighbour", "captain", "engineer", "gardener", "guard", "manager", "reporter", "scientist", "soldier", "tailor", "visitor", "manager", "cook", "judge"]
 )
 THINGS = tuple(
-    "apple ball basket bicycle book bottle box bridge brush bucket button cake camera candle chair clock coat cup "
-    "desk door dress drum envelope fence flag flower fork garden gate glass guitar hammer hat helmet jacket kettle "
-    "key knife ladder lamp letter map mirror needle newspaper orange paper pencil piano picture pillow plate pocket "
-    "radio ring rope sandwich shirt shoe shovel spoon stamp stone table tent ticket towel tower truck umbrella violin "
-    "wagon wallet watch wheel whistle window".split()
+    ["apple", "ball", "basket", "bicycle", "book", "bottle", "box", "bridge", "brush", "bucket", "button", "cake", "camera", "candle", "chair", "clock", "coat", "cup", "desk", "door", "dress", "drum", "envelope", "fence", "flag", "flower", "fork", "garden", "gate", "glass", "guitar", "hammer", "hat", "helmet", "jacket", "kettle", "key", "knife", "ladder", "lamp", "letter", "map", "mirror", "needle", "newspaper", "orange", "paper", "pencil", "piano", "picture", "pillow", "plate", "pocket", "radio", "ring", "rope", "sandwich", "shirt", "shoe", "shovel", "spoon", "stamp", "stone", "table", "tent", "ticket", "towel", "tower", "truck", "umbrella", "violin", "wagon", "wallet", "watch", "wheel", "whistle", "window"]
 )
 PLACES = tuple(
-    "airport bakery bank beach bus cafe castle church cinema city corner desert factory farm field forest garage "
-    "harbour hill hospital hotel island kitchen lake library market mountain museum office palace park platform "
-    "river school station street studio theatre train valley village workshop".split()
+    ["airport", "bakery", "bank", "beach", "bus", "cafe", "castle", "church", "cinema", "city", "corner", "desert", "factory", "farm", "field", "forest", "garage", "harbour", "hill", "hospital", "hotel", "island", "kitchen", "lake", "library", "market", "mountain", "museum", "office", "palace", "park", "platform", "river", "school", "station", "street", "studio", "theatre", "train", "valley", "village", "workshop"]
 )
 ADJECTIVES = tuple(
-    "big black blue bright broken brown cheap clean cold dark dirty dry empty expensive fresh green grey heavy hot "
-    "large light long new old orange pink purple red round sharp short silver small soft square strange strong tall "
-    "tiny warm wet white wide wooden yellow young".split()
+    ["big", "black", "blue", "bright", "broken", "brown", "cheap", "clean", "cold", "dark", "dirty", "dry", "empty", "expensive", "fresh", "green", "grey", "heavy", "hot", "large", "light", "long", "new", "old", "orange", "pink", "purple", "red", "round", "sharp", "short", "silver", "small", "soft", "square", "strange", "strong", "tall", "tiny", "warm", "wet", "white", "wide", "wooden", "yellow", "young"]
 )
 ANIMALS = tuple(
-    "bear camel cat cow dog donkey duck eagle fox frog goat horse lion monkey mouse parrot pig rabbit sheep snake "
-    "tiger turtle wolf".split()
+    ["bear", "camel", "cat", "cow", "dog", "donkey", "duck", "eagle", "fox", "frog", "goat", "horse", "lion", "monkey", "mouse", "parrot", "pig", "rabbit", "sheep", "snake", "tiger", "turtle", "wolf"]
 )
 FOODS = tuple(
-    "bread butter cheese chocolate coffee fish fruit honey juice lemon meat milk pepper rice salad salt soup sugar "
-    "tea water".split()
+    ["bread", "butter", "cheese", "chocolate", "coffee", "fish", "fruit", "honey", "juice", "lemon", "meat", "milk", "pepper", "rice", "salad", "salt", "soup", "sugar", "tea", "water"]
 )
 # Past, base form.
 TAKES = (
@@ -62,23 +50,23 @@ ACTS = (
     ("slept", "sleep"), ("waited", "wait"), ("worked", "work"), ("laughed", "laugh"), ("danced", "dance"),
     ("played", "play"), ("rested", "rest"), ("stayed", "stay"), ("arrived", "arrive"), ("sang", "sing"),
 )  # fmt: skip
-DAYS = tuple("Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split())
+DAYS = tuple(["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"])
 MONTHS = tuple(
-    "January February March April May June July August September October November December".split()
+    ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December"]
 )
-WEATHER = tuple("sunny cloudy windy rainy stormy foggy cold warm hot dry".split())
+WEATHER = tuple(["sunny", "cloudy", "windy", "rainy", "stormy", "foggy", "cold", "warm", "hot", "dry"])
 MANNER = tuple(
-    "slowly quickly quietly loudly carefully happily sadly suddenly finally early late again together alone".split()
+    ["slowly", "quickly", "quietly", "loudly", "carefully", "happily", "sadly", "suddenly", "finally", "early", "late", "again", "together", "alone"]
 )
 WHEN = (
     "yesterday", "today", "tomorrow", "this morning", "last night", "last week", "every day", "in the evening",
     "before breakfast", "after lunch", "during dinner", "at noon", "at midnight",
 )  # fmt: skip
-ONES = tuple("one two three four five six seven eight nine".split())
+ONES = tuple(["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"])
 TEENS = tuple(
-    "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
+    ["ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]
 )
-TENS = tuple("twenty thirty forty fifty sixty seventy eighty ninety".split())
+TENS = tuple(["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"])
 ONE_IN = 10  # sentences is held out
 
 

@@ -32,9 +32,7 @@ def timeline(scene: Scene) -> list[Event]:
     return sorted(found, key=lambda event: event.onset)
 
 
-def about(
-    scene: Scene, rng: random.Random, weights: Mapping[str, float] | None = None
-) -> Exchange:
+def about(scene: Scene, rng: random.Random, weights: Mapping[str, float] | None = None) -> Exchange:
     """A question about a recording: of what is to be heard in it, more of that than of what is not.
 
     ``weights`` replaces those of the kinds; one that it leaves out is not asked.

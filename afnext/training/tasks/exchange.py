@@ -31,7 +31,6 @@ class Span(Protocol):
 LEADS = ("Please ", "Tell me: ", "In this recording, ", "Listen. ", "Hello! ", "Listen carefully: ")
 
 
-
 def seconds(value: float) -> str:
     """A time as it is written in answers: seconds with one decimal."""
     return f"{value:.1f}"
@@ -56,7 +55,12 @@ def restyle(question: str, rng: random.Random) -> str:
 
 
 def ask(
-    task: str, phrasings: Sequence[str], answer: str, rng: random.Random, label: str = "", **fields: str
+    task: str,
+    phrasings: Sequence[str],
+    answer: str,
+    rng: random.Random,
+    label: str = "",
+    **fields: str,
 ) -> Exchange:
     """Phrase a question; ``label``, a class or any other noun, fills ``{noun}``, ``{a}`` and ``{verb}``."""
     if label in WORDS:
@@ -68,5 +72,3 @@ def ask(
         fields |= {"noun": noun, "a": article(noun), "verb": rng.choice(verbs)}
     question = rng.choice(phrasings).format(**fields)
     return Exchange(task, restyle(question, rng), answer)
-
-

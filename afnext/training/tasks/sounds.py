@@ -166,7 +166,6 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
 """Phrasings of every task. ``{a}`` is the noun with its article."""
 
 
-
 def listing(events: Events) -> str:
     """``bell <t>1.2-2.5</t>, siren <t>3.0-4.1</t>.``, or ``Nothing.``"""
     return ", ".join(f"{e.label} {span(e)}" for e in events) + "." if events else "Nothing."

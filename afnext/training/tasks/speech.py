@@ -86,7 +86,9 @@ def _diarize(utterances: Utterances, rng: random.Random) -> Exchange | None:
     if not utterances:
         return None
     names = numbered(utterances)
-    return _ask("diarize", ", ".join(f"{names[u.speaker]} {span(u)}" for u in utterances) + ".", rng)
+    return _ask(
+        "diarize", ", ".join(f"{names[u.speaker]} {span(u)}" for u in utterances) + ".", rng
+    )
 
 
 def _attribute(utterances: Utterances, rng: random.Random) -> Exchange | None:
