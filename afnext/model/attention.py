@@ -121,9 +121,9 @@ class Packed:
 class Branches:
     """Causal attention of sequences that begin alike: each trunk once, then its branches.
 
-    A branch sees its trunk and itself, as if the two were one sequence; branches do not see one another. What
-    they compute of the trunk is shared, so that many questions about one recording cost it once. Tokens lie as
-    all trunks one after another, then all branches, those of one trunk together.
+    A branch sees its trunk and itself, as if the two were one sequence; branches do not see one another.
+    What they compute of the trunk is shared, so that many questions about one recording cost it once.
+    Tokens lie as all trunks one after another, then all branches, those of one trunk together.
 
     Args:
         trunks: lengths; 0 where branches begin with nothing in common.
@@ -162,9 +162,7 @@ class Branches:
             q[first:], k[:first], v[:first], cu_seqlens_q=self.groups, cu_seqlens_k=self.trunks,
             rotation=self.across,
         )  # fmt: skip
-        merged, _ = ops.merge_attention(
-            out[first:], lse[:, first:].contiguous(), seen, seen_lse
-        )
+        merged, _ = ops.merge_attention(out[first:], lse[:, first:].contiguous(), seen, seen_lse)
         return torch.cat((out[:first], merged))
 
 

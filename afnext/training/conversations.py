@@ -3,14 +3,15 @@
 A file is a list of records or has one a line::
 
     {"id": "17", "sound": "dogs/3.wav", "duration": 8.0,
-     "conversations": [{"from": "human", "value": "<sound>\\nWhat barks?"}, {"from": "gpt", "value": "A dog."}]}
+     "conversations": [{"from": "human", "value": "<sound>\\nWhat barks?"},
+                       {"from": "gpt", "value": "A dog."}]}
 
-``sound`` is a path, a list of them, or absent. ``<sound>`` stands where the one recording is heard, ``<sound-1>``,
-``<sound-2>``, .. where each of a list is; a single recording that no tag places comes first. Audio Flamingo 2's
-manifests (``{"data": {"0": {"name", "prompt", "output"}}}``) are read too.
+``sound`` is a path, a list of them, or absent. ``<sound>`` stands where the one recording is heard,
+``<sound-1>``, ``<sound-2>``, .. where each of a list is; a single recording that no tag places comes first.
+Audio Flamingo 2's manifests (``{"data": {"0": {"name", "prompt", "output"}}}``) are read too.
 
-What a record leaves open is reported, never guessed: a list whose tags do not name each of it exactly once, a tag
-without its recording, an unknown speaker, an empty answer.
+What a record leaves open is reported, never guessed: a list whose tags do not name each of it exactly once,
+a tag without its recording, an unknown speaker, an empty answer.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Recordings in shards: tar files as WebDataset has them, with an index, so that any one is read at once.
 
-A shard ``NAME-00003.tar`` holds for each recording ``KEY.wav`` (or ``.flac``: whatever libsndfile reads) and
-``KEY.json``; ``NAME-00003.index.json`` beside it holds where each begins. A recording is named by the path
-``NAME-00003.tar/KEY.wav``. Shards are written whole or not at all: one under another name until it is complete.
+A shard ``NAME-00003.tar`` holds for each recording ``KEY.wav`` (or ``.flac``: whatever libsndfile reads)
+and ``KEY.json``; ``NAME-00003.index.json`` beside it holds where each begins. A recording is named by the
+path ``NAME-00003.tar/KEY.wav``. Shards are written whole or not at all: one under another name until it is
+complete.
 """
 
 from __future__ import annotations
@@ -138,8 +139,11 @@ class Shard:
         return labels
 
     def audio(self, name: str) -> tuple[NDArray[np.float32], int]:
-        """Samples float32 ``[S]`` of the first channel, and their rate. Raises ``AudioError`` where they cannot
-        be read."""
+        """Samples float32 ``[S]`` of the first channel, and their rate.
+
+        Raises:
+            AudioError: they cannot be read.
+        """
         try:
             samples, rate = soundfile.read(
                 io.BytesIO(self.read(name)), dtype="float32", always_2d=True

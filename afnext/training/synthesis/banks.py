@@ -1,7 +1,7 @@
 """What scenes are put together from and takes programs to make: spoken sentences, notes of instruments.
 
-A bank is made once, in parallel, and kept on disk. ``train`` and ``held-out`` banks share no voice, no sentence and
-no soundfont.
+A bank is made once, in parallel, and kept on disk. ``train`` and ``held-out`` banks share no voice, no
+sentence and no soundfont.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def make(
 ) -> Iterator[tuple[int, Banks | None]]:
     """Make the banks of a split under ``folder``; what is there of an earlier call is kept.
 
-    Yields sentences so far with None, at the end all of them with the banks. Sentence ``i`` depends on the seed,
-    the split and ``i`` alone.
+    Yields sentences so far with None, at the end all of them with the banks. Sentence ``i`` depends on the
+    seed, the split and ``i`` alone.
 
     Raises:
         AfnextError: a program or a soundfont is not installed.

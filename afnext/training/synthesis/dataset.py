@@ -1,9 +1,9 @@
 """Training sets: scenes in shards, with conversations about them, made in parallel and by seed.
 
 A folder holds ``scenes-00000.tar``, .. with their indices (:mod:`afnext.training.shards`), for each
-``scenes-00000.conversations.jsonl`` (:mod:`afnext.training.conversations`, sounds as paths into the shard), and
-``dataset.json``, what was asked for. Scene ``i`` depends on the seed, its set and ``i`` alone, not on how many
-processes worked; what is whole of an earlier call is kept.
+``scenes-00000.conversations.jsonl`` (:mod:`afnext.training.conversations`, sounds as paths into the shard),
+and ``dataset.json``, what was asked for. Scene ``i`` depends on the seed, its set and ``i`` alone, not on
+how many processes worked; what is whole of an earlier call is kept.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ PAIR_SECONDS = 15.0
 class SceneSet:
     """``count`` scenes of a kind, of ``shortest`` to ``longest`` seconds.
 
-    Lengths are drawn evenly on a logarithmic scale and are whole tenths of a second. Each scene has ``questions``
-    questions and one more for every ``7`` seconds.
+    Lengths are drawn evenly on a logarithmic scale and are whole tenths of a second. Each scene has
+    ``questions`` questions and one more for every ``7`` seconds.
     """
 
     kind: str

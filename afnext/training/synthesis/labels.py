@@ -57,7 +57,10 @@ def from_json(labels: Mapping[str, Any], where: str = "labels") -> Scene:
             ),
         )
         end = float(labels["seconds"]) + BEYOND
-        for item in (*scene.events, *scene.utterances, *scene.melodies):
+        spans: tuple[Event | Utterance | Melody, ...] = (
+            *scene.events, *scene.utterances, *scene.melodies,
+        )  # fmt: skip
+        for item in spans:
             if not 0 <= item.onset < item.offset <= end:
                 raise AfnextError(
                     f"{where}: {item.onset:g} to {item.offset:g} s is no time within {labels['seconds']:g} s"

@@ -1,8 +1,8 @@
 """Melodies of General MIDI instruments, with exact notes.
 
-FluidSynth plays every note of an instrument once, from a soundfont of Debian's packages, into a bank on disk;
-melodies are put together from the bank, so that a note's onset is known to the sample. Training sets have the
-instruments of one soundfont, evaluation those of another as well.
+FluidSynth plays every note of an instrument once, from a soundfont of Debian's packages, into a bank on
+disk; melodies are put together from the bank, so that a note's onset is known to the sample. Training sets
+have the instruments of one soundfont, evaluation those of another as well.
 """
 
 from __future__ import annotations

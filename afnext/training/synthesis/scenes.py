@@ -1,4 +1,4 @@
-"""Scenes: sounds, speech and music with exact times, mixed over noise, as a microphone or a file would have them."""
+"""Scenes: sounds, speech and music with exact times, mixed over noise as a microphone would have them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Utterance:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """``samples`` float32 ``[S]``, mono, 16 kHz, in [-1, 1], and all that is to be heard, each ordered by onset."""
+    """``samples`` float32 ``[S]``, mono, 16 kHz, in [-1, 1], and all that is heard, each ordered by onset."""
 
     samples: NDArray[np.float32]
     events: tuple[Event, ...] = ()
@@ -81,8 +81,10 @@ class _Track:
         room += wave[: len(room)] * decibel(level)
 
     def free(self, what: str, length: float, overlaps: int = 1) -> float | None:
-        """A random onset at which ``what`` can be heard as itself: it meets at most ``overlaps`` others, which
-        begin at another time, and none of its own name."""
+        """A random onset at which ``what`` can be heard as itself.
+
+        It meets at most ``overlaps`` others, which begin at another time, and none of its own name.
+        """
         latest = self.seconds - length - 0.05
         if latest <= 0:
             return None
@@ -239,8 +241,8 @@ def compose(kind: str, seconds: float, rng: np.random.Generator, banks: Banks) -
     """One random scene.
 
     Sounds lie at -10 to +2 dB, the noise at -45 to -18 dB below unit RMS, the whole at -30 to -10 dBFS (one
-    clip in ten of those without anything is digital silence). A fifth are in a room, a third coloured; one in
-    twelve each went through a telephone's band, an overdriven input, a lossy codec.
+    clip in ten of those without anything is digital silence). A fifth are in a room, a third coloured; one
+    in twelve each went through a telephone's band, an overdriven input, a lossy codec.
     """
     if kind not in KINDS:
         raise ValueError(f"compose: kind must be one of {', '.join(KINDS)}, got {kind!r}")

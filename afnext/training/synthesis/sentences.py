@@ -1,8 +1,8 @@
 """Free sentences over a small vocabulary: who does what, where and when, how many, at what time.
 
 A grammar of some twenty patterns over word lists, with agreement built into the patterns. Every sentence is
-spelled as it is spoken: numbers and times of day are words. A tenth of all sentences, chosen by a checksum of
-their words, is held out: :func:`sentence` gives only those, or only the others.
+spelled as it is spoken: numbers and times of day are words. A tenth of all sentences, chosen by a checksum
+of their words, is held out: :func:`sentence` gives only those, or only the others.
 """
 
 from __future__ import annotations
@@ -10,29 +10,65 @@ from __future__ import annotations
 import re
 import zlib
 from functools import cache
+from typing import Any
 
 import numpy as np
 
-NAMES = tuple(
-    ["Anna", "Ben", "Carla", "David", "Emma", "Felix", "Grace", "Henry", "Iris", "Jack", "Kate", "Leo", "Maria", "Nick", "Olga", "Paul", "Rosa", "Sam", "Tina", "Victor", "Wendy", "Alice", "Bruno", "Clara", "Dennis", "Eva", "Frank", "Gina", "Hugo", "Ivan", "Julia", "Kevin", "Laura", "Martin", "Nora", "Oscar", "Peter", "Rita", "Simon", "Tom"]
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+NAMES = _words(
+    """
+    Anna Ben Carla David Emma Felix Grace Henry Iris Jack Kate Leo Maria Nick Olga Paul Rosa Sam
+    Tina Victor Wendy Alice Bruno Clara Dennis Eva Frank Gina Hugo Ivan Julia Kevin Laura Martin
+    Nora Oscar Peter Rita Simon Tom
+    """
 )
-PEOPLE = tuple(
-    ["teacher", "doctor", "driver", "farmer", "nurse", "baker", "painter", "singer", "writer", "student", "lawyer", "pilot", "sailor", "waiter", "neighbour", "captain", "engineer", "gardener", "guard", "manager", "reporter", "scientist", "soldier", "tailor", "visitor", "manager", "cook", "judge"]
+PEOPLE = _words(
+    """
+    teacher doctor driver farmer nurse baker painter singer writer student lawyer pilot sailor
+    waiter neighbour captain engineer gardener guard manager reporter scientist soldier tailor
+    visitor manager cook judge
+    """
 )
-THINGS = tuple(
-    ["apple", "ball", "basket", "bicycle", "book", "bottle", "box", "bridge", "brush", "bucket", "button", "cake", "camera", "candle", "chair", "clock", "coat", "cup", "desk", "door", "dress", "drum", "envelope", "fence", "flag", "flower", "fork", "garden", "gate", "glass", "guitar", "hammer", "hat", "helmet", "jacket", "kettle", "key", "knife", "ladder", "lamp", "letter", "map", "mirror", "needle", "newspaper", "orange", "paper", "pencil", "piano", "picture", "pillow", "plate", "pocket", "radio", "ring", "rope", "sandwich", "shirt", "shoe", "shovel", "spoon", "stamp", "stone", "table", "tent", "ticket", "towel", "tower", "truck", "umbrella", "violin", "wagon", "wallet", "watch", "wheel", "whistle", "window"]
+THINGS = _words(
+    """
+    apple ball basket bicycle book bottle box bridge brush bucket button cake camera candle
+    chair clock coat cup desk door dress drum envelope fence flag flower fork garden gate glass
+    guitar hammer hat helmet jacket kettle key knife ladder lamp letter map mirror needle
+    newspaper orange paper pencil piano picture pillow plate pocket radio ring rope sandwich
+    shirt shoe shovel spoon stamp stone table tent ticket towel tower truck umbrella violin
+    wagon wallet watch wheel whistle window
+    """
 )
-PLACES = tuple(
-    ["airport", "bakery", "bank", "beach", "bus", "cafe", "castle", "church", "cinema", "city", "corner", "desert", "factory", "farm", "field", "forest", "garage", "harbour", "hill", "hospital", "hotel", "island", "kitchen", "lake", "library", "market", "mountain", "museum", "office", "palace", "park", "platform", "river", "school", "station", "street", "studio", "theatre", "train", "valley", "village", "workshop"]
+PLACES = _words(
+    """
+    airport bakery bank beach bus cafe castle church cinema city corner desert factory farm
+    field forest garage harbour hill hospital hotel island kitchen lake library market mountain
+    museum office palace park platform river school station street studio theatre train valley
+    village workshop
+    """
 )
-ADJECTIVES = tuple(
-    ["big", "black", "blue", "bright", "broken", "brown", "cheap", "clean", "cold", "dark", "dirty", "dry", "empty", "expensive", "fresh", "green", "grey", "heavy", "hot", "large", "light", "long", "new", "old", "orange", "pink", "purple", "red", "round", "sharp", "short", "silver", "small", "soft", "square", "strange", "strong", "tall", "tiny", "warm", "wet", "white", "wide", "wooden", "yellow", "young"]
+ADJECTIVES = _words(
+    """
+    big black blue bright broken brown cheap clean cold dark dirty dry empty expensive fresh
+    green grey heavy hot large light long new old orange pink purple red round sharp short
+    silver small soft square strange strong tall tiny warm wet white wide wooden yellow young
+    """
 )
-ANIMALS = tuple(
-    ["bear", "camel", "cat", "cow", "dog", "donkey", "duck", "eagle", "fox", "frog", "goat", "horse", "lion", "monkey", "mouse", "parrot", "pig", "rabbit", "sheep", "snake", "tiger", "turtle", "wolf"]
+ANIMALS = _words(
+    """
+    bear camel cat cow dog donkey duck eagle fox frog goat horse lion monkey mouse parrot pig
+    rabbit sheep snake tiger turtle wolf
+    """
 )
-FOODS = tuple(
-    ["bread", "butter", "cheese", "chocolate", "coffee", "fish", "fruit", "honey", "juice", "lemon", "meat", "milk", "pepper", "rice", "salad", "salt", "soup", "sugar", "tea", "water"]
+FOODS = _words(
+    """
+    bread butter cheese chocolate coffee fish fruit honey juice lemon meat milk pepper rice
+    salad salt soup sugar tea water
+    """
 )
 # Past, base form.
 TAKES = (
@@ -50,23 +86,26 @@ ACTS = (
     ("slept", "sleep"), ("waited", "wait"), ("worked", "work"), ("laughed", "laugh"), ("danced", "dance"),
     ("played", "play"), ("rested", "rest"), ("stayed", "stay"), ("arrived", "arrive"), ("sang", "sing"),
 )  # fmt: skip
-DAYS = tuple(["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"])
-MONTHS = tuple(
-    ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December"]
+DAYS = _words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
+MONTHS = _words(
+    """
+    January February March April May June July August September October November December
+    """
 )
-WEATHER = tuple(["sunny", "cloudy", "windy", "rainy", "stormy", "foggy", "cold", "warm", "hot", "dry"])
-MANNER = tuple(
-    ["slowly", "quickly", "quietly", "loudly", "carefully", "happily", "sadly", "suddenly", "finally", "early", "late", "again", "together", "alone"]
+WEATHER = _words("sunny cloudy windy rainy stormy foggy cold warm hot dry")
+MANNER = _words(
+    """
+    slowly quickly quietly loudly carefully happily sadly suddenly finally early late again
+    together alone
+    """
 )
 WHEN = (
-    "yesterday", "today", "tomorrow", "this morning", "last night", "last week", "every day", "in the evening",
-    "before breakfast", "after lunch", "during dinner", "at noon", "at midnight",
+    "yesterday", "today", "tomorrow", "this morning", "last night", "last week", "every day",
+    "in the evening", "before breakfast", "after lunch", "during dinner", "at noon", "at midnight",
 )  # fmt: skip
-ONES = tuple(["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"])
-TEENS = tuple(
-    ["ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]
-)
-TENS = tuple(["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"])
+ONES = _words("one two three four five six seven eight nine")
+TEENS = _words("ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen")
+TENS = _words("twenty thirty forty fifty sixty seventy eighty ninety")
 ONE_IN = 10  # sentences is held out
 
 
@@ -155,7 +194,7 @@ def _article(word: str) -> str:
 
 
 def _draw(rng: np.random.Generator) -> str:
-    def one(words: tuple) -> str:
+    def one(words: tuple[Any, ...]) -> Any:
         return words[rng.integers(len(words))]
 
     pattern = one(PATTERNS)

@@ -1,8 +1,8 @@
 """Spoken sentences by the synthesisers of the operating system: espeak-ng and flite, many voices of both.
 
-Both are programs of Debian's packages of the same names; nothing is fetched. What they say is 16 kHz, cut to where
-it is audible, so that onset and offset are meaningful labels. The same text, voice, rate and pitch give the same
-samples.
+Both are programs of Debian's packages of the same names; nothing is fetched. What they say is 16 kHz, cut
+to where it is audible, so that onset and offset are meaningful labels. The same text, voice, rate and pitch
+give the same samples.
 """
 
 from __future__ import annotations
@@ -86,7 +86,8 @@ def speak(text: str, voice: Voice, rate: float = 1.0, pitch: float = 1.0) -> NDA
         text: English, on one line.
         voice: who speaks.
         rate: speed relative to the voice's own, 0.5 to 2.
-        pitch: height relative to the voice's own, 0.5 to 2; flite's voices are resampled, and change colour.
+        pitch: height relative to the voice's own, 0.5 to 2; flite's voices are resampled, and change
+        colour.
 
     Raises:
         AfnextError: the program is not installed, or fails.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 from afnext.training.synthesis.scenes import Event, Scene
 from afnext.training.tasks import music, several, sounds, speech
@@ -14,6 +16,7 @@ __all__ = ["TASKS", "Exchange", "about", "about_two", "timeline"]
 
 PAUSE = 0.6  # seconds between sentences that are one stretch of speech
 REFUSALS = 0.02  # of all questions
+UNHEARD_SPEECH = 0.05  # of questions about recordings without speech, that ask for a transcript
 
 TASKS = (*sounds.MAKERS, *speech.MAKERS, *music.MAKERS, *several.MAKERS, "refusal")
 """Every kind of question; a maker may word its kind in several ways, and say so in ``Exchange.task``."""
@@ -44,23 +47,16 @@ def about(scene: Scene, rng: random.Random, weights: Mapping[str, float] | None 
         raise ValueError(f"about: no kind of question is called {unknown[0]!r}")
     if (weights is None or "refusal" in weights) and rng.random() < REFUSALS:
         return refusal(rng)
-    events = timeline(scene)
-    makers = {name: (w, make, events) for name, (w, make) in sounds.MAKERS.items()}
-    if scene.utterances:
-        makers |= {n: (w, make, scene.utterances) for n, (w, make) in speech.MAKERS.items()}  # type: ignore[misc]
-    elif rng.random() < 0.05:
-        makers = {"transcribe": (1.0, speech.MAKERS["transcribe"][1], ())}  # type: ignore[dict-item]
-    if scene.melodies:
-        makers |= {n: (w, make, scene.melodies) for n, (w, make) in music.MAKERS.items()}  # type: ignore[misc]
+    kinds = _kinds(scene, rng)
     if weights is not None:
-        makers = {name: (weights[name], *makers[name][1:]) for name in makers if name in weights}
-    while makers:
-        names = list(makers)
-        name = rng.choices(names, [makers[n][0] for n in names])[0]
-        _, make, heard = makers[name]
-        if exchange := make(heard, rng):  # type: ignore[arg-type]
+        kinds = {
+            name: (weights[name], make) for name, (_, make) in kinds.items() if name in weights
+        }
+    while kinds:
+        name = rng.choices(list(kinds), [weight for weight, _ in kinds.values()])[0]
+        _, make = kinds.pop(name)
+        if exchange := make():
             return exchange
-        del makers[name]
     raise ValueError("about: no kind of question that is asked for fits the recording")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from afnext.training.synthesis.scenes import Utterance
 from afnext.training.tasks.exchange import Exchange, ask, span
@@ -106,8 +107,8 @@ def _speakers(utterances: Utterances, rng: random.Random) -> Exchange:
 def _interrupted(utterances: Utterances, rng: random.Random) -> Exchange | None:
     if len(utterances) < 2:
         return None
-    ends = zip(utterances, utterances[1:], strict=False)
-    return _ask("interrupted", "Yes." if any(b.onset < a.offset for a, b in ends) else "No.", rng)
+    interrupted = any(b.onset < a.offset for a, b in pairwise(utterances))
+    return _ask("interrupted", "Yes." if interrupted else "No.", rng)
 
 
 Maker = Callable[[Utterances, random.Random], "Exchange | None"]

@@ -1,8 +1,8 @@
 """Classes of sound event, each of two or three small random synthesisers, so that a class is no one waveform.
 
-A synthesiser takes a length in samples and a random generator and returns a float64 waveform whose audible part
-fills that length: decays are scaled to it, so that onset and offset are meaningful labels. :func:`render` fades
-the edges and normalises to unit RMS.
+A synthesiser takes a length in samples and a random generator and returns a float64 waveform whose audible
+part fills that length: decays are scaled to it, so that onset and offset are meaningful labels.
+:func:`render` fades the edges and normalises to unit RMS.
 """
 
 from __future__ import annotations

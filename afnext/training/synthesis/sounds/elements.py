@@ -1,6 +1,7 @@
 """What the synthesisers are built of: oscillators, decaying modes, bands of noise, repetitions.
 
-Textbook methods: additive and modal synthesis, frequency modulation (Chowning 1973), filtered and gated noise.
+Textbook methods: additive and modal synthesis, frequency modulation (Chowning 1973), filtered and gated
+noise.
 """
 
 from __future__ import annotations
