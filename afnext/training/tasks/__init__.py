@@ -35,6 +35,29 @@ def timeline(scene: Scene) -> list[Event]:
     return sorted(found, key=lambda event: event.onset)
 
 
+Maker = Callable[[], "Exchange | None"]
+
+
+def _kinds(scene: Scene, rng: random.Random) -> dict[str, tuple[float, Maker]]:
+    """The kinds of question that have a meaning for a recording, with their weights."""
+
+    def bound(
+        makers: Mapping[str, tuple[float, Any]], heard: Any
+    ) -> dict[str, tuple[float, Maker]]:
+        return {
+            name: (weight, partial(make, heard, rng)) for name, (weight, make) in makers.items()
+        }
+
+    kinds = bound(sounds.MAKERS, timeline(scene))
+    if scene.utterances:
+        kinds |= bound(speech.MAKERS, scene.utterances)
+    elif rng.random() < UNHEARD_SPEECH:
+        kinds = bound({"transcribe": speech.MAKERS["transcribe"]}, ())
+    if scene.melodies:
+        kinds |= bound(music.MAKERS, scene.melodies)
+    return kinds
+
+
 def about(scene: Scene, rng: random.Random, weights: Mapping[str, float] | None = None) -> Exchange:
     """A question about a recording: of what is to be heard in it, more of that than of what is not.
 
