@@ -77,7 +77,9 @@ def encode(
             )
         ends = [i for i, id in enumerate(after) if id in tokenizer.eos_ids and i >= len(before)]
         if not ends:
-            raise AfnextError(f"{conversation.id}: the chat template does not end the assistant's turn")
+            raise AfnextError(
+                f"{conversation.id}: the chat template does not end the assistant's turn"
+            )
         last = ends[-1]  # a template may write a line break behind it
         learnt[len(before) : last + 1] = [True] * (last + 1 - len(before))
     following = [*whole[1:], NOT_LEARNT]

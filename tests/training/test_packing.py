@@ -67,7 +67,10 @@ def test_answers_and_their_ends_alone_are_learnt(
             f"{answer}<|im_end|>" for answer in answers
         )
         for place, target in enumerate(item.targets):
-            assert target in (NOT_LEARNT, item.ids[place + 1] if place + 1 < len(item.ids) else None)
+            assert target in (
+                NOT_LEARNT,
+                item.ids[place + 1] if place + 1 < len(item.ids) else None,
+            )
 
 
 def test_what_begins_alike_is_shared(
@@ -100,7 +103,9 @@ def test_packed_is_what_each_is_alone(
             loss = F.cross_entropy(logits, batch.targets[learnt], reduction="sum")
             loss.backward()
             total += float(loss)
-        results.append((total, {n: p.grad for n, p in net.named_parameters() if p.grad is not None}))
+        results.append(
+            (total, {n: p.grad for n, p in net.named_parameters() if p.grad is not None})
+        )
     (packed, packed_grads), (alone, alone_grads) = results
     assert packed == pytest.approx(alone, rel=1e-5)
     assert packed_grads.keys() == alone_grads.keys()

@@ -1,0 +1,226 @@
+"""Where training conversations come from: folders of shards and files of published records, mixed by weight.
+
+A source's files are read once, for an index: which records hear which recording, how long it is, how many
+characters they have. Records are parsed again when they are drawn, so that an index is all that is held. Nothing
+is drawn from a running state: what a step trains on is a function of seed, stage and step, so that a run that
+goes on does what it would have done.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+from afnext.audio import load
+from afnext.audio.windows import SAMPLE_RATE, AudioWindow, cut_windows
+from afnext.errors import AfnextError, AudioError
+from afnext.training.conversations import Conversation, RecordError, Skipped, conversation
+from afnext.training.shards import Shard
+
+AUDIO_TOKENS = 25  # a second
+CHARACTERS = 3.0  # of text in a token, about: budgets need no more
+OVERHEAD = 12  # tokens of a turn's frame
+OPEN_SHARDS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A record: which file of its source, where its line begins, how many bytes it has."""
+
+    file: int
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What is drawn at once: a recording with the records that hear it alone, or one other record.
+
+    Attributes:
+        records: where they lie.
+        seconds: of audio, all recordings together.
+        characters: of each record's turns.
+    """
+
+    records: tuple[Place, ...]
+    seconds: float
+    characters: tuple[int, ...]
+
+    def tokens(self, chosen: Sequence[int]) -> int:
+        """About how many tokens the audio and some of its records take, packed."""
+        text = sum(self.characters[i] / CHARACTERS + OVERHEAD for i in chosen)
+        return round(AUDIO_TOKENS * self.seconds + text)
+
+
+@dataclass
+class Source:
+    """Records in files, their recordings in shards or files.
+
+    Attributes:
+        path: a folder of ``*.conversations.jsonl``, or one file of records (JSON lines).
+        root: where relative paths of recordings begin; by default the folder of the records.
+        skip_broken: whether to leave out and count what cannot be read, instead of ending.
+        skipped: what was left out.
+        entries: all that can be drawn.
+
+    Raises:
+        AfnextError: there are no records, or (unless ``skip_broken``) one cannot be read.
+    """
+
+    path: Path
+    root: Path | None = None
+    skip_broken: bool = False
+    skipped: Skipped = field(default_factory=Skipped)
+    files: list[Path] = field(init=False)
+    entries: list[Entry] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.path = Path(self.path)
+        folder = self.path.is_dir()
+        self.files = sorted(self.path.glob("*.conversations.jsonl")) if folder else [self.path]
+        self.root = self.root or (self.path if folder else self.path.parent)
+        self._shard = lru_cache(OPEN_SHARDS)(Shard)
+        self.entries = [
+            e for number, file in enumerate(self.files) for e in self._index(number, file)
+        ]
+        if not self.entries:
+            raise AfnextError(f"no conversations at {self.path}")
+
+    def _index(self, number: int, file: Path) -> Iterator[Entry]:
+        alone: dict[str, list[tuple[Place, float, int]]] = {}
+        for offset, line in _lines(file):
+            try:
+                item = conversation(_parsed(line, file, offset), f"{file.name}, byte {offset}")
+                if item.sounds and item.duration is None:
+                    raise RecordError(
+                        "a record with sounds needs a duration", f"{file.name}, {item.id}"
+                    )
+            except RecordError as error:
+                if not self.skip_broken:
+                    raise
+                self.skipped.add(error)
+                continue
+            place = Place(number, offset, len(line))
+            characters = sum(len(turn.text) for turn in item.turns)
+            seconds = item.duration or 0.0
+            if len(item.sounds) == 1:
+                alone.setdefault(item.sounds[0], []).append((place, seconds, characters))
+            else:
+                yield Entry((place,), seconds, (characters,))
+        for group in alone.values():
+            places, seconds_of, characters_of = zip(*group, strict=True)
+            yield Entry(places, max(seconds_of), characters_of)
+
+    def conversations(self, entry: Entry, chosen: Sequence[int]) -> list[Conversation]:
+        """Some records of an entry."""
+        found = []
+        for place in (entry.records[i] for i in chosen):
+            file = self.files[place.file]
+            with file.open("rb") as stream:
+                stream.seek(place.offset)
+                record = _parsed(stream.read(place.size), file, place.offset)
+            found.append(conversation(record, f"{file.name}, byte {place.offset}"))
+        return found
+
+    def windows(self, path: str) -> list[AudioWindow]:
+        """A recording's windows of 30 s.
+
+        Raises:
+            AudioError: it cannot be read.
+        """
+        assert self.root is not None
+        shard, inside, name = path.rpartition(".tar/")
+        if not inside:
+            return load(self.root / path)
+        samples, rate = self._shard(self.root / f"{shard}.tar").audio(name)
+        if rate != SAMPLE_RATE:
+            raise AudioError(
+                f"{self.root / path} has {rate} Hz; recordings in shards need {SAMPLE_RATE}"
+            )
+        return list(cut_windows([samples]))
+
+
+def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
+    try:
+        with file.open("rb") as stream:
+            offset = 0
+            for line in stream:
+                if line.strip():
+                    yield offset, line
+                offset += len(line)
+    except OSError as error:
+        raise AfnextError(f"cannot read conversations from {file}: {error.strerror}") from None
+
+
+def _parsed(line: bytes, file: Path, offset: int) -> object:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise RecordError("a line is no JSON", f"{file.name}, byte {offset}", str(error)) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """An entry of the source called ``source``, and which of its records."""
+
+    source: str
+    entry: Entry
+    chosen: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Sources by name, and how to draw from them.
+
+    Args:
+        sources: by name.
+        weights: shares of recordings, by name of a source; they need not add up to 1.
+        longest: seconds; entries with more audio are left out.
+        per_recording: records of an entry that a draw takes, at most.
+
+    Raises:
+        AfnextError: a weight names no source or is negative, or nothing is left to draw.
+    """
+
+    sources: Mapping[str, Source]
+    weights: Mapping[str, float]
+    longest: float
+    per_recording: int = 6
+    _usable: dict[str, list[Entry]] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, weight in self.weights.items():
+            if name not in self.sources:
+                known = ", ".join(self.sources)
+                raise AfnextError(f"mixture: no source is called {name!r}; there are {known}")
+            if weight < 0:
+                raise AfnextError(f"mixture: {name}'s weight must be at least 0, got {weight}")
+            if weight > 0:
+                usable = [e for e in self.sources[name].entries if e.seconds <= self.longest]
+                if not usable:
+                    raise AfnextError(f"mixture: {name} has nothing of at most {self.longest:g} s")
+                self._usable[name] = usable
+        if not self._usable:
+            raise AfnextError("mixture: no source has a weight above 0")
+
+    def draw(self, tokens: int, seed: str) -> list[Draw]:
+        """What a step trains on: draws until they hold about ``tokens``, the last one the first to reach it.
+
+        A function of ``seed`` alone.
+        """
+        rng = random.Random(seed)
+        names = list(self._usable)
+        shares = [self.weights[name] for name in names]
+        drawn, total = [], 0
+        while total < tokens:
+            name = rng.choices(names, shares)[0]
+            entry = rng.choice(self._usable[name])
+            count = min(len(entry.records), self.per_recording)
+            chosen = tuple(sorted(rng.sample(range(len(entry.records)), count)))
+            drawn.append(Draw(name, entry, chosen))
+            total += entry.tokens(chosen)
+        return drawn
