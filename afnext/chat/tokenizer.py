@@ -62,6 +62,7 @@ class Tokenizer:
             t.content for t in self._backend.get_added_tokens_decoder().values() if t.special
         }
         self._special_ids = {self._added[t] for t in self._specials}
+        self._control: dict[str, tuple[str, ...]] = {}
         self.special_tokens = {
             name: text
             for name in ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -146,8 +147,11 @@ class Tokenizer:
         """What must not come from a user's text: special tokens, those of ChatML and of audio, and
         every added token that the chat template writes. Other added tokens (nano's times, say) are
         ordinary text."""
-        ours = {*CONTROL_TOKENS, self.audio_token, self.audio_bos, self.audio_eos}
-        return tuple(t for t in self._added if t in self._specials or t in ours or t in template)
+        if template not in self._control:
+            ours = {*self._specials, *CONTROL_TOKENS, self.audio_token, self.audio_bos, self.audio_eos}
+            found = tuple(t for t in self._added if t in ours or t in template)
+            self._control[template] = found
+        return self._control[template]
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """The text of ids; ids outside the vocabulary are left out.

@@ -7,7 +7,7 @@ One of these is built per forward and handed to every layer. Each takes q ``[...
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate, groupby
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,6 @@ from torch import Tensor
 
 from afnext import ops
 from afnext.ops import reference
-
-from .layers import under_autocast
 
 # Below this many keys, in training, two matrix products and a softmax beat the fused kernel on a CPU.
 SMALL = 1024
@@ -87,35 +85,17 @@ class Packed:
     ) -> None:
         if cu_seqlens is None:
             cu_seqlens = _running_sum(lengths, device)
-        self.lengths, self.cu_seqlens, self.causal = lengths, cu_seqlens, causal
-        self.rope: Rope | None = None
+        self.cu_seqlens, self.causal = cu_seqlens, causal
         self.rotation: ops.Rotation | None = None
         if positions is not None and inv_freq is not None:
             times = positions.float()
             self.rotation = ops.Rotation(times, times, inv_freq)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if under_autocast(q):
-            return self._in_torch(q, k, v)
         out, _ = ops.attention(
             q, k, v, cu_seqlens_q=self.cu_seqlens, causal=self.causal, rotation=self.rotation
         )
         return out
-
-    def _in_torch(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The same, neighbours of equal length as one batch."""
-        if self.rotation is not None:
-            if self.rope is None:
-                self.rope = Rope(self.rotation.times_q, self.rotation.inv_freq)
-            q, k = self.rope(q), self.rope(k)
-        outs, start = [], 0
-        for length, run in groupby(self.lengths):
-            count = len(list(run))
-            rows = slice(start, start + count * length)
-            start = rows.stop
-            qs, ks, vs = (t[rows].unflatten(0, (count, length)) for t in (q, k, v))
-            outs.append(softmax_attention(qs, ks, vs, causal=self.causal).flatten(0, 1))
-        return torch.cat(outs) if outs else q
 
 
 class Branches:

@@ -1,140 +1,238 @@
-"""A training recipe as typed dataclasses, read from YAML; an unknown or ill-typed key is refused."""
+"""Recipes as typed dataclasses, read from YAML; an unknown or ill-typed key is refused.
+
+A chain is a file that names its stages; each stage is a file of its own beside it. Those of the embedded
+model are in ``afnext/recipes/nano``, those at the published figures in ``afnext/recipes/7b``.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from afnext.errors import AfnextError
+from afnext.training.synthesis.dataset import SceneSet
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """Synthesised clips: how many of each length in seconds, and from which seed."""
+class SynthesisConfig:
+    """Training sets to make: ``sets`` of scenes by name, from banks of ``sentences`` spoken sentences.
+
+    ``split`` is ``train`` or ``held-out``: which voices, sentences and soundfont the banks have.
+    """
 
     seed: int
-    clips: dict[float, int]
+    sentences: int
+    sets: dict[str, list[SceneSet]]
+    split: str = "train"
 
 
 @dataclass(frozen=True)
-class TokenizerConfig:
-    """``pieces`` of byte-level BPE trained on questions about ``clips`` random scenes."""
+class SourceConfig:
+    """Conversations on disk: a folder of ``*.conversations.jsonl`` or a file of published records.
 
-    pieces: int = 1024
-    clips: int = 5000
-    seed: int = 0
+    ``root`` is where relative paths of recordings begin. What cannot be read ends the run, or is left out
+    and counted where ``skip_broken``.
+    """
+
+    path: str
+    root: str = ""
+    skip_broken: bool = False
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Geometry of the network; the vocabulary follows from the tokenizer."""
+    """Geometry of a network trained from nothing; the vocabulary has ``pieces`` of byte-level BPE."""
 
-    audio_width: int = 192
+    pieces: int = 1024
+    audio_width: int = 256
     audio_layers: int = 4
     audio_heads: int = 4
-    audio_ffn: int = 768
+    audio_ffn: int = 1024
     width: int = 256
     layers: int = 4
     heads: int = 4
     kv_heads: int = 2
-    ffn: int = 704
+    ffn: int = 768
     rope_theta: float = 10_000.0
     max_positions: int = 65_536  # half an hour of audio is 45,000 tokens
 
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the objectives (0 leaves one out) and of answers among themselves.
+    """Weights of the objectives; 0 leaves one out. All but ``answer`` need labels (``targets``).
 
-    ``answer``: next-token loss. ``frames``: per-class activity and onsets from the encoder.
-    ``alignment``: the adaptor's output is near the word embedding of the sounding class.
-    ``clock``: it is near the embedding of its own time.
-    ``length_power``: each token of an answer of n tokens weighs n ** -length_power.
+    ``answer``: next-token loss of the assistant's texts. ``frames``: per-label activity and onsets from the
+    encoder, by a head that is thrown away. ``spelling``: another spells what is said (CTC). ``reading``: the
+    adaptor's output does so, read by the decoder's own word embeddings. ``alignment``: it is near the embedding of what sounds.
+    ``clock``: it is near that of its own time. ``length_power``: each token of an answer of n tokens weighs
+    n ** -length_power.
     """
 
     answer: float = 1.0
-    frames: float = 0.3
-    alignment: float = 1.0
+    frames: float = 0.0
+    spelling: float = 0.0
+    reading: float = 0.0
+    alignment: float = 0.0
     clock: float = 0.0
-    length_power: float = 0.3
-
-
-@dataclass(frozen=True)
-class MixPhase:
-    """Until this fraction of the stage, draw lengths by these shares ("2-10" is a range in seconds)."""
-
-    until: float
-    shares: dict[str, float]
+    length_power: float = 0.0
 
 
 @dataclass(frozen=True)
 class StageConfig:
     """One stage: what is trained, for how many steps, on what, towards which objectives.
 
-    ``trainable`` is a regular expression searched in parameter names. A batch holds about
-    ``audio_tokens`` audio tokens of clips of one length. The learning rate warms up over
-    ``warmup_steps``, stays flat to ``flat`` of the stage, then follows a cosine to ``final_rate`` of
-    its value. Every clip has ``questions`` exchanges (more in long clips), of which a share ``follow``
-    are further turns of the conversation before. ``tasks`` replaces the usual weights of the kinds of
-    question (``tasks.MAKERS``). ``curve`` is the length in steps of the mix and the learning-rate curve,
-    by default that of the stage: a shorter stage ends on the way.
+    Attributes:
+        name: by which other stages and the log know it.
+        steps: optimizer steps.
+        train: patterns (regular expressions, searched in names of parameters) with their learning rates.
+        freeze: patterns of what is not trained. Every parameter must match exactly one of all patterns,
+            every pattern a parameter.
+        audio_seconds: recordings of a conversation, together; longer ones are left out.
+        context_tokens: of a conversation; longer ones are left out.
+        batch_tokens: of a step, about.
+        mixture: shares of recordings by name of a source.
+        mixture_of: other stages whose mixtures are added, with a factor.
+        hearing: ``"audio"``; or ``"script"``: a recording's labels as text stand in its place.
+        per_recording: conversations about a recording in a step, at most.
+        losses: objectives.
+        optimizer: ``"muon"`` (for the matrices of layers, AdamW for the rest) or ``"adamw"``.
+        warmup: share of the steps in which the learning rates rise.
+        flat: share of the steps until which they stay, before a cosine.
+        final_rate: what of them is left at the end.
+        weight_decay: of AdamW.
+        clip: largest norm of the gradients.
+        accumulate: batches of a step.
     """
 
     name: str
     steps: int
-    trainable: str
-    mix: list[MixPhase]
+    train: dict[str, float]
+    mixture: dict[str, float]
+    freeze: list[str] = field(default_factory=list)
+    audio_seconds: float = 30.0
+    context_tokens: int = 8192
+    batch_tokens: int = 8192
+    mixture_of: dict[str, float] = field(default_factory=dict)
+    hearing: Literal["audio", "script"] = "audio"
+    per_recording: int = 6
     losses: LossWeights = field(default_factory=LossWeights)
-    learning_rate: float = 2e-3
-    warmup_steps: int = 60
-    flat: float = 0.35
-    final_rate: float = 0.03
-    audio_tokens: int = 1200
-    questions: int = 7
-    follow: float = 0.15
-    tasks: dict[str, float] = field(default_factory=dict)
-    curve: int = 0
+    optimizer: Literal["muon", "adamw"] = "adamw"
+    warmup: float = 0.03
+    flat: float = 0.0
+    final_rate: float = 0.0
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    accumulate: int = 1
 
-    def progress(self, step: int) -> float:
-        """How far along its curve a step is, 0 to 1."""
-        return step / (self.curve or self.steps)
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch_tokens < 1 or self.accumulate < 1:
+            raise AfnextError(f"{self.name}: steps, batch_tokens and accumulate must be at least 1")
+        if not self.train:
+            raise AfnextError(f"{self.name}: train names nothing")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A whole recipe. ``evaluate_every`` and ``save_every`` count steps; 0 means never."""
+    """A chain of stages.
+
+    Attributes:
+        name: of the chain, and of the model that it makes.
+        stages: in order; each begins with the weights the one before ended with.
+        init: a model folder to begin with; otherwise ``model`` is drawn at random.
+        model: geometry, where there is no ``init``.
+        synthesis: a training set to make; its sets are sources of these names.
+        held_out: the like, for what is watched while training.
+        sources: others, by name.
+        seed: of weights and of what is drawn.
+        bf16: compute in bfloat16 under autocast.
+        threads, workers: of torch, and processes that make training sets; 0: as many as there are cores.
+        evaluate_every, save_every: steps; 0 for never.
+        export_dtype: of the weights in the model folder.
+    """
 
     name: str
-    data: DataConfig
-    held_out: DataConfig
     stages: list[StageConfig]
-    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    init: str = ""
     model: ModelShape = field(default_factory=ModelShape)
+    synthesis: SynthesisConfig | None = None
+    held_out: SynthesisConfig | None = None
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
     seed: int = 0
-    threads: int = 1
-    workers: int = 2
     bf16: bool = True
+    threads: int = 0
+    workers: int = 0
     evaluate_every: int = 250
     save_every: int = 100
-    export_dtype: str = "float32"
+    export_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+
+    def __post_init__(self) -> None:
+        names = [stage.name for stage in self.stages]
+        if double := [name for name in names if names.count(name) > 1]:
+            raise AfnextError(f"{self.name}: two stages are called {double[0]!r}")
+        for stage in self.stages:
+            mixture_of(stage, self.stages)
+
+    def stage(self, name: str) -> StageConfig:
+        """The stage of a name."""
+        return next(stage for stage in self.stages if stage.name == name)
+
+
+def mixture_of(stage: StageConfig, stages: list[StageConfig]) -> dict[str, float]:
+    """Shares of recordings by name of a source, with what the stage takes of other stages' mixtures; each
+    mixture's shares add up to its factor.
+
+    Raises:
+        AfnextError: it names no stage, or itself.
+    """
+    known = {other.name: other for other in stages}
+
+    def shares(of: StageConfig, below: tuple[str, ...]) -> dict[str, float]:
+        total = sum(of.mixture.values()) or 1.0
+        found = {name: share / total for name, share in of.mixture.items()}
+        for name, factor in of.mixture_of.items():
+            if name not in known:
+                raise AfnextError(f"{stage.name}: mixture_of: no stage is called {name!r}")
+            if name in below:
+                raise AfnextError(f"{stage.name}: mixture_of leads back to {name!r}")
+            for source, share in shares(known[name], (*below, name)).items():
+                found[source] = found.get(source, 0.0) + factor * share
+        return found
+
+    return shares(stage, (stage.name,))
 
 
 def load_recipe(path: str | Path) -> TrainConfig:
-    """Read a YAML recipe; raises :class:`AfnextError` that names the key at fault."""
+    """Read a chain: a YAML file, or a folder with its ``chain.yaml``. A stage may be a mapping or the name of
+    a YAML file beside the chain's.
+
+    Raises:
+        AfnextError: naming the key at fault.
+    """
     path = Path(path)
+    path = path / "chain.yaml" if path.is_dir() else path
+    values = _read(path)
+    if isinstance(values, dict) and isinstance(values.get("stages"), list):
+        values["stages"] = [
+            _read(path.parent / stage) if isinstance(stage, str) else stage
+            for stage in values["stages"]
+        ]
+    return _build(TrainConfig, values, path.name)
+
+
+def _read(path: Path) -> Any:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise AfnextError(f"no recipe at {path}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise AfnextError(f"cannot read the recipe {path}: {error}") from None
-    return _build(TrainConfig, values, path.name)
 
 
 def _build(kind: type, values: Any, where: str) -> Any:
@@ -150,23 +248,28 @@ def _build(kind: type, values: Any, where: str) -> Any:
     ]
     if missing := [name for name in required if name not in values]:
         raise AfnextError(f"{where}: missing key {missing[0]!r}")
-    return kind(**{k: _convert(hints[k], v, f"{where}: {k}") for k, v in values.items()})
+    try:
+        return kind(**{k: _convert(hints[k], v, f"{where}: {k}") for k, v in values.items()})
+    except ValueError as error:
+        raise AfnextError(f"{where}: {error}") from None
 
 
 def _convert(kind: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return _build(typing.cast(type, kind), value, where)
-    if isinstance(kind, types.GenericAlias):
-        args = typing.get_args(kind)
-        if kind.__origin__ is list and isinstance(value, list):
-            return [_convert(args[0], v, f"{where}[{i}]") for i, v in enumerate(value)]
-        if kind.__origin__ is dict and isinstance(value, dict):
-            return {
-                _convert(args[0], k, where): _convert(args[1], v, f"{where}.{k}")
-                for k, v in value.items()
-            }
-    elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:
+        return None if value is None else _convert(args[0], value, where)
+    if origin is Literal:
+        if value in args:
+            return value
+        raise AfnextError(f"{where}: must be one of {', '.join(map(str, args))}, got {value!r}")
+    if origin is list and isinstance(value, list):
+        return [_convert(args[0], v, f"{where}[{i}]") for i, v in enumerate(value)]
+    if origin is dict and isinstance(value, Mapping):
+        return {_convert(args[0], k, where): _convert(args[1], v, f"{where}.{k}") for k, v in value.items()}
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
-    elif type(value) is kind:
+    if type(value) is kind:
         return value
     raise AfnextError(f"{where}: expected {getattr(kind, '__name__', kind)}, got {value!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -65,9 +66,9 @@ def model_config(shape: ModelShape, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def export(net: AudioLanguageModel, tokenizer: Tokenizer, folder: Path, dtype: str) -> Path:
-    """Write weights, config, generation config and tokenizer into ``folder``."""
+    """Write weights, config, generation config and tokenizer into ``folder``; the net stays as it is."""
     folder.mkdir(parents=True, exist_ok=True)
-    net.to(getattr(torch, dtype)).save_pretrained(folder)
+    copy.deepcopy(net).to(getattr(torch, dtype)).save_pretrained(folder)
     mark_variant(folder, "nano")
     ids = tokenizer.get_vocab()
     generation = {

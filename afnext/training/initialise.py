@@ -5,18 +5,12 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from afnext.training.data import Vocabulary
+from afnext.model import AudioLanguageModel
+from afnext.model.encoder import sinusoids
 
 MATCHING_LAYERS = 3
-
-
-def sinusoids(length: int, width: int) -> Tensor:
-    """Whisper's fixed position table, float32 [length, width]: sines, then cosines."""
-    rate = math.log(10_000) / (width // 2 - 1)
-    phase = torch.arange(length)[:, None] * torch.exp(-rate * torch.arange(width // 2))
-    return torch.cat((phase.sin(), phase.cos()), 1)
 
 
 def _scale(name: str, parameter: Tensor, width: int) -> float:
@@ -29,8 +23,8 @@ def _scale(name: str, parameter: Tensor, width: int) -> float:
 
 
 @torch.no_grad()
-def initialise(net: nn.Module, vocab: Vocabulary, heads: int, kv_heads: int, seed: int) -> None:
-    """Fill every parameter of an ``AudioLanguageModel`` in place.
+def initialise(net: AudioLanguageModel, times: Tensor, seed: int) -> None:
+    """Fill every parameter in place; ``times`` int64 ``[100]`` are the ids of "0.0" to "9.9".
 
     Beyond the usual normals: one query head of each KV group in the first layers starts with the
     weights of its key head, so that it attends to tokens like its own; and the time tokens start as
@@ -50,8 +44,9 @@ def initialise(net: nn.Module, vocab: Vocabulary, heads: int, kv_heads: int, see
             parameter.copy_(sinusoids(*parameter.shape))
         elif name != "language_model.lm_head.weight":
             parameter.normal_(0, _scale(name, parameter, width), generator=generator)
-    head_dim = width // heads
-    for layer in range(MATCHING_LAYERS):
+    text = net.config.text
+    heads, kv_heads, head_dim = text.num_attention_heads, text.num_key_value_heads, text.head_dim
+    for layer in range(min(MATCHING_LAYERS, text.num_hidden_layers)):
         stem = f"language_model.model.layers.{layer}.self_attn"
         query, key = parameters[f"{stem}.q_proj.weight"], parameters[f"{stem}.k_proj.weight"]
         query.normal_(0, 0.03, generator=generator)
@@ -60,8 +55,8 @@ def initialise(net: nn.Module, vocab: Vocabulary, heads: int, kv_heads: int, see
             head = group * (heads // kv_heads)
             query[head * head_dim : (head + 1) * head_dim] = matching
             key[group * head_dim : (group + 1) * head_dim] = matching
-    frequency = torch.logspace(math.log10(0.008), math.log10(3.0), width // 2)
-    phase = 2 * math.pi * 0.1 * torch.arange(len(vocab.times))[:, None] * frequency
-    embedding[vocab.times] = torch.cat((phase.sin(), phase.cos()), 1) * 0.02 * math.sqrt(2)
+    frequency = torch.logspace(math.log10(0.05), math.log10(3.0), width // 2)
+    phase = 2 * math.pi * 0.1 * torch.arange(len(times))[:, None] * frequency
+    embedding[times] = torch.cat((phase.sin(), phase.cos()), 1) * 0.02 * math.sqrt(2)
     if "language_model.lm_head.weight" in parameters:
         parameters["language_model.lm_head.weight"].copy_(embedding)

@@ -1,31 +1,45 @@
-"""The supervised loop: stages of steps over packed batches, resumable at any saved step."""
+"""The supervised loop: a chain of stages over packed batches, resumable at any saved step."""
 
 from __future__ import annotations
 
-import re
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
+from afnext.chat import ChatTemplate
+from afnext.chat import Tokenizer as ChatTokenizer
 from afnext.errors import AfnextError
 from afnext.model import AudioLanguageModel, ModelConfig
-from afnext.training import forward, state
-from afnext.training.config import DataConfig, StageConfig, TrainConfig, load_recipe
-from afnext.training.data import Batch, Vocabulary, draw, frame_targets
+from afnext.training import state
+from afnext.training.batches import Batch, Batches
+from afnext.training.config import StageConfig, TrainConfig, load_recipe
+from afnext.training.data import corpus, prepare
 from afnext.training.export import export, model_config
 from afnext.training.initialise import initialise
-from afnext.training.loss import FrameHead, alignment_loss, answer_loss, clock_loss, frame_loss
-from afnext.training.monitor import Journal, held_out_batches, task_accuracy
-from afnext.training.optimizer import build_optimizers, rate_at
-from afnext.training.synthesis import CLASSES, ClipSet, generate, open_clips
-from afnext.training.tokenizer import train_tokenizer
+from afnext.training.loss import (
+    Heads,
+    alignment_loss,
+    answer_loss,
+    clock_loss,
+    frame_loss,
+    reading_loss,
+    spelling_loss,
+)
+from afnext.training.monitor import Journal, task_accuracy
+from afnext.training.optimizer import build_optimizers, parts_of, rate_at
+from afnext.training.packing import NOT_LEARNT, hear, hidden_states
+from afnext.training.sources import Source
+from afnext.training.targets import Words
+from afnext.training.tokenizer import save_tokenizer, train_tokenizer
+
+HELD_OUT_BATCHES = 4
+CONSTANT = "embed_positions"  # Whisper's sinusoids
 
 
 def train(
@@ -34,14 +48,16 @@ def train(
     *,
     resume: bool = False,
     data: str | Path | None = None,
+    stages: Sequence[str] = (),
 ) -> Path:
-    """Run a recipe from data to a model folder.
+    """Run a chain from data to a model folder.
 
     Args:
-        recipe: a YAML file or a :class:`TrainConfig`.
+        recipe: a YAML file, a folder with a ``chain.yaml`` or a :class:`TrainConfig`.
         out: folder for the run: ``log.jsonl``, ``checkpoint.pt`` and the finished ``model/``.
         resume: go on from ``out/checkpoint.pt``; otherwise that file must not exist.
-        data: folder for the synthesised clips, kept between runs; by default ``out/data``.
+        data: folder for synthesised recordings, kept between runs; by default ``out/data``.
+        stages: stop after the last of these; by default run all.
 
     Returns:
         The model folder, which ``AudioLanguageModel.from_pretrained`` and transformers load.
@@ -53,21 +69,16 @@ def train(
     out = Path(out)
     if (out / "checkpoint.pt").exists() and not resume:
         raise AfnextError(f"{out} holds a run already; resume it or choose another folder")
+    if unknown := set(stages) - {stage.name for stage in config.stages}:
+        raise AfnextError(f"{config.name}: no stage is called {unknown.pop()!r}")
     out.mkdir(parents=True, exist_ok=True)
     journal = Journal(out / "log.jsonl")
     try:
         folder = Path(data) if data else out / "data"
-        clips = _clips(config.data, folder / "train", config.workers, journal)
-        held_out = _clips(config.held_out, folder / "held-out", config.workers, journal)
-        return Run(config, out, clips, held_out, journal).train()
+        sources, held_out = prepare(config, folder, journal)
+        return Run(config, out, sources, held_out, journal).train(stages)
     finally:
         journal.close()
-
-
-def _clips(wanted: DataConfig, folder: Path, workers: int, journal: Journal) -> list[ClipSet]:
-    for seconds, done in generate(folder, wanted.clips, wanted.seed, workers):
-        journal.advance(f"synthesis, {seconds:g} s clips", done, wanted.clips[seconds])
-    return [s for s in open_clips(folder) if s.seconds in wanted.clips]
 
 
 class Run:
@@ -77,62 +88,90 @@ class Run:
         self,
         config: TrainConfig,
         out: Path,
-        clips: Sequence[ClipSet],
-        held_out: Sequence[ClipSet],
+        sources: Mapping[str, Source],
+        held_out: Mapping[str, Source],
         journal: Journal,
     ) -> None:
-        torch.set_num_threads(config.threads)
+        torch.set_num_threads(config.threads or torch.get_num_threads())
         torch.manual_seed(config.seed)
-        self.config, self.clips, self.journal = config, clips, journal
+        self.config, self.sources, self.held_out_sources = config, sources, held_out
+        self.journal, self.out = journal, out
         self.model_folder, self.checkpoint = out / "model", out / "checkpoint.pt"
-        words, shape = config.tokenizer, config.model
-        self.tokenizer: Tokenizer = train_tokenizer(words.pieces, words.clips, words.seed)
-        self.vocab = Vocabulary(self.tokenizer)
-        self.net = AudioLanguageModel(ModelConfig.from_dict(model_config(shape, self.tokenizer)))
-        initialise(self.net, self.vocab, shape.heads, shape.kv_heads, config.seed)
-        self.head = FrameHead(shape.audio_width)
-        nn.init.normal_(self.head.weight, 0, 0.05)
-        nn.init.zeros_(self.head.bias)
-        self.all = nn.ModuleDict({"net": self.net, "head": self.head})
-        self.held_out = held_out_batches(held_out, self.vocab)
+        shape = config.model
+        self.backend = train_tokenizer(corpus(sources), shape.pieces)
+        save_tokenizer(self.backend, self.model_folder)
+        self.tokenizer = ChatTokenizer.from_folder(self.model_folder)
+        self.template = ChatTemplate.from_folder(self.model_folder)
+        self.words = Words(self.backend)
+        self.net = AudioLanguageModel(ModelConfig.from_dict(model_config(shape, self.backend)))
+        initialise(self.net, self.words.times, config.seed)
+        self.all = nn.ModuleDict({"net": self.net})
+        self.heads: Heads | None = None
+        if any(stage.losses.frames or stage.losses.spelling for stage in config.stages):
+            self.heads = Heads(shape.audio_width, shape.pieces)
+            for name, parameter in self.heads.named_parameters():
+                (nn.init.zeros_ if name.endswith("bias") else nn.init.normal_)(parameter)
+                parameter.data.mul_(0.05)
+            self.all["heads"] = self.heads
+        self.parameters = {n: p for n, p in self.all.named_parameters() if CONSTANT not in n}
+        self.parts = [self._parts(stage) for stage in config.stages]
         self.progress = state.Progress()
 
-    def train(self) -> Path:
-        """Run or resume every stage, then export."""
+    def _parts(self, stage: StageConfig) -> dict[str, list[str]]:
+        try:
+            return parts_of(self.parameters, stage.train, stage.freeze)
+        except AfnextError as error:
+            raise AfnextError(f"{stage.name}: {error}") from None
+
+    def train(self, stages: Sequence[str] = ()) -> Path:
+        """Run or resume the stages, up to the last of ``stages`` if given, then export."""
         saved = state.load(self.checkpoint) if self.checkpoint.exists() else None
         if saved:
             self.all.load_state_dict(saved["weights"])
             self.progress = state.Progress(**saved["progress"])
             torch.set_rng_state(saved["random"])
         count = sum(p.numel() for p in self.net.parameters())
-        self.journal.write("start", parameters=count, vocabulary=self.tokenizer.get_vocab_size())
-        for index in range(self.progress.stage, len(self.config.stages)):
+        self.journal.write("start", parameters=count, vocabulary=self.tokenizer.vocab_size)
+        names = [stage.name for stage in self.config.stages]
+        last = max((names.index(name) for name in stages), default=len(names) - 1)
+        for index in range(self.progress.stage, last + 1):
             self._stage(index, saved["optimizers"] if saved else None)
             saved = None
-        return export(self.net, self.tokenizer, self.model_folder, self.config.export_dtype)
+        return self.export()
+
+    def export(self) -> Path:
+        """The model folder with the weights as they are."""
+        return export(self.net, self.backend, self.model_folder, self.config.export_dtype)
 
     def _stage(self, index: int, optimizer_states: list | None) -> None:
         config, stage, progress = self.config, self.config.stages[index], self.progress
         if progress.stage != index:
             progress.stage, progress.step = index, 0
+        for line in describe(self.parameters, self.parts[index], stage):
+            self.journal.say(line)
+        trained = {n for pattern in stage.train for n in self.parts[index][pattern]}
         for name, parameter in self.all.named_parameters():
-            fixed = "embed_positions" in name
-            parameter.requires_grad_(not fixed and re.search(stage.trainable, name) is not None)
-        optimizers = build_optimizers(self.all.named_parameters(), stage.learning_rate)
+            parameter.requires_grad_(name in trained)
+        optimizers = build_optimizers(self.parameters, self.parts[index], stage)
         for optimizer, values in zip(optimizers, optimizer_states or [], strict=False):
             optimizer.load_state_dict(values)
-        trainable = [p for p in self.all.parameters() if p.requires_grad]
+        batches = self.batches(stage, self.sources)
+        held_out = self._held_out(stage)
         totals: dict[str, float] = defaultdict(float)
         began = time.perf_counter()
-        for step, batch in enumerate(self._batches(stage), progress.step):
+        for step, made in enumerate(batches.ahead(progress.step), progress.step):
             rate = rate_at(stage, step)
-            for group in (g for o in optimizers for g in o.param_groups):
-                group["lr"] = rate
-            with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
-                parts = self.losses(batch, stage)
-            loss = torch.stack(list(parts.values())).sum()
-            loss.backward()
-            norm = clip_grad_norm_(trainable, 1.0)
+            for group in chain.from_iterable(o.param_groups for o in optimizers):
+                group["lr"] = rate * group["peak"]
+            losses: dict[str, float] = defaultdict(float)
+            for batch in made:
+                with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
+                    parts = self.losses(batch, stage)
+                loss = torch.stack(list(parts.values())).sum() / stage.accumulate
+                loss.backward()
+                for name, part in parts.items():
+                    losses[f"{name}_loss"] += part.item() / stage.accumulate
+            norm = clip_grad_norm_([self.parameters[n] for n in trained], stage.clip)
             if torch.isfinite(norm):
                 for optimizer in optimizers:
                     optimizer.step()
@@ -142,68 +181,70 @@ class Run:
             spent = time.perf_counter() - began
             began += spent
             progress.seconds += spent
-            rows = len(batch.events)
-            counts = {
-                **{f"{k}_loss": v.item() for k, v in parts.items()},
+            counts = losses | {
                 "steps": 1,
                 "seconds": spent,
                 "skipped": int(not torch.isfinite(norm)),
-                "tokens": rows * (batch.audio_tokens + batch.text.ids.shape[1]),
-                "audio": rows * batch.seconds,
+                "tokens": sum(len(batch.packed.ids) for batch in made),
+                "audio": sum(batch.seconds for batch in made),
             }
+            progress.check(bool(torch.isfinite(norm)), stage.name)
             for key, value in counts.items():
                 totals[key] += value
-            self.journal.advance(f"{stage.name} loss {loss.item():.2f}", step + 1, stage.steps)
-            if self.journal.due():
+            loss_now = sum(losses.values())
+            self.journal.advance(f"{stage.name} loss {loss_now:.2f}", step + 1, stage.steps)
+            if self.journal.due() or step + 1 == stage.steps:
                 self._report(stage, totals, rate)
                 totals.clear()
-            if config.evaluate_every and (step + 1) % config.evaluate_every == 0:
-                self._evaluate(stage)
+            last = step + 1 == stage.steps
+            if config.evaluate_every and ((step + 1) % config.evaluate_every == 0 or last):
+                self._evaluate(stage, held_out)
+                began = time.perf_counter()
             if config.save_every and (step + 1) % config.save_every == 0:
                 state.save(self.checkpoint, self.all, optimizers, progress)
         progress.stage, progress.step = index + 1, 0
         state.save(self.checkpoint, self.all, [], progress)
 
-    def _batches(self, stage: StageConfig) -> Iterator[Batch]:
-        """The batches of the remaining steps, each made while the one before is in use."""
-        steps = range(self.progress.step, stage.steps)
-        with ThreadPoolExecutor(1) as pool:
-            made = [
-                pool.submit(draw, self.clips, stage, step, str(self.config.seed), self.vocab)
-                for step in steps[:1]
-            ]
-            for step in steps:
-                batch = made.pop().result()
-                if step + 1 < stage.steps:
-                    made.append(
-                        pool.submit(
-                            draw, self.clips, stage, step + 1, str(self.config.seed), self.vocab
-                        )
-                    )
-                yield batch
+    def batches(self, stage: StageConfig, sources: Mapping[str, Source]) -> Batches:
+        """What a stage draws from some sources."""
+        return Batches(self.config, stage, sources, self.tokenizer, self.template, self.words)
 
-    def losses(self, batch: Batch, stage: StageConfig) -> dict[str, torch.Tensor]:
+    def _held_out(self, stage: StageConfig) -> list[Batch]:
+        if not (self.held_out_sources and self.config.evaluate_every and stage.losses.answer):
+            return []
+        batches = self.batches(stage, self.held_out_sources)
+        return [batches.batch(-1 - i) for i in range(HELD_OUT_BATCHES)]
+
+    def losses(self, batch: Batch, stage: StageConfig) -> dict[str, Tensor]:
         """The weighted objectives of one batch, by name."""
-        weights, parts = stage.losses, {}
-        encoded = forward.encode(self.net, batch)
-        targets = frame_targets(batch.events, batch.audio_tokens)
-        if weights.frames:
-            parts["frame"] = weights.frames * frame_loss(self.head(encoded), targets)
-        if weights.answer or weights.alignment or weights.clock:
-            audio = forward.adapt(self.net, encoded)
-            if weights.alignment:
-                words = self.net.language_model.model.embed_tokens(self.vocab.labels).mean(1)
-                active = targets[..., : len(CLASSES)]
-                parts["alignment"] = weights.alignment * alignment_loss(audio, words, active)
-            if weights.clock:
-                times = self.net.language_model.model.embed_tokens(self.vocab.times)
-                parts["clock"] = weights.clock * clock_loss(audio, times)
-            if weights.answer:
-                logits = forward.answer_logits(self.net, audio, batch)
-                learnt = batch.text.targets >= 0
-                parts["answer"] = weights.answer * answer_loss(
-                    logits, batch.text.targets[learnt], batch.text.weights[learnt], self.vocab.times
-                )
+        wanted, packed, targets = stage.losses, batch.packed, batch.targets
+        embedding = self.net.language_model.model.embed_tokens.weight
+        pieces = self.config.model.pieces
+        encoded, audio = hear(self.net, packed.audio)
+        parts: dict[str, Tensor] = {}
+        if len(targets.labelled):
+            if wanted.frames and self.heads:
+                parts["frame"] = wanted.frames * frame_loss(self.heads, encoded, targets)
+            if wanted.alignment:
+                near = alignment_loss(audio, embedding, self.words, targets)
+                parts["alignment"] = wanted.alignment * near
+            if wanted.clock:
+                read = clock_loss(audio, embedding, self.words, targets)
+                parts["clock"] = wanted.clock * read
+        if targets.spoken:
+            if wanted.spelling and self.heads:
+                spelled = spelling_loss(self.heads.spelling(encoded), targets)
+                parts["spelling"] = wanted.spelling * spelled
+            if wanted.reading:
+                read = reading_loss(audio, embedding, pieces, self.words, targets)
+                parts["reading"] = wanted.reading * read
+        if wanted.answer:
+            learnt = packed.targets != NOT_LEARNT
+            hidden = hidden_states(self.net, packed, audio)[learnt]
+            parts["answer"] = wanted.answer * answer_loss(
+                self.net.language_model.lm_head(hidden), packed.targets[learnt], batch.weights,
+                self.words.times,
+            )  # fmt: skip
         return parts
 
     def _report(self, stage: StageConfig, totals: dict[str, float], rate: float) -> None:
@@ -220,8 +261,20 @@ class Run:
             skipped=totals["skipped"],
         )
 
-    def _evaluate(self, stage: StageConfig) -> None:
-        if stage.losses.answer:
+    def _evaluate(self, stage: StageConfig, batches: Sequence[Batch]) -> None:
+        if batches:
             with torch.autocast("cpu", torch.bfloat16, enabled=self.config.bf16):
-                scores = task_accuracy(self.net, self.held_out, self.vocab)
+                scores = task_accuracy(self.net, batches, self.words)
             self.journal.write("held-out", stage=stage.name, step=self.progress.step, **scores)
+
+
+def describe(
+    parameters: Mapping[str, nn.Parameter], parts: Mapping[str, Sequence[str]], stage: StageConfig
+) -> list[str]:
+    """Lines of a table: each pattern, how many numbers it has, its learning rate or that it is frozen."""
+    lines = [f"{stage.name}: {stage.steps} steps"]
+    for pattern, names in parts.items():
+        count = sum(parameters[name].numel() for name in names)
+        rate = stage.train.get(pattern)
+        lines.append(f"  {pattern:40} {count:>12,}  {'frozen' if rate is None else f'{rate:g}'}")
+    return lines

@@ -1,4 +1,4 @@
-"""The three objectives: answers, frame labels, and audio close to the words that name it."""
+"""The objectives: answers, what sounds when, what is said, and audio close to the words that name it."""
 
 from __future__ import annotations
 
@@ -6,26 +6,34 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from afnext.audio.windows import TOKEN_SECONDS
-from afnext.training.synthesis import CLASSES
+from afnext.training.targets import LABELS, ONSETS, Targets, Words
 
 TIME_SMOOTHING = ((0, 0.6), (-1, 0.15), (1, 0.15), (-2, 0.05), (2, 0.05))
 """How the target mass of a time is shared with its neighbours 0.1 s apart."""
+ONSET_WEIGHT = 5.0
+"""Of a beginning among frames without one, which are many."""
+SHARPNESS = 20.0
+"""What a cosine is multiplied with to be a logit."""
 
 
-class FrameHead(nn.Linear):
-    """Class activity and onsets at 25 Hz from encoder features; used in training, never exported."""
+class Heads(nn.Module):
+    """Linear readings of encoder features at 25 Hz, used in training, never exported: what is active, what
+    begins, what is spelled (the tokenizer's pieces, then the blank).
+    """
 
-    def __init__(self, width: int) -> None:
-        super().__init__(width, 2 * len(CLASSES))
+    def __init__(self, width: int, pieces: int) -> None:
+        super().__init__()
+        self.active = nn.Linear(width, len(LABELS))
+        self.onsets = nn.Linear(width, len(ONSETS))
+        self.spelling = nn.Linear(width, pieces + 1)
 
 
 def answer_loss(logits: Tensor, targets: Tensor, weights: Tensor, times: Tensor) -> Tensor:
-    """Weighted next-token loss; a time also credits its neighbours.
+    """Weighted next-token loss, divided by the weights' sum; a time also credits its neighbours.
 
     Args:
-        logits: [N, vocabulary]; targets: int64 [N]; weights: float32 [N].
-        times: int64 [601], the ids of the time tokens in order, consecutive.
+        logits: ``[N, vocabulary]``; targets: int64 ``[N]``; weights: float32 ``[N]``.
+        times: int64 ``[100]``, the ids of the time tokens in order, consecutive.
     """
     log_p = F.log_softmax(logits.float(), -1)
     first, last = int(times[0]), int(times[-1])
@@ -39,32 +47,69 @@ def answer_loss(logits: Tensor, targets: Tensor, weights: Tensor, times: Tensor)
     return (loss * weights).sum() / weights.sum()
 
 
-def frame_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Ten times the mean binary cross-entropy; onsets, which are rare, weigh five times."""
-    weights = torch.ones_like(targets)
-    classes = len(CLASSES)
-    weights[..., classes:] += 4 * (targets[..., classes:] > 0)
-    return 10 * F.binary_cross_entropy_with_logits(logits.float(), targets, weight=weights)
+def frame_loss(heads: Heads, encoded: Tensor, targets: Targets) -> Tensor:
+    """Ten times the mean binary cross-entropy of activity and of onsets."""
+    x = encoded[targets.labelled]
+    active, onsets = heads.active(x).float(), heads.onsets(x).float()
+    weights = 1 + (ONSET_WEIGHT - 1) * (targets.onsets > 0)
+    return 10 * (
+        F.binary_cross_entropy_with_logits(active, targets.active)
+        + F.binary_cross_entropy_with_logits(onsets, targets.onsets, weight=weights)
+    )
 
 
-def alignment_loss(audio: Tensor, words: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of (cosine of adaptor output and class word, x16 - 5) against activity.
-
-    Args:
-        audio: [B, T, D]; words: [classes, D]; targets: [B, T, classes] in 0..1.
-    """
-    cosine = F.normalize(audio.float(), dim=-1) @ F.normalize(words.float(), dim=-1).T
-    return 3 * F.binary_cross_entropy_with_logits(16 * cosine - 5, targets)
-
-
-def clock_loss(audio: Tensor, times: Tensor) -> Tensor:
-    """Cross-entropy of (cosine of adaptor output and time embeddings, x20) against each token's time.
+def spelling_loss(logits: Tensor, targets: Targets) -> Tensor:
+    """Connectionist temporal classification of what is said, mean per spelled token.
 
     Args:
-        audio: [B, T, D], one token every 40 ms.
-        times: [601, D], embeddings of 0.0 s, 0.1 s, ...; they are not moved by this loss.
+        logits: ``[A, pieces + 1]`` of all audio tokens, the blank last.
     """
-    logits = 20 * F.normalize(audio.float(), dim=-1) @ F.normalize(times.detach(), dim=-1).T
-    seconds = (torch.arange(audio.shape[1]) + 0.5) * TOKEN_SECONDS
-    target = (10 * seconds).round().long().clamp(max=len(times) - 1)
-    return F.cross_entropy(logits.flatten(0, 1), target.repeat(audio.shape[0]))
+    log_p = F.log_softmax(logits.float(), -1)
+    rows = [log_p[first : first + count] for first, count in targets.spoken]
+    loss = F.ctc_loss(
+        nn.utils.rnn.pad_sequence(rows),
+        torch.tensor([id for text in targets.spelling for id in text]),
+        torch.tensor([len(row) for row in rows]),
+        torch.tensor([len(text) for text in targets.spelling]),
+        blank=logits.shape[1] - 1,
+        reduction="sum",
+        zero_infinity=True,
+    )
+    return loss / max(1, sum(map(len, targets.spelling)))
+
+
+def reading_loss(audio: Tensor, embedding: Tensor, pieces: int, words: Words, targets: Targets) -> Tensor:
+    """:func:`spelling_loss` of the cosines between adaptor output and the decoder's own word embeddings."""
+    spoken = [torch.arange(first, first + count) for first, count in targets.spoken]
+    compact, at = [], 0
+    for _, count in targets.spoken:
+        compact.append((at, count))
+        at += count
+    read = torch.cat((embedding[:pieces], embedding[words.blank : words.blank + 1]))
+    cosines = F.normalize(audio[torch.cat(spoken)].float(), dim=-1) @ F.normalize(read.float(), dim=-1).T
+    moved = Targets(
+        targets.labelled, targets.active, targets.onsets, targets.seconds, tuple(compact), targets.spelling
+    )
+    return spelling_loss(SHARPNESS * cosines, moved)
+
+
+def alignment_loss(audio: Tensor, embedding: Tensor, words: Words, targets: Targets) -> Tensor:
+    """Cross-entropy of (cosine of adaptor output and a label's word embedding, x16 - 5) against activity."""
+    named = F.normalize(embedding[words.label_ids].mean(1).float(), dim=-1)
+    cosine = F.normalize(audio[targets.labelled].float(), dim=-1) @ named.T
+    return 10 * F.binary_cross_entropy_with_logits(16 * cosine - 5, targets.active)
+
+
+def clock_loss(audio: Tensor, embedding: Tensor, words: Words, targets: Targets) -> Tensor:
+    """Cross-entropy of cosines with the embeddings of the times and of the tens before them, against each
+    token's own; the embeddings are not moved by it.
+    """
+    unit = F.normalize(audio.float(), dim=-1)
+    tenths = (10 * targets.seconds).long()
+    tens = (tenths // 100).clamp(max=len(words.ten_ids) - 1)
+    named = embedding[words.ten_ids].detach().float() * words.ten_weights[..., None]
+    readings = ((embedding[words.times].detach().float(), tenths % 100), (named.sum(1), tens))
+    return sum(
+        (F.cross_entropy(SHARPNESS * unit @ F.normalize(names, dim=-1).T, right) for names, right in readings),
+        torch.zeros(()),
+    )

@@ -8,7 +8,6 @@ the true tokens before it. Times count when they are within 0.1 s.
 from __future__ import annotations
 
 import json
-import random
 import sys
 import time
 from collections import defaultdict
@@ -21,50 +20,46 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from afnext.model import AudioLanguageModel
-from afnext.training import forward
-from afnext.training.data import Batch, Vocabulary, assemble
-from afnext.training.synthesis import ClipSet
-
-CLIPS_PER_LENGTH = 16
-
-
-def held_out_batches(sets: Sequence[ClipSet], vocab: Vocabulary) -> list[Batch]:
-    """A fixed batch of every length up to 30 s."""
-    rng = random.Random(0)
-    return [
-        assemble(s, range(min(CLIPS_PER_LENGTH, len(s))), 8, vocab, rng)
-        for s in sets
-        if s.seconds <= 30
-    ]
+from afnext.training.batches import Batch
+from afnext.training.packing import NOT_LEARNT, hear, hidden_states
+from afnext.training.targets import Words
 
 
 @torch.no_grad()
 def task_accuracy(
-    net: AudioLanguageModel, batches: Sequence[Batch], vocab: Vocabulary
+    net: AudioLanguageModel, batches: Sequence[Batch], words: Words
 ) -> dict[str, float]:
-    """Share of right answers for every task; ``time_error`` is the mean error of times in seconds."""
+    """Share of right answers for every kind of question; ``time_error`` is the mean error of times in seconds,
+    ``word_error`` the share of wrong tokens in transcripts.
+    """
     right: dict[str, list[bool]] = defaultdict(list)
     errors: list[float] = []
-    first, last = int(vocab.times[0]), int(vocab.times[-1])
+    spelled: list[bool] = []
+    first, last = int(words.times[0]), int(words.times[-1])
     for batch in batches:
-        logits = forward.answer_logits(net, forward.adapt(net, forward.encode(net, batch)), batch)
-        mask = batch.text.targets >= 0
-        rows = mask.nonzero()[:, 0].tolist()
-        segments = batch.text.segments[mask].tolist()
-        truth, guess = batch.text.targets[mask].tolist(), logits.argmax(-1).tolist()
-        answers: dict[tuple[int, int], bool] = {}
-        for row, segment, t, g in zip(rows, segments, truth, guess, strict=True):
-            good = t == g
-            if first <= t <= last:
-                distance = abs(t - g) if first <= g <= last else 100
+        packed = batch.packed
+        hidden = hidden_states(net, packed, hear(net, packed.audio)[1])
+        mask = packed.targets != NOT_LEARNT
+        guesses = net.language_model.lm_head(hidden[mask]).argmax(-1).tolist()
+        good: dict[int, bool] = {}
+        for owner, truth, guess in zip(
+            packed.conversation[mask].tolist(), packed.targets[mask].tolist(), guesses, strict=True
+        ):
+            same = truth == guess
+            if first <= truth <= last:
+                distance = abs(truth - guess) if first <= guess <= last else 100
                 errors.append(min(distance, 100) / 10)
-                good = distance <= 1
-            key = (row, segment)
-            answers[key] = answers.get(key, True) and good
-        for (row, segment), good in answers.items():
-            right[batch.text.tasks[row][segment - 1]].append(good)
+                same = distance <= 1
+            if packed.tasks[owner] == "transcribe":
+                spelled.append(not same)
+            good[owner] = good.get(owner, True) and same
+        for owner, all_right in good.items():
+            right[packed.tasks[owner].partition("+")[0]].append(all_right)
     scores = {task: sum(v) / len(v) for task, v in sorted(right.items())}
-    return scores | {"time_error": sum(errors) / max(1, len(errors))}
+    return scores | {
+        "time_error": sum(errors) / max(1, len(errors)),
+        "word_error": sum(spelled) / max(1, len(spelled)),
+    }
 
 
 class Journal:
@@ -98,10 +93,14 @@ class Journal:
         line = " ".join(
             f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in values.items()
         )
+        self.say(f"{kind}: {line}")
+
+    def say(self, text: str) -> None:
+        """A line for whoever watches, not for the file."""
         if self._bar:
-            self._bar.console.print(f"{kind}: {line}", highlight=False)
+            self._bar.console.print(text, highlight=False)
         else:
-            print(f"{kind}: {line}", file=sys.stderr, flush=True)
+            print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         if self._bar:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from afnext.errors import AfnextError
 from afnext.training.config import StageConfig
 
 
@@ -34,7 +36,7 @@ class Muon(Optimizer):
 
     def __init__(
         self,
-        parameters: Iterable[nn.Parameter],
+        parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
         lr: float,
         momentum: float = 0.95,
         weight_decay: float = 0.05,
@@ -62,29 +64,62 @@ class Muon(Optimizer):
                     parameter.add_(direction, alpha=-rate * 0.2 * math.sqrt(max(shape)))
 
 
+def parts_of(
+    names: Iterable[str], train: Mapping[str, float], freeze: Iterable[str]
+) -> dict[str, list[str]]:
+    """The parameters of each pattern, of ``train`` and then of ``freeze``, by name.
+
+    Raises:
+        AfnextError: a parameter matches no pattern or two, or a pattern matches nothing.
+    """
+    found: dict[str, list[str]] = {pattern: [] for pattern in (*train, *freeze)}
+    for name in names:
+        matching = [pattern for pattern in found if re.search(pattern, name)]
+        if len(matching) != 1:
+            said = " and ".join(map(repr, matching)) or "nothing"
+            raise AfnextError(f"{name} must be trained or frozen by one pattern; it matches {said}")
+        found[matching[0]].append(name)
+    if empty := [pattern for pattern, matched in found.items() if not matched]:
+        raise AfnextError(f"the pattern {empty[0]!r} matches no parameter")
+    return found
+
+
 def build_optimizers(
-    named: Iterable[tuple[str, nn.Parameter]], learning_rate: float
+    parameters: Mapping[str, nn.Parameter], parts: Mapping[str, Sequence[str]], stage: StageConfig
 ) -> list[Optimizer]:
-    """Optimizers over the parameters that require gradients; both take one learning rate."""
-    matrices: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for name, parameter in named:
-        if parameter.requires_grad:
-            is_matrix = parameter.ndim == 2 and re.search(r"\.layers\.\d+\.", name)
-            (matrices if is_matrix else others).append(parameter)
+    """Optimizers over the parts of a stage that are trained; each group holds its full rate as ``peak``."""
+    matrices: list[dict[str, Any]] = []
+    others: list[dict[str, Any]] = []
+    for pattern, rate in stage.train.items():
+        names = parts[pattern]
+        in_layers = {
+            name
+            for name in names
+            if stage.optimizer == "muon"
+            and parameters[name].ndim == 2
+            and re.search(r"\.layers\.\d+\.", name)
+        }
+        for groups, chosen in (
+            (matrices, [parameters[n] for n in names if n in in_layers]),
+            (others, [parameters[n] for n in names if n not in in_layers]),
+        ):
+            if chosen:
+                groups.append({"params": chosen, "lr": rate, "peak": rate})
     optimizers: list[Optimizer] = []
     if matrices:
-        optimizers.append(Muon(matrices, learning_rate))
+        optimizers.append(Muon(matrices, 0.0))
     if others:
-        optimizers.append(AdamW(others, learning_rate, betas=(0.9, 0.98), weight_decay=0.01))
+        optimizers.append(AdamW(others, betas=(0.9, 0.98), weight_decay=stage.weight_decay))
     return optimizers
 
 
 def rate_at(stage: StageConfig, step: int) -> float:
-    """Learning rate of a step: linear warm-up, flat, then a cosine down to ``final_rate``."""
-    warm = min(1.0, (step + 1) / max(1, stage.warmup_steps))
-    progress = stage.progress(step)
+    """What learning rates are multiplied with in a step: linear warm-up, flat, then a cosine down to
+    ``final_rate``.
+    """
+    warm = min(1.0, (step + 1) / max(1.0, stage.warmup * stage.steps))
+    progress = step / stage.steps
     if progress < stage.flat:
-        return stage.learning_rate * warm
+        return warm
     fall = 0.5 * (1 + math.cos(math.pi * (progress - stage.flat) / (1 - stage.flat)))
-    return stage.learning_rate * warm * (stage.final_rate + (1 - stage.final_rate) * fall)
+    return warm * (stage.final_rate + (1 - stage.final_rate) * fall)

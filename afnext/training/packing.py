@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from afnext.audio.windows import AudioWindow
@@ -27,50 +30,63 @@ Windows = Mapping[str, Sequence[AudioWindow]]
 """A recording's windows by its path."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Encoded:
     """A conversation as ids.
 
     Attributes:
-        ids: an audio token's id stands once for each 40 ms.
-        targets: at each place the id that follows it where that is of an answer or its end, else
-            ``NOT_LEARNT``.
+        ids: int32 ``[T]``; an audio token's id stands once for each 40 ms.
+        learnt: bool ``[T]``, whether an id is of an answer or ends one.
         sounds: paths, in the order in which they are heard.
-        trunk: how many ids from the start hold nothing but the system's text and the first recording.
+        begins: what the conversation's beginning may be shared by; "" for nothing.
         task: what kind of question it is.
     """
 
-    ids: tuple[int, ...]
-    targets: tuple[int, ...]
+    ids: NDArray[np.int32]
+    learnt: NDArray[np.bool_]
     sounds: tuple[str, ...]
-    trunk: int
+    begins: str
     task: str
 
 
 def encode(
-    conversation: Conversation, windows: Windows, tokenizer: Tokenizer, template: ChatTemplate
+    conversation: Conversation,
+    lengths: Mapping[str, int],
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    scripts: Mapping[str, str] | None = None,
 ) -> Encoded:
     """Render a conversation by the model's own template, and mark what of it is learnt: the assistant's texts
     and the token that ends each, nothing else.
+
+    Args:
+        conversation: what is said.
+        lengths: audio tokens of each recording, by its path.
+        tokenizer, template: the model's.
+        scripts: texts that stand in the place of recordings; then nothing is heard.
 
     Raises:
         AfnextError: a sound stands elsewhere than before its turn's text, where the template could put it, or
             the template writes an earlier turn otherwise once a later one follows.
     """
-    messages = [_message(turn.role, turn.parts, conversation.id) for turn in conversation.turns]
-    heard = [list(windows[path]) for path in conversation.sounds]
+    sounds = conversation.sounds
+    messages = [
+        _message(turn.role, turn.parts, conversation.id, scripts) for turn in conversation.turns
+    ]
 
     def ids_of(count: int, opened: bool) -> list[int]:
         part = messages[:count]
-        own = heard[: sum(len(message.audio) for message in part)]
-        return build_prompt(part, own, tokenizer, template, add_generation_prompt=opened).ids
+        count_heard = sum(len(message.audio) for message in part)
+        heard: Any = [[_Silence(lengths[path])] for path in sounds[:count_heard]]
+        return build_prompt(part, heard, tokenizer, template, add_generation_prompt=opened).ids
 
     whole = ids_of(len(messages), False)
-    learnt = [False] * len(whole)
+    learnt = np.zeros(len(whole), bool)
     for place, message in enumerate(messages):
         if message.role != "assistant":
             continue
-        before, after = ids_of(place, True), ids_of(place + 1, False)
+        before = ids_of(place, True)
+        after = whole if place == len(messages) - 1 else ids_of(place + 1, False)
         if whole[: len(before)] != before or whole[: len(after)] != after:
             raise AfnextError(
                 f"{conversation.id}: the chat template does not keep an earlier turn as it was"
@@ -80,40 +96,33 @@ def encode(
             raise AfnextError(
                 f"{conversation.id}: the chat template does not end the assistant's turn"
             )
-        last = ends[-1]  # a template may write a line break behind it
-        learnt[len(before) : last + 1] = [True] * (last + 1 - len(before))
-    following = [*whole[1:], NOT_LEARNT]
-    targets = [t if l else NOT_LEARNT for t, l in zip(following, [*learnt[1:], False], strict=True)]
+        learnt[len(before) : ends[-1] + 1] = True  # a template may write a line break behind it
     return Encoded(
-        tuple(whole), tuple(targets), conversation.sounds,
-        _trunk(messages, heard, tokenizer, template, whole), conversation.task,
+        np.asarray(whole, np.int32), learnt, () if scripts is not None else sounds,
+        "\n".join(sounds), conversation.task,
     )  # fmt: skip
 
 
-def _message(role: str, parts: Sequence[str | Sound], name: str) -> Message:
+@dataclass(frozen=True, slots=True)
+class _Silence:
+    """What a prompt needs to know of a window: how many tokens it has."""
+
+    num_tokens: int
+    recording: int = 0
+
+
+def _message(
+    role: str, parts: Sequence[str | Sound], name: str, scripts: Mapping[str, str] | None
+) -> Message:
     sounds = [part.path for part in parts if isinstance(part, Sound)]
     if any(isinstance(part, str) for part in parts[: len(sounds)]):
         raise AfnextError(
             f"{name}: a sound stands within its turn's text; the model hears a turn's sounds first"
         )
-    return Message(role, "".join(part for part in parts if isinstance(part, str)), sounds)
-
-
-def _trunk(
-    messages: Sequence[Message],
-    heard: Sequence[Sequence[AudioWindow]],
-    tokenizer: Tokenizer,
-    template: ChatTemplate,
-    whole: Sequence[int],
-) -> int:
-    """Up to the end of the first recording, if the first question begins with exactly one."""
-    first = next(i for i, message in enumerate(messages) if message.role == "user")
-    if len(messages[first].audio) != 1:
-        return 0
-    opening = [*messages[:first], Message("user", "", messages[first].audio)]
-    ids = build_prompt(opening, heard[:1], tokenizer, template, add_generation_prompt=False).ids
-    same = next((i for i, (a, b) in enumerate(zip(ids, whole, strict=False)) if a != b), len(ids))
-    return same
+    text = "".join(part for part in parts if isinstance(part, str))
+    if scripts is None:
+        return Message(role, text, sounds)
+    return Message(role, "".join(f"{scripts[path]}\n" for path in sounds) + text, [])
 
 
 @dataclass(frozen=True)
@@ -125,6 +134,7 @@ class PackedBatch:
         positions: int64 ``[T]``, from 0 in each conversation.
         trunks, branches: lengths, see ``Branches``.
         audio: the windows of all recordings, each once.
+        paths: of the recordings, in their order in ``audio``.
         heard: int64 ``[placeholders]``, which audio token stands at each placeholder of ``ids``.
         targets: int64 ``[T]``, ``NOT_LEARNT`` or the id that follows.
         conversation: int64 ``[T]``, whose a token is; -1 in a trunk.
@@ -136,68 +146,100 @@ class PackedBatch:
     trunks: tuple[int, ...]
     branches: tuple[tuple[int, ...], ...]
     audio: AudioBatch
+    paths: tuple[str, ...]
     heard: Tensor
     targets: Tensor
     conversation: Tensor
     tasks: tuple[str, ...]
 
 
-def pack(conversations: Sequence[Encoded], windows: Windows, audio_id: int) -> PackedBatch:
-    """Lay conversations out, those that share a trunk together."""
-    groups: dict[object, list[Encoded]] = {}
+def pack(
+    conversations: Sequence[Encoded], windows: Windows, audio_id: int | None
+) -> PackedBatch:
+    """Lay conversations out; what those of one beginning have in common before their first answers lies once."""
+    groups: dict[str | int, list[Encoded]] = {}
     for number, item in enumerate(conversations):
-        key = (item.sounds[0], item.ids[: item.trunk]) if item.trunk else number
-        groups.setdefault(key, []).append(item)
+        groups.setdefault(item.begins or number, []).append(item)
     order = [item for group in groups.values() for item in group]
     paths = list(dict.fromkeys(path for item in order for path in item.sounds))
     audio = AudioBatch.collate([list(windows[path]) for path in paths])
     first_token, at = {}, 0
     for path, tokens in zip(paths, audio.row_tokens, strict=True):
-        first_token[path] = (at, tokens)
+        first_token[path] = np.arange(at, at + tokens)
         at += tokens
 
-    def tokens_of(sounds: Sequence[str]) -> list[int]:
-        return [n for path in sounds for n in range(first_token[path][0], sum(first_token[path]))]
-
-    ids: list[int] = []
-    positions: list[int] = []
-    targets: list[int] = []
-    owner: list[int] = []
-    heard: list[int] = []
-    trunks = []
-    for group in groups.values():
-        trunk = group[0].trunk
-        trunks.append(trunk)
-        ids += group[0].ids[:trunk]
-        positions += range(trunk)
-        targets += [NOT_LEARNT] * trunk
-        owner += [-1] * trunk
-        if trunk:
-            heard += tokens_of(group[0].sounds[:1])
-    for number, item in enumerate(order):
-        rest = len(item.ids) - item.trunk
-        ids += item.ids[item.trunk :]
-        positions += range(item.trunk, len(item.ids))
-        targets += item.targets[item.trunk :]
-        owner += [number] * rest
-        heard += tokens_of(item.sounds[1:] if item.trunk else item.sounds)
-    packed = torch.tensor(ids)
-    if int((packed == audio_id).sum()) != len(heard):
-        raise AfnextError("pack: placeholders and audio tokens differ in number")
+    trunks = [_common(group) for group in groups.values()]
+    parts = [  # (conversation or -1, first, last) of what lies one behind the other
+        *((-1, group[0], 0, trunk) for group, trunk in zip(groups.values(), trunks, strict=True)),
+        *(
+            (number, item, trunk, len(item.ids))
+            for number, (item, trunk) in enumerate(
+                (item, trunk)
+                for group, trunk in zip(groups.values(), trunks, strict=True)
+                for item in group
+            )
+        ),
+    ]
+    ids, targets, positions, owner, heard = [], [], [], [], []
+    for number, item, first, last in parts:
+        ids.append(item.ids[first:last])
+        following = np.where(item.learnt[1:], item.ids[1:], NOT_LEARNT)
+        targets.append(np.append(following, NOT_LEARNT)[first:last])
+        positions.append(np.arange(first, last))
+        owner.append(np.full(last - first, number))
+        if item.sounds:
+            tokens_heard = np.concatenate([first_token[path] for path in item.sounds])
+            places = item.ids == audio_id
+            if int(places.sum()) != len(tokens_heard):
+                raise AfnextError("pack: placeholders and audio tokens differ in number")
+            before = int(places[:first].sum())
+            heard.append(tokens_heard[before : before + int(places[first:last].sum())])
     return PackedBatch(
-        packed, torch.tensor(positions), tuple(trunks),
-        tuple(tuple(len(i.ids) - i.trunk for i in group) for group in groups.values()),
-        audio, torch.tensor(heard, dtype=torch.int64), torch.tensor(targets),
-        torch.tensor(owner), tuple(item.task for item in order),
+        _tensor(ids), _tensor(positions), tuple(trunks),
+        tuple(
+            tuple(len(item.ids) - trunk for item in group)
+            for group, trunk in zip(groups.values(), trunks, strict=True)
+        ),
+        audio, tuple(paths), _tensor(heard), _tensor(targets), _tensor(owner),
+        tuple(item.task for item in order),
     )  # fmt: skip
 
 
-def hidden_states(net: AudioLanguageModel, batch: PackedBatch) -> tuple[Tensor, Tensor]:
-    """The last hidden states ``[T, hidden]`` and the audio tokens ``[A, hidden]`` that went in."""
+def _tensor(parts: Sequence[NDArray[np.generic]]) -> Tensor:
+    return torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *parts]).astype(np.int64))
+
+
+def _common(group: Sequence[Encoded]) -> int:
+    """How many ids all of a group begin with, before any answer."""
+    if len(group) == 1:
+        return 0
+    first = group[0].ids
+    length = min(int(item.learnt.argmax()) - 1 for item in group)
+    for item in group[1:]:
+        differs = np.flatnonzero(first[:length] != item.ids[:length])
+        length = int(differs[0]) if len(differs) else length
+    return max(0, length)
+
+
+def hear(net: AudioLanguageModel, audio: AudioBatch) -> tuple[Tensor, Tensor]:
+    """Encoder features ``[A, audio hidden]`` and the audio tokens ``[A, hidden]`` made of them."""
+    features, tokens = [], []
+    for plan in audio.plans:
+        features.append(net.audio_tower(audio.features[plan.frames], plan))
+        turned = net.rote(features[-1], plan.window_start, plan.token_index)
+        tokens.append(net.multi_modal_projector(turned))
+    if not features:
+        none = net.multi_modal_projector.linear_2.weight
+        return none.new_zeros(0, net.config.audio.hidden_size), none.new_zeros(0, none.shape[0])
+    return torch.cat(features), torch.cat(tokens)
+
+
+def hidden_states(net: AudioLanguageModel, batch: PackedBatch, audio: Tensor) -> Tensor:
+    """The last hidden states ``[T, hidden]`` of a batch whose audio tokens ``[A, hidden]`` are given."""
     decoder = net.language_model.model
-    audio = net.encode(batch.audio)
     embeds = decoder.embed_tokens(batch.ids)
-    places = (batch.ids == net.config.audio_token_id).nonzero()[:, 0]
-    embeds = embeds.index_copy(0, places, audio.to(embeds.dtype)[batch.heard])
+    if len(batch.heard):
+        places = (batch.ids == net.config.audio_token_id).nonzero()[:, 0]
+        embeds = embeds.index_copy(0, places, audio.to(embeds.dtype)[batch.heard])
     attend = Branches(batch.trunks, batch.branches, batch.positions, decoder.inv_freq.values)
-    return decoder(embeds, attend)[-1], audio
+    return decoder(embeds, attend)[-1]

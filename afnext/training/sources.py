@@ -20,6 +20,8 @@ from afnext.audio.windows import SAMPLE_RATE, AudioWindow, cut_windows
 from afnext.errors import AfnextError, AudioError
 from afnext.training.conversations import Conversation, RecordError, Skipped, conversation
 from afnext.training.shards import Shard
+from afnext.training.synthesis.labels import from_json
+from afnext.training.synthesis.scenes import Scene
 
 AUDIO_TOKENS = 25  # a second
 CHARACTERS = 3.0  # of text in a token, about: budgets need no more
@@ -125,6 +127,19 @@ class Source:
                 record = _parsed(stream.read(place.size), file, place.offset)
             found.append(conversation(record, f"{file.name}, byte {place.offset}"))
         return found
+
+    def labels(self, path: str) -> Scene | None:
+        """What is to be heard in a recording; None for one that is not in a shard, or has no labels there.
+
+        Raises:
+            AfnextError: the labels are broken.
+        """
+        assert self.root is not None
+        shard, inside, name = path.rpartition(".tar/")
+        if not inside:
+            return None
+        found = self._shard(self.root / f"{shard}.tar").labels(name.rpartition(".")[0])
+        return from_json(found, path) if found else None
 
     def windows(self, path: str) -> list[AudioWindow]:
         """A recording's windows of 30 s.

@@ -11,7 +11,11 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from afnext.errors import CheckpointError
+from afnext.errors import AfnextError, CheckpointError
+
+
+BROKEN = 10
+"""Steps in a row with gradients that are not finite, and left out, that end a run."""
 
 
 @dataclass
@@ -21,6 +25,16 @@ class Progress:
     stage: int = 0
     step: int = 0
     seconds: float = 0.0
+    broken: int = 0  # steps in a row whose gradients were not finite
+
+    def check(self, finite: bool, where: str) -> None:
+        """Count a step; raises :class:`AfnextError` where too many in a row were not finite."""
+        self.broken = 0 if finite else self.broken + 1
+        if self.broken >= BROKEN:
+            raise AfnextError(
+                f"{where}: the gradients of {BROKEN} steps in a row were not finite, the last one "
+                f"step {self.step}; the checkpoint is of before: try a smaller learning rate"
+            )
 
 
 def save(

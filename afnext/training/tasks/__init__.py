@@ -16,6 +16,7 @@ __all__ = ["TASKS", "Exchange", "about", "about_two", "timeline"]
 
 PAUSE = 0.6  # seconds between sentences that are one stretch of speech
 REFUSALS = 0.02  # of all questions
+NO_EVENTS = 0.4  # factor of questions about sounds where there is nothing but speech or music
 UNHEARD_SPEECH = 0.05  # of questions about recordings without speech, that ask for a transcript
 
 TASKS = (*sounds.MAKERS, *speech.MAKERS, *music.MAKERS, *several.MAKERS, "refusal")
@@ -42,13 +43,15 @@ def _kinds(scene: Scene, rng: random.Random) -> dict[str, tuple[float, Maker]]:
     """The kinds of question that have a meaning for a recording, with their weights."""
 
     def bound(
-        makers: Mapping[str, tuple[float, Any]], heard: Any
+        makers: Mapping[str, tuple[float, Any]], heard: Any, factor: float = 1.0
     ) -> dict[str, tuple[float, Maker]]:
         return {
-            name: (weight, partial(make, heard, rng)) for name, (weight, make) in makers.items()
+            name: (factor * weight, partial(make, heard, rng))
+            for name, (weight, make) in makers.items()
         }
 
-    kinds = bound(sounds.MAKERS, timeline(scene))
+    plain = (scene.utterances or scene.melodies) and not scene.events
+    kinds = bound(sounds.MAKERS, timeline(scene), NO_EVENTS if plain else 1.0)
     if scene.utterances:
         kinds |= bound(speech.MAKERS, scene.utterances)
     elif rng.random() < UNHEARD_SPEECH:

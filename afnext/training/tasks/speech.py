@@ -56,7 +56,10 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
     ),
 }
 
-NUMBERS = ("Nobody", "One", "Two", "Three", "Four", "Five")
+NUMBERS = (
+    *("Nobody", "One", "Two", "Three", "Four", "Five"),
+    *("Six", "Seven", "Eight", "Nine", "Ten"),
+)
 
 
 def numbered(utterances: Utterances) -> dict[str, str]:
@@ -100,8 +103,9 @@ def _attribute(utterances: Utterances, rng: random.Random) -> Exchange | None:
     return _ask("attribute", "\n".join(lines), rng)
 
 
-def _speakers(utterances: Utterances, rng: random.Random) -> Exchange:
-    return _ask("speakers", f"{NUMBERS[len(numbered(utterances))]}.", rng)
+def _speakers(utterances: Utterances, rng: random.Random) -> Exchange | None:
+    count = len(numbered(utterances))
+    return _ask("speakers", f"{NUMBERS[count]}.", rng) if count < len(NUMBERS) else None
 
 
 def _interrupted(utterances: Utterances, rng: random.Random) -> Exchange | None:

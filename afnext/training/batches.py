@@ -1,0 +1,171 @@
+"""The batch of a step: drawn, read, encoded, packed; a function of seed, stage and step alone."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from afnext.audio.windows import AudioWindow
+from afnext.chat import ChatTemplate, Tokenizer
+from afnext.errors import AfnextError, AudioError
+from afnext.training.config import StageConfig, TrainConfig, mixture_of
+from afnext.training.conversations import Conversation
+from afnext.training.packing import NOT_LEARNT, Encoded, PackedBatch, encode, pack
+from afnext.training.sources import Draw, Mixture, Place, Source
+from afnext.training.synthesis.scenes import Scene
+from afnext.training.targets import Targets, Words
+from afnext.training.tasks.script import script
+
+CACHED = 60_000  # encoded conversations that are kept: about 100 MB
+
+
+@dataclass(frozen=True)
+class Batch:
+    """``packed`` conversations, the ``targets`` of their recordings, and what each learnt token weighs (float32
+    ``[learnt]``, in the order of ``packed.targets``). ``seconds`` of audio, each recording once.
+    """
+
+    packed: PackedBatch
+    targets: Targets
+    weights: Tensor
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    windows: list[AudioWindow]
+    scene: Scene | None
+
+
+class Batches:
+    """What a stage trains on.
+
+    Args:
+        config: the chain.
+        stage: one of its stages.
+        sources: by name.
+        tokenizer, template: the model's.
+        words: of the same tokenizer.
+
+    Raises:
+        AfnextError: the mixture names no source, or has nothing within the stage's limits.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        stage: StageConfig,
+        sources: Mapping[str, Source],
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        words: Words,
+    ) -> None:
+        self.stage, self.sources, self.words = stage, sources, words
+        self.tokenizer, self.template, self.seed = tokenizer, template, config.seed
+        shares = mixture_of(stage, config.stages)
+        self.mixture = Mixture(sources, shares, stage.audio_seconds, stage.per_recording)
+        self.too_long = 0  # conversations beyond the stage's context, left out
+        self._encoded: OrderedDict[tuple[str, Place], Encoded] = OrderedDict()
+
+    def batch(self, step: int, part: int = 0) -> Batch:
+        """That of a step (and of its ``part``, where gradients are accumulated).
+
+        Raises:
+            AfnextError: a record or recording cannot be read, and its source does not skip what is broken.
+        """
+        stage = self.stage
+        for attempt in range(100):
+            seed = f"{self.seed}/{stage.name}/{step}/{part}/{attempt}"
+            heard: dict[str, _Heard] = {}
+            encoded: list[Encoded] = []
+            for draw in self.mixture.draw(stage.batch_tokens, seed):
+                source = self.sources[draw.source]
+                try:
+                    encoded += self._conversations(draw, source, heard)
+                except AudioError as error:
+                    if not source.skip_broken:
+                        raise
+                    source.skipped.add(error)
+            if encoded:
+                return self._batch(encoded, heard)
+        raise AfnextError(f"{stage.name}: nothing that is drawn can be used")
+
+    def _conversations(
+        self, draw: Draw, source: Source, heard: dict[str, _Heard]
+    ) -> list[Encoded]:
+        """The encoded conversations of a draw; ``heard`` gains its recordings."""
+        places = [draw.entry.records[i] for i in draw.chosen]
+        keys = [(draw.source, place) for place in places]
+        missing = [i for i, key in zip(draw.chosen, keys, strict=True) if key not in self._encoded]
+        if missing:
+            found = source.conversations(draw.entry, missing)
+            for index, item in zip(missing, found, strict=True):
+                key = (draw.source, draw.entry.records[index])
+                self._encoded[key] = self._encode(item, source, heard)
+                if len(self._encoded) > CACHED:
+                    self._encoded.popitem(last=False)
+        encoded = []
+        for key in keys:
+            item = self._encoded[key]
+            if len(item.ids) > self.stage.context_tokens:
+                self.too_long += 1
+                continue
+            encoded.append(item)
+            for path in item.sounds:
+                self._hear(path, source, heard)
+        return encoded
+
+    def _encode(
+        self, item: Conversation, source: Source, heard: dict[str, _Heard]
+    ) -> Encoded:
+        if self.stage.hearing == "script":
+            scenes = {path: source.labels(path) for path in item.sounds}
+            scripts = {path: script(scene) for path, scene in scenes.items() if scene}
+            if len(scripts) < len(scenes):
+                raise AfnextError(f"{item.id}: a script needs labels, and a recording has none")
+            return encode(item, {}, self.tokenizer, self.template, scripts)
+        for path in item.sounds:
+            self._hear(path, source, heard)
+        lengths = {p: sum(w.num_tokens for w in heard[p].windows) for p in item.sounds}
+        return encode(item, lengths, self.tokenizer, self.template)
+
+    def _hear(self, path: str, source: Source, heard: dict[str, _Heard]) -> None:
+        if path not in heard:
+            heard[path] = _Heard(source.windows(path), source.labels(path))
+
+    def _batch(self, encoded: Sequence[Encoded], heard: Mapping[str, _Heard]) -> Batch:
+        windows = {path: item.windows for path, item in heard.items()}
+        packed = pack(encoded, windows, self.tokenizer.audio_id)
+        scenes = [heard[path].scene for path in packed.paths]
+        targets = self.words.targets(scenes, packed.audio.row_tokens)
+        seconds = sum(w.valid_samples for p in packed.paths for w in windows[p]) / 16_000
+        weights = answer_weights(packed.targets, self.stage.losses.length_power)
+        return Batch(packed, targets, weights, seconds)
+
+    def ahead(self, first: int) -> Iterator[list[Batch]]:
+        """The batches of each step from ``first`` on, each step's made while the one before is in use."""
+
+        def made(step: int) -> list[Batch]:
+            return [self.batch(step, part) for part in range(self.stage.accumulate)]
+
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(made, first) if first < self.stage.steps else None
+            for step in range(first, self.stage.steps):
+                assert waiting is not None
+                batches = waiting.result()
+                if step + 1 < self.stage.steps:
+                    waiting = pool.submit(made, step + 1)
+                yield batches
+
+
+def answer_weights(targets: Tensor, power: float) -> Tensor:
+    """float32 ``[learnt]``: n ** -power for each token of a run of n learnt ones."""
+    learnt = (targets != NOT_LEARNT).int()
+    edges = torch.diff(learnt, prepend=learnt.new_zeros(1), append=learnt.new_zeros(1))
+    lengths = (edges == -1).nonzero()[:, 0] - (edges == 1).nonzero()[:, 0]
+    return (lengths.float() ** -power).repeat_interleave(lengths)
