@@ -26,8 +26,8 @@ CACHED = 60_000  # encoded conversations that are kept: about 100 MB
 
 @dataclass(frozen=True)
 class Batch:
-    """``packed`` conversations, the ``targets`` of their recordings, and what each learnt token weighs (float32
-    ``[learnt]``, in the order of ``packed.targets``). ``seconds`` of audio, each recording once.
+    """``packed`` conversations, the ``targets`` of their recordings, and what each learnt token weighs
+    (float32 ``[learnt]``, in the order of ``packed.targets``). ``seconds`` of audio, each recording once.
     """
 
     packed: PackedBatch
@@ -95,34 +95,27 @@ class Batches:
                 return self._batch(encoded, heard)
         raise AfnextError(f"{stage.name}: nothing that is drawn can be used")
 
-    def _conversations(
-        self, draw: Draw, source: Source, heard: dict[str, _Heard]
-    ) -> list[Encoded]:
+    def _conversations(self, draw: Draw, source: Source, heard: dict[str, _Heard]) -> list[Encoded]:
         """The encoded conversations of a draw; ``heard`` gains its recordings."""
         places = [draw.entry.records[i] for i in draw.chosen]
         keys = [(draw.source, place) for place in places]
         missing = [i for i, key in zip(draw.chosen, keys, strict=True) if key not in self._encoded]
         if missing:
             found = source.conversations(draw.entry, missing)
-            for index, item in zip(missing, found, strict=True):
+            for index, said in zip(missing, found, strict=True):
                 key = (draw.source, draw.entry.records[index])
-                self._encoded[key] = self._encode(item, source, heard)
+                self._encoded[key] = self._encode(said, source, heard)
                 if len(self._encoded) > CACHED:
                     self._encoded.popitem(last=False)
-        encoded = []
-        for key in keys:
-            item = self._encoded[key]
-            if len(item.ids) > self.stage.context_tokens:
-                self.too_long += 1
-                continue
-            encoded.append(item)
+        encoded = [self._encoded[key] for key in keys]
+        fitting = [item for item in encoded if len(item.ids) <= self.stage.context_tokens]
+        self.too_long += len(encoded) - len(fitting)
+        for item in fitting:
             for path in item.sounds:
                 self._hear(path, source, heard)
-        return encoded
+        return fitting
 
-    def _encode(
-        self, item: Conversation, source: Source, heard: dict[str, _Heard]
-    ) -> Encoded:
+    def _encode(self, item: Conversation, source: Source, heard: dict[str, _Heard]) -> Encoded:
         if self.stage.hearing == "script":
             scenes = {path: source.labels(path) for path in item.sounds}
             scripts = {path: script(scene) for path, scene in scenes.items() if scene}

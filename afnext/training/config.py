@@ -70,9 +70,9 @@ class LossWeights:
 
     ``answer``: next-token loss of the assistant's texts. ``frames``: per-label activity and onsets from the
     encoder, by a head that is thrown away. ``spelling``: another spells what is said (CTC). ``reading``: the
-    adaptor's output does so, read by the decoder's own word embeddings. ``alignment``: it is near the embedding of what sounds.
-    ``clock``: it is near that of its own time. ``length_power``: each token of an answer of n tokens weighs
-    n ** -length_power.
+    adaptor's output does so, read by the decoder's own word embeddings. ``alignment``: it is near the embedding
+    of what sounds. ``clock``: it is near that of its own time. ``length_power``: each token of an answer of n
+    tokens weighs n ** -length_power.
     """
 
     answer: float = 1.0
@@ -267,7 +267,10 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     if origin is list and isinstance(value, list):
         return [_convert(args[0], v, f"{where}[{i}]") for i, v in enumerate(value)]
     if origin is dict and isinstance(value, Mapping):
-        return {_convert(args[0], k, where): _convert(args[1], v, f"{where}.{k}") for k, v in value.items()}
+        return {
+            _convert(args[0], k, where): _convert(args[1], v, f"{where}.{k}")
+            for k, v in value.items()
+        }
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if type(value) is kind:

@@ -84,9 +84,10 @@ class Skipped:
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
 
-    def add(self, error: RecordError) -> None:
-        self.counts[error.kind] += 1
-        self.examples.setdefault(error.kind, str(error))
+    def add(self, error: AfnextError) -> None:
+        kind = error.kind if isinstance(error, RecordError) else type(error).__name__
+        self.counts[kind] += 1
+        self.examples.setdefault(kind, str(error))
 
     def __str__(self) -> str:
         lines = (f"{count} x {self.examples[kind]}" for kind, count in self.counts.most_common())

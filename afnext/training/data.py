@@ -39,10 +39,10 @@ def _synthesise(
     if wanted is None:
         return {}
     made = None
-    for done, made in banks.make(
-        folder / "banks", wanted.split, wanted.sentences, wanted.seed, workers
-    ):
+    steps = banks.make(folder / "banks", wanted.split, wanted.sentences, wanted.seed, workers)
+    for done, finished in steps:
         journal.advance(f"sentences, {wanted.split}", done, wanted.sentences)
+        made = finished
     assert made is not None
     found = {}
     for name, sets in wanted.sets.items():

@@ -65,10 +65,15 @@ def model_config(shape: ModelShape, tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def export(net: AudioLanguageModel, tokenizer: Tokenizer, folder: Path, dtype: str) -> Path:
-    """Write weights, config, generation config and tokenizer into ``folder``; the net stays as it is."""
+def save(net: AudioLanguageModel, folder: Path, dtype: str) -> None:
+    """Write weights and config into ``folder``; the net stays as it is."""
     folder.mkdir(parents=True, exist_ok=True)
     copy.deepcopy(net).to(getattr(torch, dtype)).save_pretrained(folder)
+
+
+def export(net: AudioLanguageModel, tokenizer: Tokenizer, folder: Path, dtype: str) -> None:
+    """Write weights, config, generation config and tokenizer of a model trained from nothing."""
+    save(net, folder, dtype)
     mark_variant(folder, "nano")
     ids = tokenizer.get_vocab()
     generation = {
@@ -79,4 +84,3 @@ def export(net: AudioLanguageModel, tokenizer: Tokenizer, folder: Path, dtype: s
     }
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
     save_tokenizer(tokenizer, folder)
-    return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
@@ -20,7 +22,7 @@ from afnext.training import state
 from afnext.training.batches import Batch, Batches
 from afnext.training.config import StageConfig, TrainConfig, load_recipe
 from afnext.training.data import corpus, prepare
-from afnext.training.export import export, model_config
+from afnext.training.export import export, model_config, save
 from afnext.training.initialise import initialise
 from afnext.training.loss import (
     Heads,
@@ -97,18 +99,15 @@ class Run:
         self.config, self.sources, self.held_out_sources = config, sources, held_out
         self.journal, self.out = journal, out
         self.model_folder, self.checkpoint = out / "model", out / "checkpoint.pt"
-        shape = config.model
-        self.backend = train_tokenizer(corpus(sources), shape.pieces)
-        save_tokenizer(self.backend, self.model_folder)
+        self.backend = self._tokenizer()
         self.tokenizer = ChatTokenizer.from_folder(self.model_folder)
         self.template = ChatTemplate.from_folder(self.model_folder)
         self.words = Words(self.backend)
-        self.net = AudioLanguageModel(ModelConfig.from_dict(model_config(shape, self.backend)))
-        initialise(self.net, self.words.times, config.seed)
+        self.net = self._network()
         self.all = nn.ModuleDict({"net": self.net})
         self.heads: Heads | None = None
         if any(stage.losses.frames or stage.losses.spelling for stage in config.stages):
-            self.heads = Heads(shape.audio_width, shape.pieces)
+            self.heads = Heads(self.net.config.audio.hidden_size, config.model.pieces)
             for name, parameter in self.heads.named_parameters():
                 (nn.init.zeros_ if name.endswith("bias") else nn.init.normal_)(parameter)
                 parameter.data.mul_(0.05)
@@ -116,6 +115,27 @@ class Run:
         self.parameters = {n: p for n, p in self.all.named_parameters() if CONSTANT not in n}
         self.parts = [self._parts(stage) for stage in config.stages]
         self.progress = state.Progress()
+
+    def _tokenizer(self) -> Tokenizer:
+        """The initial folder's, or one trained on what the sources say; its files go to the model folder."""
+        if not self.config.init:
+            made = train_tokenizer(corpus(self.sources), self.config.model.pieces)
+            save_tokenizer(made, self.model_folder)
+            return made
+        self.model_folder.mkdir(parents=True, exist_ok=True)
+        for path in Path(self.config.init).iterdir():
+            if path.suffix in (".json", ".jinja", ".txt") and "index" not in path.name:
+                shutil.copyfile(path, self.model_folder / path.name)
+        return Tokenizer.from_file(str(self.model_folder / "tokenizer.json"))
+
+    def _network(self) -> AudioLanguageModel:
+        if self.config.init:
+            return AudioLanguageModel.from_pretrained(self.config.init, dtype=torch.float32)
+        net = AudioLanguageModel(
+            ModelConfig.from_dict(model_config(self.config.model, self.backend))
+        )
+        initialise(net, self.words.times, self.config.seed)
+        return net
 
     def _parts(self, stage: StageConfig) -> dict[str, list[str]]:
         try:
@@ -141,7 +161,11 @@ class Run:
 
     def export(self) -> Path:
         """The model folder with the weights as they are."""
-        return export(self.net, self.backend, self.model_folder, self.config.export_dtype)
+        if self.config.init:
+            save(self.net, self.model_folder, self.config.export_dtype)
+        else:
+            export(self.net, self.backend, self.model_folder, self.config.export_dtype)
+        return self.model_folder
 
     def _stage(self, index: int, optimizer_states: list | None) -> None:
         config, stage, progress = self.config, self.config.stages[index], self.progress

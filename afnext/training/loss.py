@@ -33,17 +33,17 @@ def answer_loss(logits: Tensor, targets: Tensor, weights: Tensor, times: Tensor)
 
     Args:
         logits: ``[N, vocabulary]``; targets: int64 ``[N]``; weights: float32 ``[N]``.
-        times: int64 ``[100]``, the ids of the time tokens in order, consecutive.
+        times: int64 ``[100]``, the ids of the time tokens in order, consecutive; empty where there are none.
     """
     log_p = F.log_softmax(logits.float(), -1)
-    first, last = int(times[0]), int(times[-1])
-    is_time = (targets >= first) & (targets <= last)
     loss = -log_p.gather(1, targets[:, None])[:, 0]
-    near = torch.zeros_like(loss)
-    for shift, mass in TIME_SMOOTHING:
-        moved = (targets + shift).clamp(first, last)
-        near = near - mass * log_p.gather(1, moved[:, None])[:, 0]
-    loss = torch.where(is_time, near, loss)
+    if len(times):
+        first, last = int(times[0]), int(times[-1])
+        near = torch.zeros_like(loss)
+        for shift, mass in TIME_SMOOTHING:
+            moved = (targets + shift).clamp(first, last)
+            near = near - mass * log_p.gather(1, moved[:, None])[:, 0]
+        loss = torch.where((targets >= first) & (targets <= last), near, loss)
     return (loss * weights).sum() / weights.sum()
 
 
@@ -78,7 +78,9 @@ def spelling_loss(logits: Tensor, targets: Targets) -> Tensor:
     return loss / max(1, sum(map(len, targets.spelling)))
 
 
-def reading_loss(audio: Tensor, embedding: Tensor, pieces: int, words: Words, targets: Targets) -> Tensor:
+def reading_loss(
+    audio: Tensor, embedding: Tensor, pieces: int, words: Words, targets: Targets
+) -> Tensor:
     """:func:`spelling_loss` of the cosines between adaptor output and the decoder's own word embeddings."""
     spoken = [torch.arange(first, first + count) for first, count in targets.spoken]
     compact, at = [], 0
@@ -86,9 +88,16 @@ def reading_loss(audio: Tensor, embedding: Tensor, pieces: int, words: Words, ta
         compact.append((at, count))
         at += count
     read = torch.cat((embedding[:pieces], embedding[words.blank : words.blank + 1]))
-    cosines = F.normalize(audio[torch.cat(spoken)].float(), dim=-1) @ F.normalize(read.float(), dim=-1).T
+    cosines = (
+        F.normalize(audio[torch.cat(spoken)].float(), dim=-1) @ F.normalize(read.float(), dim=-1).T
+    )
     moved = Targets(
-        targets.labelled, targets.active, targets.onsets, targets.seconds, tuple(compact), targets.spelling
+        targets.labelled,
+        targets.active,
+        targets.onsets,
+        targets.seconds,
+        tuple(compact),
+        targets.spelling,
     )
     return spelling_loss(SHARPNESS * cosines, moved)
 
@@ -110,6 +119,9 @@ def clock_loss(audio: Tensor, embedding: Tensor, words: Words, targets: Targets)
     named = embedding[words.ten_ids].detach().float() * words.ten_weights[..., None]
     readings = ((embedding[words.times].detach().float(), tenths % 100), (named.sum(1), tens))
     return sum(
-        (F.cross_entropy(SHARPNESS * unit @ F.normalize(names, dim=-1).T, right) for names, right in readings),
+        (
+            F.cross_entropy(SHARPNESS * unit @ F.normalize(names, dim=-1).T, right)
+            for names, right in readings
+        ),
         torch.zeros(()),
     )

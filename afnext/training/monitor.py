@@ -29,8 +29,8 @@ from afnext.training.targets import Words
 def task_accuracy(
     net: AudioLanguageModel, batches: Sequence[Batch], words: Words
 ) -> dict[str, float]:
-    """Share of right answers for every kind of question; ``time_error`` is the mean error of times in seconds,
-    ``word_error`` the share of wrong tokens in transcripts.
+    """Share of right answers for every kind of question; ``time_error`` is the mean error of times in
+    seconds, ``word_error`` the share of wrong tokens in transcripts.
     """
     right: dict[str, list[bool]] = defaultdict(list)
     errors: list[float] = []

@@ -1,8 +1,8 @@
 """Conversations as packed tensors: recordings once, what begins alike once, answers alone to be learnt.
 
 Conversations that begin with the same recording share what comes before their first question: the trunk of
-:class:`afnext.model.attention.Branches`. Packed, each is what it is alone (tested, loss and gradients). Windows
-are encoded once, however many conversations hear them. Conversations without audio lie among the others.
+:class:`afnext.model.attention.Branches`. Packed, each is what it is alone (tested, loss and gradients).
+Windows are encoded once, however many conversations hear them. Conversations without audio lie among them.
 """
 
 from __future__ import annotations
@@ -153,10 +153,8 @@ class PackedBatch:
     tasks: tuple[str, ...]
 
 
-def pack(
-    conversations: Sequence[Encoded], windows: Windows, audio_id: int | None
-) -> PackedBatch:
-    """Lay conversations out; what those of one beginning have in common before their first answers lies once."""
+def pack(conversations: Sequence[Encoded], windows: Windows, audio_id: int | None) -> PackedBatch:
+    """Lay conversations out; what those of one beginning have in common lies once, up to the first answer."""
     groups: dict[str | int, list[Encoded]] = {}
     for number, item in enumerate(conversations):
         groups.setdefault(item.begins or number, []).append(item)

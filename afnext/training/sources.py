@@ -1,9 +1,9 @@
 """Where training conversations come from: folders of shards and files of published records, mixed by weight.
 
 A source's files are read once, for an index: which records hear which recording, how long it is, how many
-characters they have. Records are parsed again when they are drawn, so that an index is all that is held. Nothing
-is drawn from a running state: what a step trains on is a function of seed, stage and step, so that a run that
-goes on does what it would have done.
+characters they have. Records are parsed again when they are drawn, so that an index is all that is held.
+Nothing is drawn from a running state: what a step trains on is a function of seed, stage and step, so that a
+run that goes on does what it would have done.
 """
 
 from __future__ import annotations

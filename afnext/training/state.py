@@ -13,7 +13,6 @@ from torch.optim import Optimizer
 
 from afnext.errors import AfnextError, CheckpointError
 
-
 BROKEN = 10
 """Steps in a row with gradients that are not finite, and left out, that end a run."""
 

@@ -1,4 +1,4 @@
-"""What is to be heard in each audio token of a recording, from its labels: the targets of auxiliary losses."""
+"""What each audio token of a recording is of, from its labels: the targets of auxiliary losses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from afnext.audio.windows import TOKEN_SECONDS
+from afnext.audio.windows import TOKEN_SECONDS, WINDOW_TOKENS
 from afnext.training.synthesis.music import INSTRUMENTS, Note
 from afnext.training.synthesis.scenes import Scene
 from afnext.training.synthesis.sounds import CLASSES
@@ -20,8 +20,10 @@ from afnext.training.tokenizer import TIMES
 EVENTS = (*CLASSES, "speech", "music")
 NOTES = tuple(Note(pitch, 0.0, 0.0).name for pitch in range(40, 89))  # all that instruments play
 SPEAKERS = tuple(f"Speaker {i}" for i in (1, 2, 3))
-LABELS = (*EVENTS, *(i.name for i in INSTRUMENTS), *NOTES, *SPEAKERS)
-"""What can be active: sounds, speech and music, instruments, notes, speakers by who speaks first."""
+BEGIN, END = "<t>", "</t>"
+LABELS = (*EVENTS, *(i.name for i in INSTRUMENTS), *NOTES, *SPEAKERS, BEGIN, END)
+"""What can be active: sounds, speech and music, instruments, notes, speakers by who speaks first; and where any
+of these but notes begins and ends, by the tokens that open and close times in answers."""
 ONSETS = (*EVENTS, "note", "turn")
 """What has a beginning of its own: also any note, any speaker's turn."""
 ONSET_SHAPE = ((0, 1.0), (-1, 0.3), (1, 0.3))
@@ -35,7 +37,8 @@ _ONSET = {name: i for i, name in enumerate(ONSETS)}
 def frame_targets(scene: Scene, tokens: int) -> tuple[Tensor, Tensor]:
     """Activity float32 ``[tokens, labels]`` and onsets float32 ``[tokens, onsets]``, in 0..1.
 
-    A token that something covers in part has that part as its target.
+    A token that something covers in part has that part as its target. Who spoke first is known within a window
+    alone: longer recordings have no speakers.
     """
     active = torch.zeros(tokens, len(LABELS))
     onsets = torch.zeros(tokens, len(ONSETS))
@@ -46,6 +49,10 @@ def frame_targets(scene: Scene, tokens: int) -> tuple[Tensor, Tensor]:
         column = active[:, _PLACE[name]]
         torch.maximum(column, (part / TOKEN_SECONDS).clamp(0, 1), out=column)
 
+    def mark(name: str, moment: float) -> None:
+        at = min(int(moment / TOKEN_SECONDS), tokens - 1)
+        active[at, _PLACE[name]] = 1.0
+
     def begin(name: str, onset: float) -> None:
         for shift, value in ONSET_SHAPE:
             at = int(onset / TOKEN_SECONDS) + shift
@@ -55,11 +62,15 @@ def frame_targets(scene: Scene, tokens: int) -> tuple[Tensor, Tensor]:
     for event in timeline(scene):
         cover(event.label, event.onset, event.offset)
         begin(event.label, event.onset)
+        mark(BEGIN, event.onset)
+        mark(END, event.offset)
     names = numbered(scene.utterances)
     for utterance in scene.utterances:
-        if (name := names[utterance.speaker]) in _PLACE:
+        if tokens <= WINDOW_TOKENS and (name := names[utterance.speaker]) in _PLACE:
             cover(name, utterance.onset, utterance.offset)
         begin("turn", utterance.onset)
+        mark(BEGIN, utterance.onset)
+        mark(END, utterance.offset)
     for melody in scene.melodies:
         cover(melody.instrument, melody.onset, melody.offset)
         for note in melody.notes:
@@ -90,7 +101,11 @@ class Targets:
 
 
 class Words:
-    """Ids that the losses need: the pieces of each label, the times, and what spells a text."""
+    """Ids that the losses need: the pieces of each label, the times, and what spells a text.
+
+    Attributes:
+        times: int64 ``[100]``, the ids of "0.0" to "9.9"; empty where the tokenizer has no such tokens.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
@@ -101,21 +116,27 @@ class Words:
         self.ten_ids = torch.tensor([(ids * 3)[:3] for ids in tens])
         weights = [[2.0**-i if i < len(ids) else 0.0 for i in range(3)] for ids in tens]
         self.ten_weights = torch.tensor(weights)  # so that 12 and 21 differ
-        self.times = torch.tensor([tokenizer.token_to_id(t) for t in TIMES])
-        self.blank: int = tokenizer.token_to_id("<|endoftext|>")
+        times = [tokenizer.token_to_id(t) for t in TIMES]
+        self.times = torch.tensor([id for id in times if id is not None], dtype=torch.int64)
+        self.blank = int(tokenizer.token_to_id("<|endoftext|>") or 0)
 
     def spell(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
     def targets(self, scenes: Sequence[Scene | None], tokens: Sequence[int]) -> Targets:
         """Of recordings with their number of audio tokens; None has no labels."""
-        labelled, active, onsets, spoken, spelling = [], [], [], [], []
+        labelled: list[Tensor] = []
+        active: list[Tensor] = []
+        onsets: list[Tensor] = []
+        spoken: list[tuple[int, int]] = []
+        spelling: list[tuple[int, ...]] = []
         first = 0
         for scene, count in zip(scenes, tokens, strict=True):
             if scene is not None and count:
                 labelled.append(torch.arange(first, first + count))
-                for part, found in zip(frame_targets(scene, count), (active, onsets), strict=True):
-                    found.append(part)
+                sounding, beginning = frame_targets(scene, count)
+                active.append(sounding)
+                onsets.append(beginning)
                 text = self.spell(" " + transcript(scene.utterances)) if scene.utterances else ()
                 if 0 < len(text) <= count // 2:
                     spoken.append((first, count))

@@ -13,7 +13,7 @@ from afnext.errors import AfnextError
 from afnext.hub import EMBEDDED
 from afnext.model import AudioLanguageModel
 from afnext.training.conversations import Conversation, conversation
-from afnext.training.packing import NOT_LEARNT, Encoded, encode, hidden_states, pack
+from afnext.training.packing import NOT_LEARNT, Encoded, encode, hear, hidden_states, pack
 
 
 def said(*values: str, **fields: object) -> Conversation:
@@ -28,6 +28,10 @@ CONVERSATIONS = [
     said("<sound-1><sound-2>Which recording has a bell?", "The first.", sound=["a.wav", "b.wav"]),
     said("<sound>Describe the audio.", "A bell rings.", sound="b.wav"),
 ]
+
+
+def tokens_of(windows: dict[str, list[AudioWindow]]) -> dict[str, int]:
+    return {name: sum(w.num_tokens for w in ws) for name, ws in windows.items()}
 
 
 @pytest.fixture(scope="module")
@@ -54,23 +58,28 @@ def template() -> ChatTemplate:
 def encoded(
     windows: dict[str, list[AudioWindow]], tokenizer: Tokenizer, template: ChatTemplate
 ) -> list[Encoded]:
-    return [encode(c, windows, tokenizer, template) for c in CONVERSATIONS]
+    return [encode(c, tokens_of(windows), tokenizer, template) for c in CONVERSATIONS]
 
 
 def test_answers_and_their_ends_alone_are_learnt(
     encoded: list[Encoded], tokenizer: Tokenizer
 ) -> None:
     for item, original in zip(encoded, CONVERSATIONS, strict=True):
-        learnt = [t for t in item.targets if t != NOT_LEARNT]
         answers = [turn.text for turn in original.turns if turn.role == "assistant"]
-        assert tokenizer.decode(learnt, skip_special=False) == "".join(
+        assert tokenizer.decode(item.ids[item.learnt].tolist(), skip_special=False) == "".join(
             f"{answer}<|im_end|>" for answer in answers
         )
-        for place, target in enumerate(item.targets):
-            assert target in (
-                NOT_LEARNT,
-                item.ids[place + 1] if place + 1 < len(item.ids) else None,
-            )
+
+
+def test_targets_are_what_follows_and_is_learnt(
+    encoded: list[Encoded], windows: dict[str, list[AudioWindow]], tokenizer: Tokenizer
+) -> None:
+    batch = pack(encoded[:1], windows, tokenizer.audio_id)
+    ids, learnt = encoded[0].ids, encoded[0].learnt
+    assert batch.ids.tolist() == ids.tolist()
+    for place, target in enumerate(batch.targets.tolist()):
+        follows = place + 1 < len(ids) and learnt[place + 1]
+        assert target == (ids[place + 1] if follows else NOT_LEARNT)
 
 
 def test_what_begins_alike_is_shared(
@@ -78,7 +87,7 @@ def test_what_begins_alike_is_shared(
 ) -> None:
     assert tokenizer.audio_id is not None
     batch = pack(encoded, windows, tokenizer.audio_id)
-    tokens = {name: sum(w.num_tokens for w in ws) for name, ws in windows.items()}
+    tokens = tokens_of(windows)
     assert batch.audio.num_tokens == sum(tokens.values())
     heard = [tokens["a.wav"], tokens["b.wav"], tokens["a.wav"] + tokens["b.wav"]]
     assert len(batch.heard) == sum(heard)
@@ -97,7 +106,7 @@ def test_packed_is_what_each_is_alone(
         total = 0.0
         for group in groups:
             batch = pack(group, windows, tokenizer.audio_id)
-            hidden, _ = hidden_states(net, batch)
+            hidden = hidden_states(net, batch, hear(net, batch.audio)[1])
             learnt = batch.targets != NOT_LEARNT
             logits = net.language_model.lm_head(hidden[learnt])
             loss = F.cross_entropy(logits, batch.targets[learnt], reduction="sum")
@@ -119,4 +128,4 @@ def test_a_sound_within_a_text_is_refused(
 ) -> None:
     item = said("Listen: <sound>", "A bell.", sound="b.wav", id="seventeen")
     with pytest.raises(AfnextError, match="seventeen: a sound stands within"):
-        encode(item, windows, tokenizer, template)
+        encode(item, tokens_of(windows), tokenizer, template)

@@ -1,32 +1,39 @@
-"""``python -m afnext.training.synthesis demo scene.wav``: one held-out scene and its true events."""
+"""``python -m afnext.training.synthesis scene.flac``: one scene, and on standard output what is in it."""
 
 from __future__ import annotations
 
 import argparse
-import sys
+import tempfile
+from pathlib import Path
 
+import numpy as np
 import soundfile
 
-from afnext.training.synthesis import SAMPLE_RATE, clip
-from afnext.training.tasks import listing
-
-DEMO_SEED = 424_242
-"""Used by no recipe, neither for training nor for evaluation."""
+from afnext.training.synthesis import banks
+from afnext.training.synthesis.scenes import KINDS, compose
+from afnext.training.synthesis.sounds import SAMPLE_RATE
+from afnext.training.tasks.script import script
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Write a scene to a WAV file; the truth goes to standard output."""
-    parser = argparse.ArgumentParser(prog="python -m afnext.training.synthesis")
-    parser.add_argument("command", choices=["demo"])
-    parser.add_argument("path")
-    parser.add_argument("--seconds", type=float, default=8.0)
-    parser.add_argument("--index", type=int, default=2, help="which scene of the endless sequence")
+    """Write a scene of held-out voices and instruments, which no training set has."""
+    parser = argparse.ArgumentParser(
+        prog="python -m afnext.training.synthesis", description=main.__doc__
+    )
+    parser.add_argument("path", help="what to write: .wav, .flac or .ogg")
+    parser.add_argument("--kind", choices=list(KINDS), default="mixed")
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--banks", help="folder for voices and instruments, kept between calls")
+    parser.add_argument("--sentences", type=int, default=100, help="of the banks")
     options = parser.parse_args(arguments)
-    scene = clip(DEMO_SEED, options.seconds, options.index)
+    with tempfile.TemporaryDirectory() as folder:
+        where = Path(options.banks or folder)
+        *_, (_, made) = banks.make(where, "held-out", options.sentences, options.seed)
+        assert made is not None
+        scene = compose(options.kind, options.seconds, np.random.default_rng(options.seed), made)
     soundfile.write(options.path, scene.samples, SAMPLE_RATE)
-    print(f"Synthesised scene, not used in training (seed {DEMO_SEED}, index {options.index}).",
-          file=sys.stderr)  # fmt: skip
-    print(f"True events: {listing(scene.events)}")
+    print(script(scene))
 
 
 if __name__ == "__main__":

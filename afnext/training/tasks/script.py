@@ -10,8 +10,8 @@ from afnext.training.tasks.speech import numbered
 
 
 def script(scene: Scene) -> str:
-    """``bell <t>1.2-2.5</t>; speech <t>3.0-4.8</t> Speaker 1: The door is open.; violin <t>..</t> C4 <t>..</t>``,
-    ordered by onset, ``Nothing.`` for silence.
+    """As ``bell <t>1.2-2.5</t>; speech <t>3.0-4.8</t> Speaker 1: The door is open.``, ordered by onset, or
+    ``Nothing.``
     """
     names = numbered(scene.utterances)
     lines = chain(
