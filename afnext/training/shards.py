@@ -13,6 +13,7 @@ import json
 import os
 import tarfile
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,8 +81,9 @@ def write_shard(path: str | Path, recordings: Iterable[Recording]) -> int:
     except OSError as error:
         raise AfnextError(f"cannot write the shard {path}: {error.strerror or error}") from None
     finally:
-        for left in (part, index_part):
-            left.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+            index_part.unlink(missing_ok=True)
     return count
 
 

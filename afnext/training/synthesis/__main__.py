@@ -26,7 +26,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--index", type=int, default=2, help="which scene of the endless sequence")
     options = parser.parse_args(arguments)
-    scenes = SceneSet("sounds", 1, options.seconds, options.seconds)
+    try:
+        scenes = SceneSet("sounds", 1, options.seconds, options.seconds)
+    except ValueError as error:
+        parser.error(str(error))
     scene, _ = scenes.scene(DEMO_SEED, options.index, NO_BANKS)
     soundfile.write(options.path, scene.samples, SAMPLE_RATE)
     print(f"Synthesised scene, not used in training (seed {DEMO_SEED}, index {options.index}).",

@@ -233,7 +233,7 @@ def is_held_out(text: str) -> bool:
 
 
 def sentence(rng: np.random.Generator, held_out: bool = False) -> str:
-    """A random sentence of 4 to 12 words, with capital and final mark, held out or not."""
+    """A random sentence of 5 to 13 words, with capital and final mark, held out or not."""
     while is_held_out(text := _draw(rng)) != held_out:
         pass
     return text
