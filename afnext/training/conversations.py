@@ -21,6 +21,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +99,12 @@ class RecordError(AfnextError):
     """A record that cannot be read as a conversation. ``kind`` is what is wrong, without the particulars."""
 
     def __init__(self, kind: str, where: str, particulars: str = "") -> None:
+        super().__init__(kind, where, particulars)  # what it is pickled by
         self.kind = kind
-        super().__init__(f"{where}: {kind}{': ' + particulars if particulars else ''}")
+
+    def __str__(self) -> str:
+        kind, where, particulars = self.args
+        return f"{where}: {kind}{': ' + particulars if particulars else ''}"
 
 
 def read(path: str | Path, skipped: Skipped | None = None) -> Iterator[Conversation]:
@@ -148,7 +153,7 @@ def conversation(record: Any, where: str = "record") -> Conversation:
         if turn.role != "user" and any(isinstance(part, Sound) for part in turn.parts):
             raise RecordError("only the human's turns hold sounds", where)
     duration = record.get("duration")
-    if duration is not None and not (isinstance(duration, int | float) and duration > 0):
+    if duration is not None and not (isinstance(duration, int | float) and 0 < duration < inf):
         raise RecordError("duration must be a positive number of seconds", where, repr(duration))
     return Conversation(
         str(record.get("id", where)), turns, None if duration is None else float(duration),
@@ -174,8 +179,8 @@ def _record(item: Conversation) -> dict[str, Any]:
     def value(turn: Turn) -> str:
         return "".join(
             part if isinstance(part, str)
-            else "<sound>" if len(sounds) == 1
-            else f"<sound-{next(numbers)}>"
+            else "<sound>\n" if len(sounds) == 1
+            else f"<sound-{next(numbers)}>\n"
             for part in turn.parts
         )  # fmt: skip
 
@@ -192,21 +197,35 @@ def _record(item: Conversation) -> dict[str, Any]:
 
 def _records(path: Path) -> Iterator[tuple[str, Any]]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise AfnextError(f"cannot read conversations from {path}: {error}") from None
-    if text.lstrip()[:1] == "[":
-        yield from ((f"{path.name}, record {i}", r) for i, r in enumerate(_parse(path, text), 1))
-        return
-    lines = [(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
-    whole = (
-        _manifest(path, text) if (lines and lines[0][1].strip() == "{") or len(lines) == 1 else None
-    )
-    if whole is not None:
-        yield from whole
+    lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if lines and (len(lines) == 1 or not _is_json(lines[0][1])):
+        yield from _whole(path, _parse(path, text))
         return
     for number, line in lines:
         yield f"{path.name}, line {number}", _parse(path, line, number)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except json.JSONDecodeError:
+        return False
+    return True
+
+
+def _whole(path: Path, content: Any) -> Iterator[tuple[str, Any]]:
+    """The records of a file that is one JSON value: a list of them, a manifest or a single one."""
+    if isinstance(content, list):
+        yield from ((f"{path.name}, record {i}", record) for i, record in enumerate(content, 1))
+    elif isinstance(content, Mapping) and isinstance(content.get("data"), Mapping):
+        folder = str(content.get("dataset_path", ""))
+        for key, item in content["data"].items():
+            yield f"{path.name}, {key}", _from_manifest(key, item, folder)
+    else:
+        yield f"{path.name}, record 1", content
 
 
 def _parse(path: Path, text: str, line: int = 0) -> Any:
@@ -217,22 +236,14 @@ def _parse(path: Path, text: str, line: int = 0) -> Any:
         raise AfnextError(f"{path} is no JSON: {error.msg} at {at}") from None
 
 
-def _manifest(path: Path, text: str) -> list[tuple[str, Any]] | None:
-    """The records of an Audio Flamingo 2 manifest, or None where the file is another."""
-    content = _parse(path, text)
-    if not isinstance(content, Mapping) or not isinstance(content.get("data"), Mapping):
-        return None
-    folder = str(content.get("dataset_path", ""))
-    found = []
-    for key, item in content["data"].items():
-        where = f"{path.name}, {key}"
-        if not isinstance(item, Mapping) or not {"name", "prompt", "output"} <= set(item):
-            raise RecordError("a manifest's entry needs name, prompt and output", where)
-        said = [{"from": "human", "value": f"<sound>\n{item['prompt']}"},
-                {"from": "gpt", "value": item["output"]}]  # fmt: skip
-        sound = f"{folder}/{item['name']}" if folder else item["name"]
-        found.append((where, {"id": key, "sound": sound, "conversations": said}))
-    return found
+def _from_manifest(key: str, item: Any, folder: str) -> Any:
+    """An entry of an Audio Flamingo 2 manifest as a record; as it is where it cannot be one."""
+    if not isinstance(item, Mapping) or not {"name", "prompt", "output"} <= set(item):
+        return item
+    said = [{"from": "human", "value": f"<sound>\n{item['prompt']}"},
+            {"from": "gpt", "value": item["output"]}]  # fmt: skip
+    sound = f"{folder}/{item['name']}" if folder else item["name"]
+    return {"id": key, "sound": sound, "conversations": said}
 
 
 def _sounds(record: Mapping[str, Any], where: str) -> list[str]:

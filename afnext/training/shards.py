@@ -13,6 +13,7 @@ import json
 import os
 import tarfile
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,16 +48,21 @@ class Recording:
 def write_shard(path: str | Path, recordings: Iterable[Recording]) -> int:
     """Write a shard of 16-bit WAV files and its index; gives how many recordings.
 
+    Where that fails nothing is left behind, and a shard that was there before stays.
+
     Raises:
-        AfnextError: the disk is full, or the folder cannot be written to; nothing is left behind.
+        AfnextError: the disk is full, the folder cannot be written to, or two recordings have one key.
     """
     path = Path(path)
     part, index = path.with_suffix(".tar.part"), _index_path(path)
+    index_part = index.with_suffix(".json.part")
     entries: dict[str, list[int]] = {}
     count = 0
     try:
         with tarfile.open(part, "w", format=tarfile.USTAR_FORMAT) as tar:
             for recording in recordings:
+                if f"{recording.key}.json" in entries:
+                    raise AfnextError(f"{path} would have {recording.key} twice")
                 wave = io.BytesIO()
                 soundfile.write(wave, recording.samples, recording.rate, "PCM_16", format="WAV")
                 labels = json.dumps(recording.labels, ensure_ascii=False).encode()
@@ -67,14 +73,17 @@ def write_shard(path: str | Path, recordings: Iterable[Recording]) -> int:
                     tar.addfile(member, io.BytesIO(content))
                     entries[name] = [tar.offset - _padded(len(content)), len(content)]
                 count += 1
-        _write_whole(
-            index, json.dumps({"format": FORMAT, "bytes": part.stat().st_size, "members": entries})
+        index_part.write_text(
+            json.dumps({"format": FORMAT, "bytes": part.stat().st_size, "members": entries})
         )
+        index_part.replace(index)
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
-        index.unlink(missing_ok=True)
         raise AfnextError(f"cannot write the shard {path}: {error.strerror or error}") from None
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+            index_part.unlink(missing_ok=True)
     return count
 
 
@@ -107,8 +116,10 @@ class Shard:
                 )
             self._file = os.open(self.path, os.O_RDONLY)
         except OSError as error:
-            raise AfnextError(f"cannot open the shard {self.path}: {error.strerror}") from None
-        except (ValueError, KeyError, TypeError) as error:
+            raise AfnextError(
+                f"cannot open the shard {self.path}: {error.strerror}: {error.filename}"
+            ) from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, AfnextError):
                 raise
             raise AfnextError(f"{_index_path(self.path)} is no index of a shard: {error}") from None
@@ -128,22 +139,32 @@ class Shard:
         return [name.removesuffix(".json") for name in self.members if name.endswith(".json")]
 
     def read(self, name: str) -> bytes:
-        """A file's content. Raises ``AfnextError`` where there is none of this name."""
+        """A file's content. Raises ``AfnextError`` where there is none of this name, or less than there
+        should be."""
         member = self.members.get(name)
         if member is None:
             raise AfnextError(f"{self.path} has no {name}")
-        return os.pread(self._file, member.size, member.offset)
+        content = os.pread(self._file, member.size, member.offset)
+        if len(content) != member.size:
+            raise AfnextError(f"{self.path} is broken: it ends within {name}")
+        return content
 
     def labels(self, key: str) -> dict[str, Any]:
-        labels: dict[str, Any] = json.loads(self.read(f"{key}.json"))
+        """What lies beside a recording. Raises ``AfnextError`` where that is missing or no JSON."""
+        try:
+            labels: dict[str, Any] = json.loads(self.read(f"{key}.json"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise AfnextError(f"{self.path}/{key}.json is no JSON: {error}") from None
         return labels
 
     def audio(self, name: str) -> tuple[NDArray[np.float32], int]:
         """Samples float32 ``[S]`` of the first channel, and their rate.
 
         Raises:
-            AudioError: they cannot be read.
+            AudioError: there are none of this name, or they cannot be read.
         """
+        if name not in self.members:
+            raise AudioError(f"{self.path} has no {name}")
         try:
             samples, rate = soundfile.read(
                 io.BytesIO(self.read(name)), dtype="float32", always_2d=True
@@ -159,9 +180,3 @@ def _padded(size: int) -> int:
 
 def _index_path(path: Path) -> Path:
     return path.with_suffix(".index.json")
-
-
-def _write_whole(path: Path, text: str) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(text)
-    part.replace(path)

@@ -67,8 +67,8 @@ def narrow(mix: Samples, rng: np.random.Generator) -> Samples:
 
 
 def clip(mix: Samples, rng: np.random.Generator) -> Samples:
-    """Overdriven: what exceeds a level that the loudest thousandths of samples reach is cut off."""
-    level = np.quantile(np.abs(mix), rng.uniform(0.98, 0.998))
+    """Overdriven: what comes within 4 to 12 dB of the peak is cut off."""
+    level = float(np.abs(mix).max()) * decibel(-rng.uniform(4, 12))
     return np.clip(mix, -level, level)
 
 

@@ -56,15 +56,18 @@ def from_json(labels: Mapping[str, Any], where: str = "labels") -> Scene:
                 for m in labels["melodies"]
             ),
         )
-        end = float(labels["seconds"]) + BEYOND
-        spans: tuple[Event | Utterance | Melody, ...] = (
-            *scene.events, *scene.utterances, *scene.melodies,
-        )  # fmt: skip
-        for item in spans:
-            if not 0 <= item.onset < item.offset <= end:
-                raise AfnextError(
-                    f"{where}: {item.onset:g} to {item.offset:g} s is no time within {labels['seconds']:g} s"
-                )
-    except (KeyError, TypeError, IndexError) as error:
+        seconds = float(labels["seconds"])
+        spans: list[tuple[str, Event | Utterance | Melody | Note]] = [
+            *((event.label, event) for event in scene.events),
+            *((utterance.speaker, utterance) for utterance in scene.utterances),
+            *((melody.instrument, melody) for melody in scene.melodies),
+            *((note.name, note) for melody in scene.melodies for note in melody.notes),
+        ]
+        wrong = [s for s in spans if not 0 <= s[1].onset < s[1].offset <= seconds + BEYOND]
+    except (KeyError, TypeError, IndexError, ValueError) as error:
         raise AfnextError(f"{where}: not the labels of a recording ({error!r})") from None
+    for name, item in wrong:
+        raise AfnextError(
+            f"{where}: {name} from {item.onset:g} to {item.offset:g} s is no time within {seconds:g} s"
+        )
     return scene

@@ -25,6 +25,7 @@ SOUNDFONTS = Path("/usr/share/sounds/sf2")
 SOUNDFONT = "FluidR3_GM.sf2"  # fluid-soundfont-gm
 HELD_OUT_SOUNDFONT = "TimGM6mb.sf2"  # timgm6mb-soundfont
 PACKAGES = "the Debian packages fluidsynth, fluid-soundfont-gm and timgm6mb-soundfont"
+PYTHON_PACKAGE = "pip install mido"
 
 VELOCITIES = (50, 80, 115)
 NOTE, TAIL = 1.8, 0.7  # seconds that a note of the bank is held, and rings on
@@ -131,8 +132,10 @@ def missing_programs() -> list[str]:
 
 
 def _play(instrument: Instrument, soundfont: str) -> NDArray[np.int16]:
-    import mido
-
+    try:
+        import mido
+    except ImportError:
+        raise AfnextError(f"music: mido is not installed; {PYTHON_PACKAGE}") from None
     spacing = NOTE + TAIL
     pitches = range(instrument.low, instrument.high + 1)
     file = mido.MidiFile(ticks_per_beat=1000)  # at 120 beats a minute: a tick is half a millisecond

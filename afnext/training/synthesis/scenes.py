@@ -175,21 +175,24 @@ def _dialogue(track: _Track) -> None:
     speakers = [str(name) for name in track.rng.choice(known, count, replace=False)]
     levels = {name: float(track.rng.uniform(-5, 2)) for name in speakers}
     at, last = float(track.rng.uniform(0.1, 0.8)), ""
+    free = dict.fromkeys(speakers, 0.0)  # from when on each can speak again
     while True:
         others = [name for name in speakers if name != last]
         last = others[track.rng.integers(len(others))]
+        at = max(at, free[last])
         item = track.pick(last, track.seconds - at - 0.05)
         if item is None:
             return
         track.say(item, at, levels[last])
         end = track.utterances[-1].offset
+        free[last] = end + REPEAT_GAP
         interrupts = track.rng.random() < 0.25
         gap = track.rng.uniform(-0.7, -0.25) if interrupts else track.rng.uniform(0.15, 1.0)
         at = max(track.utterances[-1].onset + ONSET_GAP, end + float(gap))
 
 
 def _music(track: _Track) -> None:
-    """A melody, in longer clips several of different instruments; sometimes a sound beside."""
+    """A melody, in longer clips several; sometimes a sound beside."""
     for _ in range(1 + int(track.seconds > 12) + int(track.seconds > 25)):
         track.tune(min(8.0, 0.9 * track.seconds), overlaps=0)
     if track.rng.random() < 0.2:

@@ -179,7 +179,7 @@ PATTERNS = (
     "Can you {take} my {adjective} {thing}?",
     "Where is the {adjective} {thing}?",
     "My {person} likes {food} with {other_food}.",
-    "{who} never drinks {food} at {time}.",
+    "{who} never has {food} at {time}.",
     "I {took} {a} {thing} and {a_second} {other}.",
     "We {went} to the {place} with {small} {people}.",
     "Call {name} at {digits}.",
@@ -199,13 +199,14 @@ def _draw(rng: np.random.Generator) -> str:
 
     pattern = one(PATTERNS)
     (took, take), (went, go), (did, _) = one(TAKES), one(GOES), one(ACTS)
+    someone, name = (NAMES[i] for i in rng.choice(len(NAMES), 2, replace=False))
     thing, other = (THINGS[i] for i in rng.choice(len(THINGS), 2, replace=False))
     food, other_food = (FOODS[i] for i in rng.choice(len(FOODS), 2, replace=False))
     weather, other_weather = (WEATHER[i] for i in rng.choice(len(WEATHER), 2, replace=False))
-    price = int(rng.integers(1, 100) if rng.random() < 0.6 else rng.integers(100, 2000))
+    price = int(rng.integers(2, 100) if rng.random() < 0.6 else rng.integers(100, 2000))
     fields = {
-        "who": one(NAMES) if rng.random() < 0.7 else f"the {one(PEOPLE)}",
-        "name": one(NAMES), "person": one(PEOPLE), "people": plural(one(PEOPLE)),
+        "who": someone if rng.random() < 0.7 else f"the {one(PEOPLE)}",
+        "name": name, "person": one(PEOPLE), "people": plural(one(PEOPLE)),
         "took": took, "take": take, "went": went, "go": go, "did": did,
         "thing": thing, "other": other, "things": plural(thing), "adjective": one(ADJECTIVES),
         "animal": (animal := one(ANIMALS)), "animals": plural(animal), "food": food, "other_food": other_food,
@@ -232,7 +233,7 @@ def is_held_out(text: str) -> bool:
 
 
 def sentence(rng: np.random.Generator, held_out: bool = False) -> str:
-    """A random sentence of 4 to 12 words, with capital and final mark, held out or not."""
+    """A random sentence of 5 to 13 words, with capital and final mark, held out or not."""
     while is_held_out(text := _draw(rng)) != held_out:
         pass
     return text

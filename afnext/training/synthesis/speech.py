@@ -45,6 +45,7 @@ class Voice:
 
 
 def _espeak(name: str, accent: str, variant: str, high: bool) -> Voice:
+    """``accent`` is a file's name: espeak-ng silently leaves a variant of "en-gb", whose file is "en", out."""
     return Voice(name, "espeak-ng", f"{accent}+{variant}", high)
 
 
@@ -53,9 +54,9 @@ VOICES: tuple[Voice, ...] = (
     _espeak("us-annie", "en-us", "Annie", True),
     _espeak("us-michael", "en-us", "michael", False),
     _espeak("us-linda", "en-us", "linda", True),
-    _espeak("gb-edward", "en-gb", "edward", False),
-    _espeak("gb-steph", "en-gb", "steph", True),
-    _espeak("gb-max", "en-gb", "Max", False),
+    _espeak("gb-edward", "en", "edward", False),
+    _espeak("gb-steph", "en", "steph", True),
+    _espeak("gb-max", "en", "max", False),
     _espeak("rp-alicia", "en-gb-x-rp", "Alicia", True),
     _espeak("rp-david", "en-gb-x-rp", "david", False),
     _espeak("scotland-belinda", "en-gb-scotland", "belinda", True),

@@ -54,11 +54,18 @@ def _kinds(scene: Scene, rng: random.Random) -> dict[str, tuple[float, Maker]]:
     kinds = bound(sounds.MAKERS, timeline(scene), NO_EVENTS if plain else 1.0)
     if scene.utterances:
         kinds |= bound(speech.MAKERS, scene.utterances)
-    elif rng.random() < UNHEARD_SPEECH:
-        kinds = bound({"transcribe": speech.MAKERS["transcribe"]}, ())
     if scene.melodies:
         kinds |= bound(music.MAKERS, scene.melodies)
+    if not scene.utterances:
+        _, transcribe = speech.MAKERS["transcribe"]
+        kinds["transcribe"] = (_share(UNHEARD_SPEECH, kinds), partial(transcribe, (), rng))
+    kinds["refusal"] = (_share(REFUSALS, kinds), partial(refusal, rng))
     return kinds
+
+
+def _share(part: float, kinds: Mapping[str, tuple[float, Maker]]) -> float:
+    """The weight that a further kind needs to be that part of all."""
+    return sum(weight for weight, _ in kinds.values()) * part / (1 - part)
 
 
 def about(scene: Scene, rng: random.Random, weights: Mapping[str, float] | None = None) -> Exchange:
@@ -71,12 +78,12 @@ def about(scene: Scene, rng: random.Random, weights: Mapping[str, float] | None 
     """
     if unknown := [task for task in weights or {} if task not in TASKS]:
         raise ValueError(f"about: no kind of question is called {unknown[0]!r}")
-    if (weights is None or "refusal" in weights) and rng.random() < REFUSALS:
-        return refusal(rng)
     kinds = _kinds(scene, rng)
     if weights is not None:
         kinds = {
-            name: (weights[name], make) for name, (_, make) in kinds.items() if name in weights
+            name: (weights[name], make)
+            for name, (_, make) in kinds.items()
+            if weights.get(name, 0) > 0
         }
     while kinds:
         name = rng.choices(list(kinds), [weight for weight, _ in kinds.values()])[0]

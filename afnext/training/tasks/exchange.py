@@ -49,7 +49,7 @@ def restyle(question: str, rng: random.Random) -> str:
     roll = rng.random()
     if roll < 0.25:
         question = question.lower()
-    elif roll < 0.28:
+    elif roll < 0.28 and "<t>" not in question:
         question = question.upper()
     return question.rstrip("?.") if rng.random() < 0.15 else question
 

@@ -31,7 +31,7 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
         "In which of the two happens more?",
     ),
 }
-FIRST, SECOND, BOTH, NEITHER = "The first.", "The second.", "Both.", "Neither."
+FIRST, SECOND = "The first.", "The second."
 
 
 def _ask(task: str, answer: str, rng: random.Random, label: str = "") -> Exchange:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from afnext.training.synthesis.scenes import Utterance
+from afnext.training.synthesis.sentences import number
 from afnext.training.tasks.exchange import Exchange, ask, span
 
 Utterances = Sequence[Utterance]
@@ -56,11 +57,6 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
     ),
 }
 
-NUMBERS = (
-    *("Nobody", "One", "Two", "Three", "Four", "Five"),
-    *("Six", "Seven", "Eight", "Nine", "Ten"),
-)
-
 
 def numbered(utterances: Utterances) -> dict[str, str]:
     """``Speaker 1``, ``Speaker 2``, .. by who speaks first."""
@@ -103,9 +99,8 @@ def _attribute(utterances: Utterances, rng: random.Random) -> Exchange | None:
     return _ask("attribute", "\n".join(lines), rng)
 
 
-def _speakers(utterances: Utterances, rng: random.Random) -> Exchange | None:
-    count = len(numbered(utterances))
-    return _ask("speakers", f"{NUMBERS[count]}.", rng) if count < len(NUMBERS) else None
+def _speakers(utterances: Utterances, rng: random.Random) -> Exchange:
+    return _ask("speakers", f"{number(len(numbered(utterances))).capitalize()}.", rng)
 
 
 def _interrupted(utterances: Utterances, rng: random.Random) -> Exchange | None:

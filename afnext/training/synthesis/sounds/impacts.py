@@ -86,7 +86,7 @@ def clap_hands(n: int, rng: Rng) -> Wave:
 
 def clap_audience(n: int, rng: Rng) -> Wave:
     length, out = SAMPLE_RATE // 16, np.zeros(n)
-    for start in rng.integers(0, max(1, n - length), int(45 * n / SAMPLE_RATE)):
+    for start in (0, *rng.integers(0, max(1, n - length), int(45 * n / SAMPLE_RATE))):
         low = rng.uniform(600, 1500)
         size = min(length, n - start)
         burst = band_noise(length, low, low * 2.5, rng) * np.exp(-100 * times(length))
