@@ -162,18 +162,22 @@ def convert(
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="A recipe's name (nano) or a YAML file.")],
+    recipe: Annotated[str, typer.Argument(help="A recipe's name (nano, 7b) or a YAML file.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")],
     resume: Annotated[bool, typer.Option("--resume", help="Go on where it stopped.")] = False,
     data: Annotated[
-        Path | None, typer.Option(help="Folder for synthesised clips, kept between runs.")
+        Path | None, typer.Option(help="Folder for synthesised recordings, kept between runs.")
+    ] = None,
+    stage: Annotated[
+        list[str] | None, typer.Option(help="Stop after this stage; may be given several times.")
     ] = None,
 ) -> None:
-    """Train a model from a recipe; print the folder of the finished model."""
+    """Train a model by a chain of stages; print the folder of the finished model."""
     from .training import train as run
 
-    path = Path(__file__).parent / "recipes" / f"{recipe}.yaml"
-    _print(str(run(path if path.is_file() else recipe, out, resume=resume, data=data)))
+    path = Path(__file__).parent / "recipes" / recipe
+    chain = path if (path / "chain.yaml").is_file() else recipe
+    _print(str(run(chain, out, resume=resume, data=data, stages=stage or ())))
 
 
 @app.command(

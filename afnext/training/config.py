@@ -97,7 +97,7 @@ class StageConfig:
         audio_seconds: recordings of a conversation, together; longer ones are left out.
         context_tokens: of a conversation; longer ones are left out.
         batch_tokens: of a step, about.
-        mixture: shares of recordings by name of a source.
+        mixture: shares of tokens by name of a source.
         mixture_of: other stages whose mixtures are added, with a factor.
         hearing: ``"audio"``; or ``"script"``: a recording's labels as text stand in its place.
         per_recording: conversations about a recording in a step, at most.
@@ -185,7 +185,7 @@ class TrainConfig:
 
 
 def mixture_of(stage: StageConfig, stages: list[StageConfig]) -> dict[str, float]:
-    """Shares of recordings by name of a source, with what the stage takes of other stages' mixtures; each
+    """Shares of tokens by name of a source, with what the stage takes of other stages' mixtures; each
     mixture's shares add up to its factor.
 
     Raises:

@@ -193,7 +193,7 @@ class Mixture:
 
     Args:
         sources: by name.
-        weights: shares of recordings, by name of a source; they need not add up to 1.
+        weights: shares of tokens, by name of a source; they need not add up to 1.
         longest: seconds; entries with more audio are left out.
         per_recording: records of an entry that a draw takes, at most.
 
@@ -206,6 +206,7 @@ class Mixture:
     longest: float
     per_recording: int = 6
     _usable: dict[str, list[Entry]] = field(init=False, default_factory=dict)
+    _shares: dict[str, float] = field(init=False, default_factory=dict)  # of draws
 
     def __post_init__(self) -> None:
         for name, weight in self.weights.items():
@@ -219,8 +220,13 @@ class Mixture:
                 if not usable:
                     raise AfnextError(f"mixture: {name} has nothing of at most {self.longest:g} s")
                 self._usable[name] = usable
+                tokens = sum(e.tokens(range(self._count(e))) for e in usable) / len(usable)
+                self._shares[name] = weight / max(1.0, tokens)
         if not self._usable:
             raise AfnextError("mixture: no source has a weight above 0")
+
+    def _count(self, entry: Entry) -> int:
+        return min(len(entry.records), self.per_recording)
 
     def draw(self, tokens: int, seed: str) -> list[Draw]:
         """What a step trains on: draws until they hold about ``tokens``, the last one the first to reach it.
@@ -228,13 +234,12 @@ class Mixture:
         A function of ``seed`` alone.
         """
         rng = random.Random(seed)
-        names = list(self._usable)
-        shares = [self.weights[name] for name in names]
+        names, shares = list(self._shares), list(self._shares.values())
         drawn, total = [], 0
         while total < tokens:
             name = rng.choices(names, shares)[0]
             entry = rng.choice(self._usable[name])
-            count = min(len(entry.records), self.per_recording)
+            count = self._count(entry)
             chosen = tuple(sorted(rng.sample(range(len(entry.records)), count)))
             drawn.append(Draw(name, entry, chosen))
             total += entry.tokens(chosen)

@@ -39,18 +39,24 @@ class Progress:
 def save(
     path: Path, modules: nn.Module, optimizers: Sequence[Optimizer], progress: Progress
 ) -> None:
-    """Write the weights, the optimizers, torch's random state and the progress, atomically."""
+    """Write the weights, the optimizers, torch's random state and the progress, atomically.
+
+    Raises:
+        AfnextError: the disk is full, or cannot be written to; the checkpoint before is as it was.
+    """
     partial = path.with_suffix(".partial")
-    torch.save(
-        {
-            "weights": modules.state_dict(),
-            "optimizers": [o.state_dict() for o in optimizers],
-            "random": torch.get_rng_state(),
-            "progress": vars(progress),
-        },
-        partial,
-    )
-    partial.replace(path)
+    content = {
+        "weights": modules.state_dict(),
+        "optimizers": [o.state_dict() for o in optimizers],
+        "random": torch.get_rng_state(),
+        "progress": vars(progress),
+    }
+    try:
+        torch.save(content, partial)
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError
+        partial.unlink(missing_ok=True)
+        raise AfnextError(f"cannot write {path}: {error}") from None
 
 
 def load(path: Path) -> dict[str, Any]:

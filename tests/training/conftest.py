@@ -1,66 +1,88 @@
-"""A recipe small enough to run in seconds, and its pieces."""
+"""A recipe small enough to run in seconds, on banks made in NumPy."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from afnext.training.config import (
-    DataConfig,
     LossWeights,
-    MixPhase,
     ModelShape,
     StageConfig,
-    TokenizerConfig,
+    SynthesisConfig,
     TrainConfig,
 )
-from afnext.training.data import Vocabulary
-from afnext.training.synthesis import ClipSet, generate, open_clips
-from afnext.training.tokenizer import train_tokenizer
+from afnext.training.synthesis import banks
+from afnext.training.synthesis.banks import Banks
+from afnext.training.synthesis.dataset import SceneSet
 
+from tests.training.banks import make_banks
 
-@pytest.fixture(scope="session")
-def words() -> TokenizerConfig:
-    return TokenizerConfig(pieces=700, clips=300)
-
-
-@pytest.fixture(scope="session")
-def vocab(words: TokenizerConfig) -> Vocabulary:
-    return Vocabulary(train_tokenizer(words.pieces, words.clips, words.seed))
-
-
-@pytest.fixture(scope="session")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> list[ClipSet]:
-    folder = tmp_path_factory.mktemp("clips")
-    list(generate(folder, {2.0: 6, 3.1: 4}, seed=3))
-    return open_clips(folder)
-
-
-@pytest.fixture
-def recipe(words: TokenizerConfig) -> TrainConfig:
-    mix = [MixPhase(1.0, {"2-4": 1.0})]
-    small = {"audio_tokens": 100, "questions": 2, "warmup_steps": 2, "learning_rate": 1e-3}
-    return TrainConfig(
-        name="tiny",
-        data=DataConfig(seed=1, clips={2.0: 6}),
-        held_out=DataConfig(seed=2, clips={2.0: 4}),
-        tokenizer=words,
-        model=ModelShape(
-            audio_width=32, audio_layers=1, audio_heads=2, audio_ffn=48,
-            width=32, layers=3, heads=2, kv_heads=1, ffn=48,
-        ),
-        stages=[
-            StageConfig("ears", 3, "audio_tower|head", mix, LossWeights(0.0, 1.0, 0.0), **small),
-            StageConfig("joint", 4, ".", mix, **small),
-        ],
-        bf16=False,
-        workers=1,
-        evaluate_every=4,
-        save_every=1,
-    )  # fmt: skip
+SETS = {"short": [SceneSet("mixed", 8, 2.0, 4.0), SceneSet("sounds", 4, 2.0, 3.0)],
+        "longer": [SceneSet("mixed", 2, 31.0, 33.0)]}  # fmt: skip
 
 
 @pytest.fixture(scope="session")
 def shared_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where training sets are kept between tests."""
     return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(autouse=True)
+def fake_banks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Banks without the operating system's programs."""
+
+    def make(
+        folder: Path, split: str, sentences: int, seed: int, workers: int = 1
+    ) -> Iterator[tuple[int, Banks | None]]:
+        where = Path(folder) / split
+        done = where / "done"
+        made = Banks(where)
+        if not done.exists():
+            made = make_banks(
+                where, held_out=split == "held-out", sentences=sentences, seed=seed
+            )
+            done.touch()
+        yield sentences, made
+
+    monkeypatch.setattr(banks, "make", make)
+
+
+def stage(name: str, train: list[str], freeze: list[str], **fields: object) -> StageConfig:
+    """A stage of four small steps."""
+    values: dict[str, object] = {"steps": 4, "mixture": {"short": 1.0}, "batch_tokens": 300}
+    return StageConfig(
+        name, train=dict.fromkeys(train, 2e-3), freeze=freeze, **(values | fields)
+    )  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def recipe() -> TrainConfig:
+    """Stages of every sort: the encoder by labels, the decoder by scripts, all by audio."""
+    return TrainConfig(
+        name="tiny",
+        seed=3,
+        model=ModelShape(
+            pieces=500, audio_width=32, audio_layers=1, audio_heads=2, audio_ffn=48,
+            width=32, layers=2, heads=2, kv_heads=1, ffn=48,
+        ),
+        synthesis=SynthesisConfig(1, 24, SETS),
+        held_out=SynthesisConfig(2, 8, SETS, "held-out"),
+        stages=[
+            stage("ears", ["audio_tower", "heads"], ["projector", "language_model"],
+                  losses=LossWeights(0.0, 1.0, 1.0), optimizer="muon"),
+            stage("letters", ["language_model"], ["audio_tower", "projector", "heads"],
+                  hearing="script"),
+            stage("all", ["net", "heads"], [], mixture={"longer": 0.5}, mixture_of={"ears": 0.5},
+                  audio_seconds=40.0, optimizer="muon", accumulate=2,
+                  losses=LossWeights(1.0, 0.3, 0.3, 0.3, 1.0, 0.3, 0.2)),
+        ],
+        bf16=False,
+        threads=1,
+        workers=1,
+        evaluate_every=4,
+        save_every=1,
+        export_dtype="float32",
+    )  # fmt: skip

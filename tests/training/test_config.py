@@ -1,41 +1,86 @@
-"""Recipes: the shipped one reads, and a wrong key or value is refused by name."""
+"""Recipes: the shipped ones read and fit their models, and a wrong key or value is refused by name."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+import torch
 
 import afnext
 from afnext.errors import AfnextError
+from afnext.model import AudioLanguageModel, ModelConfig
 from afnext.training import load_recipe
+from afnext.training.config import mixture_of
+from afnext.training.optimizer import parts_of
 
-NANO = Path(afnext.__file__).parent / "recipes" / "nano.yaml"
+RECIPES = Path(afnext.__file__).parent / "recipes"
+PAPER = {  # seconds of audio, tokens of context, what is trained
+    "pretrain-1": (30, 8192, {"adaptor"}),
+    "pretrain-2": (60, 8192, {"encoder", "adaptor"}),
+    "midtrain-1": (600, 24_576, {"encoder", "adaptor", "decoder"}),
+    "midtrain-2": (1800, 131_072, {"encoder", "adaptor", "decoder"}),
+}
+PARTS = {"encoder": "audio_tower.", "adaptor": "multi_modal_projector.", "decoder": "language_model."}
 MINIMAL = """
 name: x
-data: {seed: 1, clips: {2: 3}}
-held_out: {seed: 2, clips: {2.5: 3}}
 stages:
-  - {name: a, steps: 1, trainable: ".", mix: [{until: 1.0, shares: {"2-4": 1}}]}
+  - {name: a, steps: 1, train: {".": 1e-3}, mixture: {short: 1}}
 """
 
 
-def test_the_shipped_recipe_reads() -> None:
-    recipe = load_recipe(NANO)
-    assert recipe.name == "nano"
-    assert [s.name for s in recipe.stages] == ["encoder", "language", "joint", "focus", "clock"]
-    assert recipe.data.seed != recipe.held_out.seed
+@pytest.mark.parametrize("name", ["7b", "nano"])
+def test_the_shipped_recipes_train_what_the_paper_trains(name: str) -> None:
+    recipe = load_recipe(RECIPES / name)
+    with torch.device("meta"):
+        net = AudioLanguageModel(ModelConfig.from_dict({"model_type": "musicflamingo"}))
+    names = [n for n, _ in net.named_parameters() if "embed_positions" not in n]
+    if name == "nano":
+        names.append("heads.x")
     for stage in recipe.stages:
-        assert stage.mix[-1].until == 1.0
-        for phase in stage.mix:
-            assert sum(phase.shares.values()) == pytest.approx(1)
+        parts = parts_of(names, stage.train, stage.freeze)
+        trained = {n for pattern in stage.train for n in parts[pattern]} - {"heads.x"}
+        if stage.name in PAPER:
+            wanted = {n for n in names for p in PAPER[stage.name][2] if n.startswith(PARTS[p])}
+            assert trained == wanted, stage.name
+        assert set(mixture_of(stage, recipe.stages)) <= {
+            *recipe.sources, *(recipe.synthesis.sets if recipe.synthesis else ())
+        }  # fmt: skip
+    assert [s.name for s in recipe.stages if s.name in PAPER] == list(PAPER)
 
 
-def test_values_are_converted(tmp_path: Path) -> None:
-    (tmp_path / "r.yaml").write_text(MINIMAL)
-    recipe = load_recipe(tmp_path / "r.yaml")
-    assert recipe.data.clips == {2.0: 3}
-    assert recipe.stages[0].mix[0].shares == {"2-4": 1.0}
+def test_the_recipes_at_the_published_figures_have_its_limits() -> None:
+    for stage in load_recipe(RECIPES / "7b").stages:
+        assert (stage.audio_seconds, stage.context_tokens) == PAPER[stage.name][:2]
+    last = load_recipe(RECIPES / "7b").stage("midtrain-2")
+    assert last.mixture_of == {"midtrain-1": 0.5}
+
+
+def test_training_and_evaluation_share_no_seed_and_no_bank() -> None:
+    recipe = load_recipe(RECIPES / "nano")
+    assert recipe.synthesis
+    assert recipe.held_out
+    assert recipe.synthesis.seed != recipe.held_out.seed
+    assert (recipe.synthesis.split, recipe.held_out.split) == ("train", "held-out")
+
+
+def test_a_mixture_takes_of_another_what_its_factor_says(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(MINIMAL + """
+  - {name: b, steps: 1, train: {".": 1e-3}, mixture: {long: 3}, mixture_of: {a: 0.5}}
+  - {name: c, steps: 1, train: {".": 1e-3}, mixture: {long: 1, short: 1}, mixture_of: {b: 2}}
+""")
+    stages = load_recipe(tmp_path / "r.yaml").stages
+    assert mixture_of(stages[1], stages) == {"long": 1.0, "short": 0.5}
+    assert mixture_of(stages[2], stages) == {"long": 2.5, "short": 1.5}
+
+
+def test_a_stage_may_be_a_file_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "chain.yaml").write_text("name: x\nstages: [a.yaml]\n")
+    (tmp_path / "a.yaml").write_text("{name: a, steps: 7, train: {x: 1}, mixture: {s: 1}}")
+    assert load_recipe(tmp_path).stages[0].steps == 7
+    (tmp_path / "a.yaml").write_text("{name: a, steps: 7, train: {x: 1}, mixtures: {s: 1}}")
+    with pytest.raises(AfnextError, match=r"stages\[0\]: unknown key 'mixtures'"):
+        load_recipe(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -45,14 +90,25 @@ def test_values_are_converted(tmp_path: Path) -> None:
         (("name: x\n", ""), "missing key 'name'"),
         (("steps: 1", "steps: many"), r"stages\[0\]: steps: expected int, got 'many'"),
         (("steps: 1", "steps: true"), r"expected int, got True"),
-        (("seed: 1", "sed: 1"), "data: unknown key 'sed'"),
-        (("{2: 3}", "[2, 3]"), "clips: expected"),
+        (("steps: 1", "steps: 0"), "a: steps, batch_tokens and accumulate must be at least 1"),
+        (('{".": 1e-3}', "{}"), "a: train names nothing"),
+        (('{".": 1e-3}', "[x]"), "train: expected dict"),
+        (("steps: 1", "steps: 1, optimizer: sgd"), "optimizer: must be one of muon, adamw, got 'sgd'"),
+        (("steps: 1", "steps: 1, mixture_of: {b: 1}"), "a: mixture_of: no stage is called 'b'"),
+        (("steps: 1", "steps: 1, mixture_of: {a: 1}"), "mixture_of leads back to 'a'"),
         (("stages:", "stages: ["), "cannot read"),
     ],
-)
+)  # fmt: skip
 def test_mistakes_are_named(tmp_path: Path, change: tuple[str, str], message: str) -> None:
     (tmp_path / "r.yaml").write_text(MINIMAL.replace(*change))
     with pytest.raises(AfnextError, match=message):
+        load_recipe(tmp_path / "r.yaml")
+
+
+def test_two_stages_of_one_name_are_refused(tmp_path: Path) -> None:
+    stages = MINIMAL.split("stages:\n")[1]
+    (tmp_path / "r.yaml").write_text(MINIMAL + stages)
+    with pytest.raises(AfnextError, match="two stages are called 'a'"):
         load_recipe(tmp_path / "r.yaml")
 
 

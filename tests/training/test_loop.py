@@ -6,14 +6,19 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from afnext.audio.windows import AudioWindow
 from afnext.errors import AfnextError, CheckpointError
-from afnext.model import AudioLanguageModel
+from afnext.model import AudioBatch, AudioLanguageModel
 from afnext.training import loop, state
-from afnext.training.config import TrainConfig
+from afnext.training.batches import Batches
+from afnext.training.config import LossWeights, TrainConfig
+
+from tests.training.conftest import stage
 
 
 def _log(out: Path) -> list[dict]:
@@ -44,44 +49,132 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(
 ) -> None:
     """Broken in each stage; weights are bit-equal, so optimizer, data and schedule all resumed."""
     whole = loop.train(recipe, tmp_path / "whole", data=shared_data)
-    draw, broken = loop.draw, tmp_path / "broken"
-    for stage, stop in (("ears", 2), ("joint", 3)):
+    batch, broken = Batches.batch, tmp_path / "broken"
+    for name, stop in (("ears", 2), ("letters", 1), ("all", 3)):
 
-        def fails(sets, at, step, *rest, stage=stage, stop=stop):
-            if (at.name, step) == (stage, stop):
+        def fails(self, step, part=0, name=name, stop=stop):
+            if (self.stage.name, step) == (name, stop):
                 raise KeyboardInterrupt
-            return draw(sets, at, step, *rest)
+            return batch(self, step, part)
 
-        monkeypatch.setattr(loop, "draw", fails)
+        monkeypatch.setattr(Batches, "batch", fails)
         with pytest.raises(KeyboardInterrupt):
             loop.train(recipe, broken, data=shared_data, resume=True)
-    monkeypatch.setattr(loop, "draw", draw)
+    monkeypatch.setattr(Batches, "batch", batch)
     resumed = loop.train(recipe, broken, data=shared_data, resume=True)
     a, b = load_file(whole / "model.safetensors"), load_file(resumed / "model.safetensors")
     assert a.keys() == b.keys()
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
+def test_a_chain_can_be_run_in_parts(
+    recipe: TrainConfig, tmp_path: Path, shared_data: Path
+) -> None:
+    whole = loop.train(recipe, tmp_path / "whole", data=shared_data)
+    parts = tmp_path / "parts"
+    first = loop.train(recipe, parts, data=shared_data, stages=["ears"])
+    assert not torch.equal(*(load_file(f / "model.safetensors")["language_model.model.norm.weight"]
+                             for f in (whole, first)))  # fmt: skip
+    last = loop.train(recipe, parts, data=shared_data, resume=True)
+    a, b = load_file(whole / "model.safetensors"), load_file(last / "model.safetensors")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    with pytest.raises(AfnextError, match="no stage is called 'eyes'"):
+        loop.train(recipe, tmp_path / "x", data=shared_data, stages=["eyes"])
+
+
 def test_a_stage_trains_what_it_names_and_nothing_else(
     recipe: TrainConfig, tmp_path: Path, shared_data: Path
 ) -> None:
-    start = loop.train(dataclasses.replace(recipe, stages=[]), tmp_path / "0", data=shared_data)
-    ears = dataclasses.replace(recipe, stages=recipe.stages[:1])
-    end = loop.train(ears, tmp_path / "1", data=shared_data)
-    a, b = load_file(start / "model.safetensors"), load_file(end / "model.safetensors")
+    run = dataclasses.replace(recipe, stages=recipe.stages[:1])
+    begun = loop.Run(run, tmp_path / "x", *_sources(run, shared_data, tmp_path))
+    a = {name: p.clone() for name, p in begun.net.state_dict().items()}
+    b = begun.train() and begun.net.state_dict()
     for name in a:
         moved = not torch.equal(a[name], b[name])
         assert moved == (name.startswith("audio_tower") and "embed_positions" not in name), name
 
 
-def test_the_frame_loss_falls(recipe: TrainConfig, tmp_path: Path, shared_data: Path) -> None:
-    stage = dataclasses.replace(recipe.stages[0], steps=40, learning_rate=5e-3)
-    run = dataclasses.replace(recipe, stages=[stage], evaluate_every=0, save_every=0)
-    journal = loop.Journal(tmp_path / "log.jsonl", every=0.0)
-    sets = loop._clips(run.data, shared_data / "train", 1, journal)
-    loop.Run(run, tmp_path, sets, sets, journal).train()
-    losses = [r["frame_loss"] for r in _log(tmp_path) if r["kind"] == "train"]
-    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+@pytest.mark.parametrize(
+    ("train", "freeze", "message"),
+    [
+        (["audio_tower"], ["heads", "language_model"], "multi_modal_projector.* it matches nothing"),
+        (["net", "audio_tower"], ["heads"], "it matches 'net' and 'audio_tower'"),
+        (["net", "heads"], ["ears"], "the pattern 'ears' matches no parameter"),
+    ],
+)
+def test_what_is_neither_trained_nor_frozen_is_an_error_before_anything_runs(
+    recipe: TrainConfig, tmp_path: Path, shared_data: Path,
+    train: list[str], freeze: list[str], message: str,
+) -> None:  # fmt: skip
+    wrong = stage("wrong", train, freeze, losses=LossWeights(frames=1.0))
+    run = dataclasses.replace(recipe, stages=[wrong])
+    with pytest.raises(AfnextError, match=message):
+        loop.train(run, tmp_path, data=shared_data)
+
+
+def _sources(run: TrainConfig, data: Path, out: Path):
+    journal = loop.Journal(out / "log.jsonl", every=0.0)
+    return *loop.prepare(run, data, journal), journal
+
+
+def test_losses_fall(recipe: TrainConfig, tmp_path: Path, shared_data: Path) -> None:
+    """Each of the objectives, on its own data, in forty steps."""
+    ears = dataclasses.replace(recipe.stages[0], steps=40, train={"audio_tower": 5e-3, "heads": 5e-3})
+    every = dataclasses.replace(
+        recipe.stages[2], steps=40, mixture={"short": 1.0}, mixture_of={}, accumulate=1,
+        train={"net": 5e-3, "heads": 5e-3},
+    )  # fmt: skip
+    run = dataclasses.replace(recipe, stages=[ears, every], evaluate_every=0, save_every=0)
+    (tmp_path / "x").mkdir()
+    loop.Run(run, tmp_path / "x", *_sources(run, shared_data, tmp_path)).train()
+    log = [r for r in _log(tmp_path) if r["kind"] == "train"]
+    for name, part in (("ears", "frame_loss"), ("all", "answer_loss"), ("all", "alignment_loss"),
+                       ("all", "clock_loss")):  # fmt: skip
+        losses = [r[part] for r in log if r["stage"] == name and part in r]
+        assert sum(losses[-5:]) < 0.8 * sum(losses[:5]), (name, part)
+
+
+def test_gradients_that_are_not_finite_are_left_out_and_end_a_run_when_they_stay(
+    recipe: TrainConfig, tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses, calls = loop.Run.losses, []
+
+    def sometimes(self, batch, stage):
+        calls.append(stage.name)
+        parts = losses(self, batch, stage)
+        return {k: v * (torch.nan if len(calls) in wrong else 1.0) for k, v in parts.items()}
+
+    monkeypatch.setattr(loop.Run, "losses", sometimes)
+    run = dataclasses.replace(recipe, stages=recipe.stages[:1], evaluate_every=0)
+    wrong = range(2, 3)
+    weights = load_file(loop.train(run, tmp_path / "a", data=shared_data) / "model.safetensors")
+    assert all(bool(w.isfinite().all()) for w in weights.values())
+    calls.clear()
+    wrong = range(2, 100)
+    long = dataclasses.replace(run, stages=[dataclasses.replace(run.stages[0], steps=30)])
+    with pytest.raises(AfnextError, match="10 steps in a row were not finite"):
+        loop.train(long, tmp_path / "b", data=shared_data)
+    saved = state.load(tmp_path / "b" / "checkpoint.pt")["weights"]
+    assert all(bool(w.isfinite().all()) for w in saved.values())
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_whole(
+    recipe: TrainConfig, tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, saves = torch.save, []
+
+    def full(value, path):
+        saves.append(path)
+        if len(saves) == 3:
+            Path(path).write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        save(value, path)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(AfnextError, match="cannot write .*No space left"):
+        loop.train(recipe, tmp_path, data=shared_data)
+    assert state.load(tmp_path / "checkpoint.pt")["progress"]["step"] == 2
+    assert not (tmp_path / "checkpoint.partial").exists()
 
 
 def test_a_damaged_checkpoint_is_refused_and_pickle_is_never_run(tmp_path: Path) -> None:
@@ -101,15 +194,25 @@ def test_a_damaged_checkpoint_is_refused_and_pickle_is_never_run(tmp_path: Path)
     assert not marker.exists()
 
 
+def test_a_chain_begins_with_a_model_folder(
+    recipe: TrainConfig, tmp_path: Path, shared_data: Path
+) -> None:
+    """As the recipes for 7B do: weights, tokenizer and template of another model."""
+    first = loop.train(dataclasses.replace(recipe, stages=[]), tmp_path / "a", data=shared_data)
+    last = stage("last", ["language_model"], ["audio_tower", "projector"])
+    after = dataclasses.replace(recipe, init=str(first), stages=[last])
+    folder = loop.train(after, tmp_path / "b", data=shared_data)
+    a, b = load_file(first / "model.safetensors"), load_file(folder / "model.safetensors")
+    for name in a:
+        assert torch.equal(a[name], b[name]) != name.startswith("language_model"), name
+    assert (folder / "tokenizer.json").read_text() == (first / "tokenizer.json").read_text()
+
+
 def test_transformers_gives_the_same_logits(
     recipe: TrainConfig, tmp_path: Path, shared_data: Path
 ) -> None:
     """The exported folder in transformers' own class: float32, so 1e-4 of the largest logit."""
-    import numpy as np
     from transformers import MusicFlamingoForConditionalGeneration, WhisperFeatureExtractor
-
-    from afnext.audio.windows import AudioWindow
-    from afnext.model import AudioBatch
 
     folder = loop.train(recipe, tmp_path, data=shared_data)
     theirs = MusicFlamingoForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)

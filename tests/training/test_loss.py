@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+from tokenizers import Tokenizer
 from torch.nn import functional as F
 
-from afnext.training.data import frame_targets
-from afnext.training.loss import alignment_loss, answer_loss, clock_loss, frame_loss
-from afnext.training.synthesis import CLASSES, Event
+from afnext.training.loss import (
+    Heads,
+    alignment_loss,
+    answer_loss,
+    clock_loss,
+    frame_loss,
+    reading_loss,
+    spelling_loss,
+)
+from afnext.training.synthesis.music import Melody, Note
+from afnext.training.synthesis.scenes import Event, Scene, Utterance
+from afnext.training.targets import LABELS, ONSETS, Words, frame_targets
+from afnext.training.tokenizer import train_tokenizer
+
+NO_TIMES = torch.zeros(0, dtype=torch.int64)
+SILENT = torch.zeros(0).numpy()
+
+
+@pytest.fixture(scope="module")
+def words() -> Words:
+    tokenizer: Tokenizer = train_tokenizer([*LABELS, "The door is open."] * 10, 400)
+    return Words(tokenizer)
 
 
 def test_answers_without_times_are_weighted_cross_entropy() -> None:
     logits, targets = torch.randn(6, 20), torch.arange(6)
     weights = torch.rand(6)
     wanted = (F.cross_entropy(logits, targets, reduction="none") * weights).sum() / weights.sum()
-    got = answer_loss(logits, targets, weights, torch.arange(10, 20))
-    torch.testing.assert_close(got, wanted)
+    for times in (torch.arange(10, 20), NO_TIMES):
+        torch.testing.assert_close(answer_loss(logits, targets, weights, times), wanted)
 
 
 def test_a_time_credits_its_neighbours() -> None:
@@ -29,25 +51,87 @@ def test_a_time_credits_its_neighbours() -> None:
     torch.testing.assert_close(got, F.cross_entropy(logits, smooth))
 
 
-def test_frame_labels_lie_where_the_events_do() -> None:
-    target = frame_targets([[Event("siren", 0.4, 1.0)], []], 50)
-    k = CLASSES.index("siren")
-    assert target[0, :, k].nonzero()[:, 0].tolist() == list(range(10, 25))  # 40 ms each
-    onset = target[0, :, len(CLASSES) + k]
-    assert onset[9:12].tolist() == pytest.approx([0.3, 1.0, 0.3])
-    assert target.sum() == pytest.approx(15 + 1.6)
-    assert frame_loss((target - 0.5) * 40, target) < frame_loss(torch.zeros_like(target), target)
+def test_labels_lie_where_what_they_name_does() -> None:
+    scene = Scene(
+        SILENT,
+        (Event("siren", 0.4, 1.0),),
+        (Utterance("x", "The door.", 1.2, 1.6),),
+        (Melody("violin", (Note(60, 1.0, 1.1), Note(62, 1.1, 1.5)), 100, "steady"),),
+    )
+    active, onsets = frame_targets(scene, 50)
+
+    def where(table: torch.Tensor, names: tuple[str, ...], name: str) -> list[int]:
+        return table[:, names.index(name)].gt(0.5).nonzero()[:, 0].tolist()
+
+    assert where(active, LABELS, "siren") == list(range(10, 25))  # 40 ms each
+    assert where(active, LABELS, "speech") == where(active, LABELS, "Speaker 1")
+    assert where(active, LABELS, "speech") == list(range(30, 40))
+    assert where(active, LABELS, "violin") == where(active, LABELS, "music")
+    assert where(active, LABELS, "D4")[0] in (27, 28)
+    assert where(onsets, ONSETS, "note") == [25, 27]
+    assert where(onsets, ONSETS, "turn") == [30]
+    assert onsets[9:12, ONSETS.index("siren")].tolist() == pytest.approx([0.3, 1.0, 0.3])
+    assert where(active, LABELS, "<t>") == [10, 25, 30]
+    assert where(active, LABELS, "</t>") == [25, 37, 40]
+    assert active[:, LABELS.index("dog")].sum() == 0
 
 
-def test_alignment_wants_audio_near_the_word_that_names_it() -> None:
-    words = torch.eye(len(CLASSES))
-    active = F.one_hot(torch.tensor([[0, 1, 2]]), len(CLASSES)).float()
-    aligned = alignment_loss(active, words, active)
-    assert aligned < 0.1 < 0.5 < alignment_loss(active.roll(1, -1), words, active)
+def test_recordings_without_labels_have_no_targets_but_times(words: Words) -> None:
+    targets = words.targets([None, Scene(SILENT, (Event("dog", 0.0, 0.4),))], [3, 20])
+    assert targets.labelled.tolist() == list(range(3, 23))
+    assert targets.active.shape == (20, len(LABELS))
+    assert targets.seconds[:4].tolist() == pytest.approx([0.02, 0.06, 0.10, 0.02])
+    assert targets.spoken == ()
 
 
-def test_the_clock_wants_each_token_near_its_own_time() -> None:
-    times = torch.eye(601)
-    due = times[[0, 1, 1, 1, 2]][None]  # token centres: 0.02, 0.06, 0.10, 0.14, 0.18 s
-    right = clock_loss(due, times)
-    assert right < 0.01 < 5 < clock_loss(due.flip(1), times)
+def test_the_frame_loss_wants_what_sounds(words: Words) -> None:
+    """Heads that are right cost less than heads that know nothing."""
+    scene = Scene(SILENT, (Event("dog", 0.1, 0.4),))
+    targets = words.targets([scene], [20])
+    heads = Heads(len(LABELS) + len(ONSETS), 10)
+    blind = frame_loss(heads, torch.zeros(20, len(LABELS) + len(ONSETS)), targets)
+    with torch.no_grad():
+        for layer, first in ((heads.active, 0), (heads.onsets, len(LABELS))):
+            layer.weight.zero_()
+            layer.bias.fill_(-10)
+            layer.weight[:, first : first + len(layer.bias)] = 20 * torch.eye(len(layer.bias))
+    seen = frame_loss(heads, torch.cat((targets.active, targets.onsets), 1), targets)
+    assert seen < 0.5 * blind
+
+
+def test_spelling_is_the_mean_negative_log_likelihood_of_a_text(words: Words) -> None:
+    """Three frames, two different tokens: of the 27 paths with uniform odds, five spell them."""
+    scene = Scene(SILENT, (), (Utterance("x", "The", 0.0, 0.4),))
+    targets = words.targets([scene, scene], [10, 10])
+    assert [len(t) for t in targets.spelling] == [len(words.spell(" The"))] * 2
+    two = type(targets)(
+        targets.labelled, targets.active, targets.onsets, targets.seconds, ((0, 3),), ((0, 1),)
+    )
+    loss = spelling_loss(torch.zeros(20, 3), two)
+    assert float(loss) == pytest.approx(-math.log(5 / 27) / 2, rel=1e-5)
+
+
+def test_reading_and_alignment_want_audio_near_the_words_that_name_it(words: Words) -> None:
+    scene = Scene(SILENT, (), (Utterance("x", "The door is open.", 0.0, 1.2),))
+    targets = words.targets([scene], [30])
+    embedding = torch.randn(600, 64)
+    text = words.spell(" The door is open.")
+    spelled = embedding[[*text, *[words.blank] * (30 - len(text))]]
+    wrong = spelled.flip(0)
+    near = embedding[words.label_ids[LABELS.index("speech")]].mean(0).expand(30, -1)
+    pieces = 400
+    right = reading_loss(spelled, embedding, pieces, words, targets)
+    assert right < 0.5 < 3 < reading_loss(wrong, embedding, pieces, words, targets)
+    aligned = alignment_loss(near, embedding, words, targets)
+    assert aligned < alignment_loss(-near, embedding, words, targets)
+
+
+def test_the_clock_wants_each_token_near_its_own_time(words: Words) -> None:
+    targets = words.targets([None], [600])  # 24 s
+    embedding = torch.randn(600, 512)
+    tenths = (10 * targets.seconds).long()
+    tens = embedding[words.ten_ids] * words.ten_weights[..., None]
+    due = F.normalize(embedding[words.times][tenths % 100], dim=-1)
+    due = due + F.normalize(tens.sum(1)[tenths // 100], dim=-1)
+    right = clock_loss(due, embedding, words, targets)
+    assert right < 0.1 < 5 < clock_loss(due.flip(0), embedding, words, targets)

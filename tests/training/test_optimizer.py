@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
+from afnext.errors import AfnextError
 from afnext.training.config import StageConfig
-from afnext.training.optimizer import Muon, build_optimizers, orthogonalise, rate_at
+from afnext.training.optimizer import (
+    Muon,
+    build_optimizers,
+    orthogonalise,
+    parts_of,
+    rate_at,
+)
 
 
 def test_muon_follows_torch() -> None:
@@ -38,25 +48,40 @@ def test_orthogonalise_brings_singular_values_near_one() -> None:
     assert after.max() < 1.25
 
 
+def _stage(**fields: Any) -> StageConfig:
+    return StageConfig("x", 1000, {"net": 1e-3}, {"s": 1.0}, **fields)
+
+
 def test_matrices_of_layers_go_to_muon_and_frozen_ones_nowhere() -> None:
     net = nn.ModuleDict({"embed": nn.Embedding(3, 4), "layers": nn.ModuleList([nn.Linear(4, 4)])})
-    named = [(f"net.{n}", p) for n, p in net.named_parameters()]
-    muon, adam = build_optimizers(named, 1e-3)
+    named = {f"net.{n}": p for n, p in net.named_parameters()}
+    stage = _stage(optimizer="muon")
+    muon, adam = build_optimizers(named, parts_of(named, stage.train, []), stage)
     assert [p.shape for p in muon.param_groups[0]["params"]] == [(4, 4)]
     assert len(adam.param_groups[0]["params"]) == 2
-    net["embed"].requires_grad_(False)
-    assert len(build_optimizers(named, 1e-3)[1].param_groups[0]["params"]) == 1
+    stage = dataclasses.replace(stage, train={"layers": 2e-3}, freeze=["embed"])
+    muon, adam = build_optimizers(named, parts_of(named, stage.train, stage.freeze), stage)
+    assert [p.shape for p in adam.param_groups[0]["params"]] == [(4,)]
+    assert muon.param_groups[0]["peak"] == 2e-3
+    (adam,) = build_optimizers(named, parts_of(named, {"net": 1.0}, []), _stage(optimizer="adamw"))
+    assert len(adam.param_groups[0]["params"]) == 3
+
+
+def test_a_parameter_is_trained_or_frozen_by_one_pattern() -> None:
+    names = ["a.x", "b.x"]
+    assert parts_of(names, {"a": 1.0}, ["b"]) == {"a": ["a.x"], "b": ["b.x"]}
+    for train, freeze, message in (
+        ({"a": 1.0}, [], "b.x must be trained or frozen by one pattern; it matches nothing"),
+        ({"a": 1.0, "x": 1.0}, [], "a.x must be .* it matches 'a' and 'x'"),
+        ({"x": 1.0}, ["c"], "the pattern 'c' matches no parameter"),
+    ):
+        with pytest.raises(AfnextError, match=message):
+            parts_of(names, train, freeze)
 
 
 def test_the_rate_warms_up_stays_and_falls() -> None:
-    stage = StageConfig("x", 1000, ".", [], learning_rate=1.0, warmup_steps=10, flat=0.5)
+    stage = _stage(warmup=0.01, flat=0.5, final_rate=0.03)
     assert rate_at(stage, 0) == pytest.approx(0.1)
     assert rate_at(stage, 9) == rate_at(stage, 499) == 1.0
     assert rate_at(stage, 750) == pytest.approx(0.515, abs=0.001)  # the middle of 1 and 0.03
     assert rate_at(stage, 999) == pytest.approx(0.03, abs=0.001)
-
-
-def test_a_stage_may_end_on_its_curve() -> None:
-    whole = StageConfig("x", 1000, ".", [], learning_rate=1.0)
-    part = StageConfig("x", 300, ".", [], learning_rate=1.0, curve=1000)
-    assert [rate_at(part, s) for s in (0, 299)] == [rate_at(whole, s) for s in (0, 299)]

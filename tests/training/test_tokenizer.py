@@ -1,48 +1,55 @@
-"""The tokenizer: any text comes back byte for byte, times are one token, the template is ChatML."""
+"""The tokenizer: any text comes back byte for byte, seconds with tenths are one token, the template is ChatML."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from afnext.training.data import Vocabulary
-from afnext.training.tokenizer import SPECIALS, save_tokenizer
+from afnext.training.tokenizer import SPECIALS, TIMES, save_tokenizer, train_tokenizer
 
 
-def test_any_text_survives(vocab: Vocabulary) -> None:
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    texts = ["a bell rings", "bell <t>1.2-2.5</t>, siren <t>13.0-14.0</t>.", " siren, bell"] * 20
+    return train_tokenizer(texts, 330)
+
+
+def test_any_text_survives(tokenizer: Tokenizer) -> None:
     @given(st.text())
     def check(text: str) -> None:
-        ids = vocab.tokenizer.encode(text).ids
-        assert vocab.tokenizer.decode(ids, skip_special_tokens=False) == text
+        ids = tokenizer.encode(text).ids
+        assert tokenizer.decode(ids, skip_special_tokens=False) == text
 
     check()
 
 
-def test_times_and_classes_are_single_tokens(vocab: Vocabulary) -> None:
-    tokens = vocab.tokenizer.encode("bell <t>1.2-60.0</t>, siren").tokens
-    assert tokens == ["bell", "Ġ", "<t>", "1.2", "-", "60.0", "</t>", ",", "Ġsiren"]
-    assert vocab.times.tolist() == list(range(int(vocab.times[0]), int(vocab.times[0]) + 601))
-    assert len(vocab.tokenizer.encode("".join(SPECIALS)).ids) == len(SPECIALS)
-    assert vocab.tokenizer.decode(vocab.encode("<|im_end|>At <t>0.1</t>")) == "At <t>0.1</t>"
-
-
-def test_a_question_is_encoded_as_the_template_renders_it(
-    vocab: Vocabulary, tmp_path: Path
+def test_seconds_with_tenths_are_single_tokens_and_tens_stand_before_them(
+    tokenizer: Tokenizer,
 ) -> None:
-    """transformers' rendering of a turn with audio equals prefix, placeholders, close and question."""
-    save_tokenizer(vocab.tokenizer, tmp_path)
+    tokens = tokenizer.encode("bell <t>1.2-60.0</t>, siren").tokens
+    assert tokens == ["bell", "Ġ", "<t>", "1.2", "-", "6", "0.0", "</t>", ",", "Ġsiren"]
+    ids = [tokenizer.token_to_id(t) for t in TIMES]
+    assert ids == list(range(ids[0], ids[0] + 100))
+    assert len(tokenizer.encode("".join(SPECIALS)).ids) == len(SPECIALS)
+    answer = "At <t>290.1-290.4</t>"
+    assert tokenizer.decode(tokenizer.encode(answer).ids) == answer
+
+
+def test_transformers_reads_it_and_renders_turns_the_same(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    save_tokenizer(tokenizer, tmp_path)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     content = [{"type": "text", "text": "When?"}, {"type": "audio", "path": "x.wav"}]
     text = theirs.apply_chat_template(
         [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
     )
     assert text == "<|im_start|>user\n<sound>When?<|im_end|>\n<|im_start|>assistant\n"
-    expanded = text.replace("<sound>", "<|sound_bos|><sound><sound><|sound_eos|>")
-    sound = vocab.encode("<sound>")
-    ours = [*vocab.prefix, *sound, *sound, *vocab.close, *vocab.question("When?")]
-    assert theirs(expanded)["input_ids"] == ours
+    assert theirs(text)["input_ids"] == tokenizer.encode(text).ids
     plain = theirs.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
     assert plain == "<|im_start|>user\nHi<|im_end|>\n"
