@@ -114,7 +114,7 @@ _SAYS: dict[str, Callable[[str], object]] = {
 
 
 def on_time(truth: Sequence[float], tolerance: float, answer: str) -> Scores:
-    """Right with as many times as there are, each within ``tolerance`` seconds; where there is none, with a no."""
+    """Right with as many times as there are, each within ``tolerance`` seconds; of none, with a no."""
     found = sorted(times(answer))
     if not truth:
         return right(not found and not _NO.isdisjoint(normalised(answer)))

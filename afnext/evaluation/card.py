@@ -59,7 +59,8 @@ def missed(scores: Mapping[str, Any]) -> Iterator[str]:
     for (kind, measure), target in TARGETS.items():
         figure = scores["figures"].get(kind, {}).get(measure)
         if figure is not None and not target.met(figure["value"]):
-            yield f"{kind}, {NAMES[measure]}: {_text(measure, figure['value'])}, {_aim(measure, target)}"
+            said = f"{_text(measure, figure['value'])}, aimed at {_aim(measure, target)}"
+            yield f"{kind}, {NAMES[measure]}: {said}"
 
 
 def _row(figures: Mapping[str, Any], kind: str, measure: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from os.path import commonprefix
+from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -21,12 +21,12 @@ from afnext.chat.files import read_json
 from afnext.chat.variants import detect_variant
 from afnext.engine.packed import PackedModel
 from afnext.engine.pages import PagePool
+from afnext.engine.runner import PREFILL_CHUNK, WINDOWS_AT_ONCE
 from afnext.model import AudioBatch, AudioLanguageModel
 
 PAGE = 32
 ROWS = 96  # answers at once, about
 POOL_BYTES = 1 << 30  # of keys and values, unless one recording's questions take more
-WINDOWS_AT_ONCE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +76,14 @@ class Listener:
     Args:
         folder: of the model.
         windows: a recording's windows by its name.
-        dtype, quantization: as ``afnext.load`` takes them.
+        dtype, quantization: as ``afnext.load`` takes them; by default the weights are as the folder has them.
     """
 
     def __init__(
         self,
         folder: str | Path,
         windows: Callable[[str], Sequence[AudioWindow]],
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         quantization: str | None = None,
     ) -> None:
         folder = Path(folder)
@@ -95,9 +95,10 @@ class Listener:
             default_system=variant.system_prompt,
             variables=self.tokenizer.special_tokens,
         )
-        self.windows, self.dtype = windows, dtype
+        self.windows = windows
         self._packed = PackedModel(self.net, quantization)
         self._table = self.net.language_model.model.embed_tokens.weight
+        self.dtype = self._table.dtype
 
     @torch.inference_mode()
     def answers(self, requests: Sequence[Request]) -> Iterator[tuple[int, str]]:
@@ -136,9 +137,12 @@ class Listener:
     def _prompts(self, requests: Sequence[Request], numbers: list[int]) -> _Prompts:
         sounds = requests[numbers[0]].sounds
         heard = [list(self.windows(name)) for name in sounds]
-        built = [build_prompt(_messages(requests[n]), heard, self.tokenizer, self.template) for n in numbers]
+        built = [
+            build_prompt(_messages(requests[n]), heard, self.tokenizer, self.template)
+            for n in numbers
+        ]
         ids = [b.ids for b in built]
-        shared = min(len(commonprefix(ids)), min(map(len, ids)) - 1)
+        shared = min(_alike(ids), min(map(len, ids)) - 1)
         return _Prompts(numbers, ids, shared, list(built[0].windows))
 
     def _pool(self, pages: int) -> PagePool:
@@ -153,12 +157,16 @@ class Listener:
         """Prefill what is shared, then the rest of each prompt; every branch has its first token then."""
         shared = prompt.shared
         trunk = _Trunk(pool.take(pool.pages_for(shared)), shared, len(prompt.numbers))
-        audio = AudioBatch.collate([prompt.windows], max_windows=WINDOWS_AT_ONCE).to("cpu", self.dtype)
+        audio = AudioBatch.collate([prompt.windows], max_windows=WINDOWS_AT_ONCE).to(
+            "cpu", self.dtype
+        )
         ids = torch.tensor([prompt.ids[0][:shared]])
         hidden = self.net.embed(ids, audio, encode=self._packed.encode)[0]
-        table = torch.tensor([trunk.pages], dtype=torch.int32)
-        ends, start = _int32([0, shared]), _int32([0])
-        self._packed.batch(hidden.contiguous(), pool, table, ends, start)
+        table, done = _int32([trunk.pages]), 0
+        for chunk in hidden.contiguous().split(PREFILL_CHUNK):
+            ends = _int32([0, len(chunk)])
+            self._packed.batch(chunk, pool, table, ends, _int32([done]))
+            done += len(chunk)
         branches = []
         for number, own in zip(prompt.numbers, prompt.ids, strict=True):
             longest = requests[number].longest
@@ -217,6 +225,11 @@ class _Prompts:
             tokens = self.shared % PAGE + len(own) - self.shared + requests[number].longest
             total += -(-tokens // PAGE)
         return total
+
+
+def _alike(rows: Sequence[Sequence[int]]) -> int:
+    """How many items all rows begin with."""
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False)))
 
 
 def _messages(request: Request) -> list[Message]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from afnext.audio.windows import SAMPLE_RATE, AudioWindow, cut_windows
+from afnext.engine.packed_cache import cache_root
 from afnext.errors import AfnextError
 from afnext.training.shards import Recording, Shard, is_whole, write_shard
 from afnext.training.synthesis import banks as all_banks
@@ -38,15 +39,15 @@ class Group:
 
 
 GROUPS: dict[str, Group] = {
-    "sounds": Group(SceneSet("sounds", 100, 2.0, 10.0)),
+    "sounds": Group(SceneSet("sounds", 80, 2.0, 10.0)),
     "longer sounds": Group(SceneSet("sounds", 50, 12.0, 30.0)),
-    "brief sounds": Group(SceneSet("sounds", 300, 2.0, 4.0)),  # for pairs
-    "mixed": Group(SceneSet("mixed", 60, 6.0, 20.0)),
-    "monologue": Group(SceneSet("monologue", 100, 3.0, 15.0)),
-    "monologue of known voices": Group(SceneSet("monologue", 60, 3.0, 15.0), "known voices"),
-    "dialogue": Group(SceneSet("dialogue", 80, 8.0, 25.0)),
-    "music": Group(SceneSet("music", 100, 4.0, 12.0)),
-    "sparse": Group(SceneSet("sparse", 40, 120.0, 300.0)),
+    "brief sounds": Group(SceneSet("sounds", 240, 2.0, 4.0)),  # for pairs
+    "mixed": Group(SceneSet("mixed", 40, 6.0, 20.0)),
+    "monologue": Group(SceneSet("monologue", 80, 3.0, 15.0)),
+    "monologue of known voices": Group(SceneSet("monologue", 40, 3.0, 15.0), "known voices"),
+    "dialogue": Group(SceneSet("dialogue", 60, 8.0, 25.0)),
+    "music": Group(SceneSet("music", 80, 4.0, 12.0)),
+    "sparse": Group(SceneSet("sparse", 24, 120.0, 300.0)),
 }
 SILENCE = "silence"
 
@@ -76,10 +77,24 @@ class HeldOut:
         return list(cut_windows([samples]))
 
 
+def default_folder() -> Path:
+    """Within the user's cache.
+
+    Raises:
+        AfnextError: that is switched off.
+    """
+    root = cache_root()
+    if root is None:
+        raise AfnextError(
+            "AFNEXT_CACHE is set to nothing; give a folder for the held-out recordings"
+        )
+    return root / "evaluation" / f"{SEED}-{VERSION}"
+
+
 def make(folder: str | Path, workers: int = 1) -> Iterator[tuple[str, HeldOut | None]]:
     """Have the held-out recordings in ``folder``; what is there stays.
 
-    Yields what is being made, with None, and at the end the recordings.
+    Yields what has been made, with None, and at the end the recordings.
 
     Raises:
         AfnextError: a program that speaks or plays is not installed, or the folder holds others.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from afnext.chat import parse_timestamps
 from afnext.evaluation import answers
@@ -16,17 +17,21 @@ from afnext.evaluation.turns import attributed_scores, parse_turns, true_turns, 
 from afnext.evaluation.words import timed_scores, transcript_scores
 from afnext.training import tasks
 from afnext.training.lexicon import UNHEARD
-from afnext.training.synthesis.scenes import Event, Scene
+from afnext.training.synthesis.scenes import Scene
 from afnext.training.tasks import Exchange, several, sounds, speech
 from afnext.training.tasks.exchange import ask
 from afnext.training.tasks.refusal import ANSWER, refusal
 
 SEARCH = 1.0
 """In minutes of recording, what is searched is found if its onset is said within this many seconds."""
+SEARCHES = 2  # in a recording
 TRIES = 40  # to draw an exchange of the wanted sort
 SHORT, LONG = 64, 400  # tokens of an answer, at most
 LISTS = (
     "list", "caption", "transcribe", "transcribe_timed", "diarize", "attribute", "notes", "count",
+)  # fmt: skip
+ORDERS = (
+    ("neighbour", "after"), ("neighbour", "before"), ("pair", "which_first"), ("pair", "is_before"),
 )  # fmt: skip
 FOLLOW_UPS = ("presence", "when", "count", "first", "last")
 
@@ -108,7 +113,9 @@ class Asker:
     rng: random.Random
     suffix: str = ""
 
-    def draw(self, task: str, wanted: Callable[[Exchange], bool] = lambda _: True) -> Exchange | None:
+    def draw(
+        self, task: str, wanted: Callable[[Exchange], bool] = lambda _: True
+    ) -> Exchange | None:
         """A question of training's own kinds, or None where none of the wanted sort fits."""
         for _ in range(TRIES):
             try:
@@ -177,6 +184,10 @@ def said_no(exchange: Exchange) -> bool:
     return exchange.answer == "No."
 
 
+def _is(task: str, exchange: Exchange) -> bool:
+    return exchange.task == task
+
+
 def about_sounds(asker: Asker) -> Iterator[Question]:
     """Lists, presence, times, numbers, order, captions."""
     yield from asker.ask("list")
@@ -184,10 +195,8 @@ def about_sounds(asker: Asker) -> Iterator[Question]:
     yield from asker.ask("presence", "absent", said_no)
     for task in ("when", "count", "count_of", "first", "last", "at", "caption"):
         yield from asker.ask(task)
-    for task in ("after", "before"):
-        yield from asker.ask("neighbour", wanted=lambda e, task=task: e.task == task)
-    for task in ("which_first", "is_before"):
-        yield from asker.ask("pair", wanted=lambda e, task=task: e.task == task)
+    for task, wording in ORDERS:
+        yield from asker.ask(task, wanted=partial(_is, wording))
     label = asker.rng.choice(UNHEARD)
     never = ask("presence", sounds.QUESTIONS["presence"], "No.", asker.rng, label)
     yield asker.asked(never, "never trained as a sound")
@@ -218,7 +227,9 @@ def follow_up(asker: Asker) -> Iterator[Question]:
     first, second = (asker.draw(asker.rng.choice(FOLLOW_UPS)) for _ in range(2))
     if first and second:
         asked = asker.asked(second)
-        yield replace(asked, kind="follow-up", family=f"follow-up {second.task}", before=asker.asked(first))
+        yield replace(
+            asked, kind="follow-up", family=f"follow-up {second.task}", before=asker.asked(first)
+        )
 
 
 def about_speech(asker: Asker) -> Iterator[Question]:
@@ -247,12 +258,11 @@ def about_music(asker: Asker) -> Iterator[Question]:
 
 
 def search(asker: Asker) -> Iterator[Question]:
-    """In a long recording: a sound that occurs once, and one that does not occur."""
+    """In a long recording: sounds that occur once, and one that does not occur."""
     events, rng = tasks.timeline(asker.scene), asker.rng
     labels = [e.label for e in events]
     once = [e for e in asker.scene.events if labels.count(e.label) == 1]
-    if once:
-        event: Event = rng.choice(once)
+    for event in rng.sample(once, min(SEARCHES, len(once))):
         asked = ask("when", sounds.QUESTIONS["when"], "", rng, event.label)
         judge = answers.when([event.onset], SEARCH)
         found = asker.question("when", asked.question, judge)

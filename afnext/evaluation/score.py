@@ -124,7 +124,9 @@ def _of_kind(
     weights = rng.multinomial(count, [1 / count] * count, size=DRAWS).astype(np.float64)
     found = {}
     for measure in dict.fromkeys(name for s in scores for name in s):
-        parts = [(owner, s[measure]) for owner, s in zip(owners, scores, strict=True) if measure in s]
+        parts = [
+            (owner, s[measure]) for owner, s in zip(owners, scores, strict=True) if measure in s
+        ]
         value = float(_values(parts, np.ones((1, count)))[0])
         low, high = np.quantile(_values(parts, weights), (0.025, 0.975))
         chances = [(0, s[measure]) for s in by_chance if measure in s]

@@ -6,6 +6,7 @@ What is asked depends on the recordings alone, so that two models answer the sam
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,20 +14,23 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from afnext.audio.windows import AudioWindow
+from afnext.evaluation import held_out
 from afnext.evaluation import questions as q
-from afnext.evaluation.card import tables
+from afnext.evaluation import recordings as others
+from afnext.evaluation.card import missed, tables
 from afnext.evaluation.generate import Listener, Request
 from afnext.evaluation.held_out import SILENCE, HeldOut
 from afnext.evaluation.questions import Asker, Question
 from afnext.evaluation.score import Answered, figures
 from afnext.training.synthesis.scenes import Scene
 
-PAIRS = 100
+PAIRS = 80
 
 ASKED: dict[str, tuple[str, Sequence[Callable[[Asker], Iterator[Question]]]]] = {
     "sounds": ("", (q.about_sounds, q.unseen_phrasings, q.refusals, q.follow_up)),
     "longer sounds": (", 12 to 30 s", (q.about_sounds,)),
-    "mixed": (", speech and music too", (q.about_sounds,)),
+    "mixed": (", with speech and music", (q.about_sounds,)),
     "monologue": ("", (q.about_speech, q.refusals)),
     "monologue of known voices": (", known voices", (q.about_speech,)),
     "dialogue": ("", (q.about_dialogue,)),
@@ -44,7 +48,8 @@ TOGETHER: dict[str, tuple[str, ...]] = {
 }
 """Rows that are made of others; each with the suffixes that these have."""
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[str, float], None]
+"""Is told what is being done, and the share of it that is done."""
 
 
 def questions(recordings: HeldOut, limit: int | None = None) -> list[Question]:
@@ -84,6 +89,13 @@ class Evaluation:
     figures: Mapping[str, Mapping[str, Mapping[str, Any]]]
     facts: Mapping[str, Any]
 
+    @property
+    def notes(self) -> list[str]:
+        """What was left out, and what is below its target, each in a line."""
+        missing = self.facts["missing_packages"]
+        left_out = [f"recordings of these packages are not installed: {', '.join(missing)}"]
+        return [*(left_out if missing else []), *missed(self.to_dict())]
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON: facts and figures."""
         return {**self.facts, "figures": self.figures}
@@ -103,37 +115,58 @@ class Evaluation:
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
+def prepare(folder: str | Path, progress: Progress | None = None) -> HeldOut:
+    """Have the held-out recordings in ``folder``, as ``held_out.make`` does with all cores."""
+    *_, made = (_told(item, progress) for item in held_out.make(folder, os.cpu_count() or 1))
+    assert made is not None
+    return made
+
+
+def _told(item: tuple[str, HeldOut | None], progress: Progress | None) -> HeldOut | None:
+    what, made = item
+    if progress is not None and made is None:
+        progress(what, 0.0)
+    return made
+
+
 def evaluate(
     folder: str | Path,
     recordings: HeldOut,
     limit: int | None = None,
     *,
+    root: str | Path = "/",
     quantization: str | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Score a model folder on held-out recordings, by greedy answers in float32.
+    """Score a model folder on held-out recordings and on installed ones, by greedy answers.
 
     Args:
         folder: of the model.
-        recordings: as ``held_out.make`` gives them.
+        recordings: as :func:`prepare` gives them.
         limit: recordings of each group; by default all.
+        root: below which packages have installed their recordings.
         quantization: as ``afnext.load`` takes it.
-        progress: is told how many questions are answered, and how many there are.
+        progress: is told what is done, and the share of it.
     """
     started = perf_counter()
-    listener = Listener(folder, recordings.windows, quantization=quantization)
-    asked = questions(recordings, limit)
+
+    def windows(key: str) -> list[AudioWindow]:
+        if key.startswith(others.PREFIX):
+            return others.windows(key, root)
+        return recordings.windows(key)
+
+    listener = Listener(folder, windows, quantization=quantization)
+    asked = [*questions(recordings, limit), *others.all_questions(others.installed(root)[:limit])]
     answers = answer(listener, asked, progress)
     taken = perf_counter() - started
-    answered = [
-        Answered(a.kind, a.family, "+".join(a.sounds), answers[a], a.judge) for a in asked
-    ]
+    answered = [Answered(a.kind, a.family, "+".join(a.sounds), answers[a], a.judge) for a in asked]
     facts = {
-        "model": Path(folder).name,
+        "model": str(folder),
         "parameters": sum(p.numel() for p in listener.net.parameters()),
         "questions": len(answers),
-        "recordings": len({a.sounds for a in asked}),
+        "recordings": len({sound for a in asked for sound in a.sounds}),
         "seconds": round(taken, 1),
+        "missing_packages": others.missing_packages(root),
     }
     return Evaluation(answers, scored(answered), facts)
 
@@ -152,7 +185,7 @@ def answer(
         for number, text in listener.answers(requests):
             answers[turn[number]] = text
             if progress is not None:
-                progress(len(answers), total)
+                progress("questions", len(answers) / total)
     return answers
 
 

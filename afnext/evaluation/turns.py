@@ -54,7 +54,7 @@ def turn_scores(truth: Sequence[TurnOf], found: Sequence[TurnOf]) -> Scores:
 
 
 def attributed_scores(truth: Sequence[TurnOf], found: Sequence[TurnOf]) -> Scores:
-    """As ``turn_scores``, with word errors of each speaker's words, named as suits best (cpWER of CHiME-6)."""
+    """As ``turn_scores``, with word errors of each speaker's words, named as suits best (CHiME-6's cpWER)."""
 
     def errors(renamed: Sequence[TurnOf]) -> int:
         names = dict.fromkeys(t.label for t in (*truth, *renamed))
