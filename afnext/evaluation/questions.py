@@ -121,7 +121,7 @@ class Asker:
             try:
                 exchange = tasks.about(self.scene, self.rng, {task: 1.0})
             except ValueError:
-                continue  # now and then a recording is asked for nothing but its speech
+                continue  # it does not fit, or its draws were unlucky
             if wanted(exchange):
                 return exchange
         return None
