@@ -59,7 +59,7 @@ def missed(scores: Mapping[str, Any]) -> Iterator[str]:
     for (kind, measure), target in TARGETS.items():
         figure = scores["figures"].get(kind, {}).get(measure)
         if figure is not None and not target.met(figure["value"]):
-            said = f"{_text(measure, figure['value'])}, aimed at {_aim(measure, target)}"
+            said = f"{_text(measure, figure['value'])}, to be {_aim(measure, target)}"
             yield f"{kind}, {NAMES[measure]}: {said}"
 
 

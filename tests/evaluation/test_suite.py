@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from afnext.cli import app
 from afnext.errors import AfnextError
 from afnext.evaluation import card, held_out, suite
 from afnext.evaluation.held_out import GROUPS, HeldOut
@@ -119,3 +121,22 @@ def test_missing_programs_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(music, "missing_programs", lambda: ["fluidsynth"])
     with pytest.raises(AfnextError, match=r"flite, fluidsynth.*espeak-ng"):
         suite.prepare(tmp_path)
+
+
+@pytest.mark.parametrize("json_wanted", [False, True])
+def test_the_command(
+    tiny: Path, few: HeldOut, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, json_wanted: bool
+) -> None:
+    """Scores go to stdout, what was missed and left out to stderr."""
+    monkeypatch.setattr(suite, "prepare", lambda folder, told: few)
+    words = ["eval", str(tiny), "--limit", "2", "--root", str(tmp_path), "--data", str(tmp_path)]
+    words += ["--out", str(tmp_path / "out"), *(["--json"] if json_wanted else [])]
+    run = CliRunner().invoke(app, words)
+    assert run.exit_code == 0, run.output
+    saved = json.loads((tmp_path / "out" / "scores.json").read_text())
+    if json_wanted:
+        assert json.loads(run.stdout)["figures"] == saved["figures"]
+    else:
+        assert run.stdout.startswith("| asked | measure |")
+    assert "to be at most 10.0 %" in run.stderr
+    assert "gcompris-qt-data" in run.stderr
