@@ -1,4 +1,4 @@
-"""Greedy answers to many questions at once, by the engine's model over the engine's pages.
+"""Greedy answers to many questions at once, by the engine's model over the engine's pages, without penalties.
 
 Questions about the same recordings share what their prompts begin with: it is encoded and prefilled once, and
 each answer goes on from a copy of its last page. New questions join the batch as others are answered.
@@ -44,7 +44,7 @@ class Request:
     longest: int = 256
 
 
-@dataclass
+@dataclass(eq=False)
 class _Trunk:
     """What some prompts begin with, in the cache."""
 
@@ -53,7 +53,7 @@ class _Trunk:
     open: int = 0  # answers that are not complete
 
 
-@dataclass
+@dataclass(eq=False)
 class _Branch:
     """An answer in progress: which request's, and where it lies."""
 

@@ -233,6 +233,7 @@ def follow_up(asker: Asker) -> Iterator[Question]:
 
 
 def about_speech(asker: Asker) -> Iterator[Question]:
+    """Transcripts, with times and in words that training never uses."""
     yield from asker.ask("transcribe")
     yield from asker.ask("transcribe_timed")
     if asker.scene.utterances:
@@ -240,13 +241,19 @@ def about_speech(asker: Asker) -> Iterator[Question]:
         yield asker.unseen("transcribe", lambda answer: transcript_scores(truth, answer))
 
 
+def words(asker: Asker) -> Iterator[Question]:
+    """What is said among other sounds, if anything."""
+    yield from asker.ask("transcribe")
+
+
 def about_dialogue(asker: Asker) -> Iterator[Question]:
-    for task in ("diarize", "attribute", "speakers"):
+    """Turns, words of each speaker, how many speak, whether anybody interrupts."""
+    for task in ("diarize", "attribute", "speakers", "interrupted"):
         yield from asker.ask(task)
-    yield from asker.ask("interrupted")
 
 
 def about_music(asker: Asker) -> Iterator[Question]:
+    """Instruments, tempo, loudness, notes."""
     yield from asker.ask("instrument")
     yield from asker.ask("instrument_presence", "present", said_yes)
     yield from asker.ask("instrument_presence", "absent", said_no)

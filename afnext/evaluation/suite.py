@@ -30,7 +30,7 @@ PAIRS = 80
 ASKED: dict[str, tuple[str, Sequence[Callable[[Asker], Iterator[Question]]]]] = {
     "sounds": ("", (q.about_sounds, q.unseen_phrasings, q.refusals, q.follow_up)),
     "longer sounds": (", 12 to 30 s", (q.about_sounds,)),
-    "mixed": (", with speech and music", (q.about_sounds,)),
+    "mixed": (", with speech and music", (q.about_sounds, q.words)),
     "monologue": ("", (q.about_speech, q.refusals)),
     "monologue of known voices": (", known voices", (q.about_speech,)),
     "dialogue": ("", (q.about_dialogue,)),
@@ -44,9 +44,8 @@ TOGETHER: dict[str, tuple[str, ...]] = {
     "counting": ("count", "count_of"),
     "order": ("first", "last", "after", "before", "which_first", "is_before"),
     "two recordings": ("which_has", "same_sounds", "in_both", "more"),
-    "search": ("search, present", "search, absent"),
 }
-"""Rows that are made of others; each with the suffixes that these have."""
+"""Rows that are made of others, with the suffixes that these have."""
 
 Progress = Callable[[str, float], None]
 """Is told what is being done, and the share of it that is done."""
@@ -117,16 +116,12 @@ class Evaluation:
 
 def prepare(folder: str | Path, progress: Progress | None = None) -> HeldOut:
     """Have the held-out recordings in ``folder``, as ``held_out.make`` does with all cores."""
-    *_, made = (_told(item, progress) for item in held_out.make(folder, os.cpu_count() or 1))
-    assert made is not None
-    return made
-
-
-def _told(item: tuple[str, HeldOut | None], progress: Progress | None) -> HeldOut | None:
-    what, made = item
-    if progress is not None and made is None:
-        progress(what, 0.0)
-    return made
+    for what, made in held_out.make(folder, os.cpu_count() or 1):
+        if made is not None:
+            return made
+        if progress is not None:
+            progress(what, 0.0)
+    raise RuntimeError("what is made ends with the recordings")
 
 
 def evaluate(
@@ -201,9 +196,7 @@ def scored(answered: Sequence[Answered]) -> dict[str, dict[str, dict[str, Any]]]
     for row, kinds in TOGETHER.items():
         for item in answered:
             name, comma, suffix = item.kind.partition(", ")
-            if item.kind in kinds:
-                more.append(replace(item, kind=f"{row} (all)"))
-            elif name in kinds:
+            if name in kinds:
                 more.append(replace(item, kind=f"{row} (all){comma}{suffix}"))
     more += (
         replace(a, kind="not refused", family="not refused", score=q.not_refused)
