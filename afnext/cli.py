@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -180,6 +182,45 @@ def train(
     _print(str(run(chain, out, resume=resume, data=data, stages=stage or ())))
 
 
+@app.command("eval")
+def evaluate(
+    model: Annotated[
+        str, typer.Argument(help="nano, a model folder, or a Hugging Face id.")
+    ] = "nano",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for scores and every answer.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=2, help="Recordings of each group; by default all.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder for the held-out recordings, kept between runs.")
+    ] = None,
+    root: Annotated[
+        Path, typer.Option(help="Where packages with recordings are installed or unpacked.")
+    ] = Path("/"),
+    json: Json = False,
+) -> None:
+    """Score a model on held-out recordings, beside chance: a table, or JSON."""
+    from .evaluation import card, suite
+    from .evaluation.held_out import default_folder
+    from .hub import find_model
+
+    with _progress() as told:
+        recordings = suite.prepare(data or default_folder(), told)
+        evaluation = suite.evaluate(find_model(model), recordings, limit, root=root, progress=told)
+    if out is not None:
+        evaluation.save(out)
+    if json:
+        import json as writer
+
+        _print(writer.dumps(evaluation.to_dict()))
+    else:
+        _print(card.tables(evaluation.to_dict()).strip())
+    for line in evaluation.notes:
+        _note(line)
+
+
 @app.command(
     add_help_option=False,
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
@@ -247,6 +288,20 @@ def _waiting(what: str) -> Any:
     from rich.console import Console
 
     return Console(stderr=True).status(f"{what} ...")
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, float], None]]:
+    """A bar on stderr that is told what is done and the share of it; nothing in a pipe."""
+    if not sys.stderr.isatty():
+        yield lambda what, share: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=1.0)
+        yield lambda what, share: bar.update(task, description=what, completed=share)
 
 
 def _print(text: str) -> None:

@@ -12,33 +12,41 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 import afnext
 from afnext import ops
-from afnext.audio.windows import AudioWindow
+from afnext.audio.windows import cut_windows
+from afnext.chat import ChatTemplate, Message, Tokenizer, build_prompt
 from afnext.engine.packed import ACTIVATIONS, PackedModel
 from afnext.engine.pages import PagePool
 from afnext.engine.pages import Sequence as CachedSequence
-from afnext.evaluation.events import EventScore, parse_events
-from afnext.evaluation.sound_events import questions_about
+from afnext.evaluation.questions import Asker, Question, said_no, said_yes
+from afnext.evaluation.score import Answered, figures
 from afnext.hub import find_model
 from afnext.model import AudioBatch, AudioLanguageModel
 from afnext.model.encoder import PackedConv1d, gathered
-from afnext.training.data import Vocabulary
-from afnext.training.synthesis import clip
-from afnext.training.tasks import QUESTIONS, exchanges
+from afnext.training import tasks
+from afnext.training.synthesis.banks import Banks
+from afnext.training.synthesis.dataset import SceneSet
+from afnext.training.synthesis.scenes import Scene
 
 from .results import Failure, Table
 
-SEED = 90_210  # of the card's held-out clips
+SEED = 90_212  # of no training set
 LENGTHS = (3.1, 4.4, 5.7, 7.2, 8.6)
 CLIPS, QUICK_CLIPS = 20, 1  # of each length
 ASKED = 3  # questions about a clip
 PAGE = 32
 ROWS = 512  # of a layer's input that its error is taken on
-KINDS = ("presence, present", "presence, absent", "when")
+COLUMNS = {
+    "recall": ("events", "recall"),
+    "precision": ("events", "precision"),
+    "classes, F1": ("events", "class f1"),
+    "onset error": ("events", "onset error"),
+    **{kind: (kind, "right") for kind in ("presence, present", "presence, absent", "when")},
+}
+"""Figures of the answers, by their names."""
 # Of the product's norm: what rounding x to 16-bit integers may cost. Weights are what the format holds.
 MOST = 0.0025
 PRODUCTS = [(w, x) for w in ("int8", "int4-g32") for x in ("int16", "int8")]
@@ -88,8 +96,7 @@ class Prompt:
 def outcomes(quick: bool) -> Iterator[Table | Failure]:
     """Tables from a single product to whole answers."""
     folder, clips = find_model("nano"), (QUICK_CLIPS if quick else CLIPS) * len(LENGTHS)
-    vocab = Vocabulary(Tokenizer.from_file(str(folder / "tokenizer.json")))
-    asked = list(prompts(vocab, clips))
+    asked = list(prompts(folder, clips))
     with torch.inference_mode():
         yield from errors(
             "products of nano's layers, on its own activations: worst layer of each kind",
@@ -187,16 +194,27 @@ def synthetic_products() -> Iterator[tuple[str, Tensor, Tensor]]:
 # --- the next token ------------------------------------------------------------------------------------
 
 
-def prompts(vocab: Vocabulary, clips: int) -> Iterator[Prompt]:
+def scene(index: int) -> Scene:
+    """A held-out clip of sounds."""
+    seconds = LENGTHS[index % len(LENGTHS)]
+    made, _ = SceneSet("sounds", 1, seconds, seconds).scene(SEED, index, Banks(Path()))
+    return made
+
+
+def prompts(folder: Path, clips: int) -> Iterator[Prompt]:
     """Held-out clips; about each what is heard and when, and questions of other kinds."""
+    tokenizer, template = Tokenizer.from_folder(folder), ChatTemplate.from_folder(folder)
+    (end,) = tokenizer.encode("<|im_end|>")
     rng = random.Random(0)
     for index in range(clips):
-        scene = clip(SEED, LENGTHS[index % len(LENGTHS)], index)
-        audio = AudioBatch.collate([[AudioWindow(scene.samples, 0, len(scene.samples))]])
-        sound = vocab.encode("<sound>") * audio.num_tokens
-        for exchange in exchanges(scene.events, ASKED, rng):
-            lead = (*vocab.prefix, *sound, *vocab.close, *vocab.question(exchange.question))
-            answer = vocab.answer(exchange.answer)
+        heard = scene(index)
+        windows = list(cut_windows([heard.samples]))
+        audio = AudioBatch.collate([windows])
+        listed = tasks.about(heard, rng, {"list": 1.0})
+        for exchange in (listed, *(tasks.about(heard, rng) for _ in range(ASKED - 1))):
+            message = Message("user", exchange.question, heard.samples)
+            lead = build_prompt([message], [windows], tokenizer, template).ids
+            answer = [*tokenizer.encode_plain(exchange.answer), end]
             yield Prompt(torch.tensor([*lead, *answer]), len(answer), audio)
 
 
@@ -266,25 +284,27 @@ def scores(folder: Path, clips: int) -> Table:
     return Table("quantization", name, rows, formats | {"onset error": ".3f"})
 
 
+def questions(key: str, heard: Scene) -> Iterator[Question]:
+    """What is heard and when, what is there and what is not."""
+    asker = Asker(key, heard, random.Random(key))
+    yield from asker.ask("list")
+    yield from asker.ask("presence", "present", said_yes)
+    yield from asker.ask("presence", "absent", said_no)
+    yield from asker.ask("when")
+
+
 def _answers(folder: Path, variant: Variant, clips: int) -> dict[str, float]:
     """Lists of events (an onset is right within 250 ms; its error is the median in seconds) and questions."""
     with variant.packing():
         assistant = afnext.load(folder, dtype=variant.dtype, quantization=variant.quantization)
-    rng, events = random.Random(0), EventScore()
-    right: dict[str, list[bool]] = {kind: [] for kind in KINDS}
+    answered = []
     for index in range(clips):
-        scene = clip(SEED, LENGTHS[index % len(LENGTHS)], index)
-        listed = assistant.ask(scene.samples, rng.choice(QUESTIONS["list"]))
-        events.add(scene.events, parse_events(listed.text))
-        for question in questions_about(scene.events, rng):
-            if question.kind in KINDS:
-                answer = assistant.ask(scene.samples, question.text, max_tokens=60)
-                right[question.kind].append(question.right(answer.text))
-    found = events.summary()
+        heard = scene(index)
+        for asked in questions(str(index), heard):
+            reply = assistant.ask(heard.samples, asked.text, max_tokens=asked.longest)
+            answered.append(Answered(asked.kind, asked.family, str(index), reply.text, asked.judge))
+    found = figures(answered)
     return {
-        "recall": found["recall"],
-        "precision": found["precision"],
-        "recall, onset": found["recall_250ms"],
-        "onset error": found["onset_median"],
-        **{kind: sum(answers) / max(len(answers), 1) for kind, answers in right.items()},
-    }
+        column: found[kind][measure].value
+        for column, (kind, measure) in COLUMNS.items() if kind in found
+    }  # fmt: skip

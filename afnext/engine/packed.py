@@ -23,7 +23,7 @@ from afnext.model.encoder import EncoderLayer, PackedConv1d, gathered
 from afnext.model.layers import Linear
 
 from .packed_cache import PackedCache
-from .pages import Sequence
+from .pages import PagePool, Sequence
 
 # How weights are stored: the decoder's layers, its head, the encoder with the adaptor. The head and the
 # encoder feel four bits most and are a small part of the bytes.
@@ -63,10 +63,15 @@ class PackedModel:
 
     def layers(self, hidden: Tensor, sequence: Sequence) -> Tensor:
         """Run the decoder's layers over ``hidden [T, H]``, in place, behind what ``sequence`` holds."""
-        pool = sequence.pool
         ends = torch.tensor([0, hidden.shape[0]], dtype=torch.int32)
         start = torch.tensor([sequence.length], dtype=torch.int32)
-        return self._decoder.layers(hidden, pool.keys, pool.values, sequence.table, ends, start)
+        return self.batch(hidden, sequence.pool, sequence.table, ends, start)
+
+    def batch(
+        self, hidden: Tensor, pool: PagePool, table: Tensor, ends: Tensor, start: Tensor
+    ) -> Tensor:
+        """As ``layers``, over several sequences at once; arguments as those of ``ops.Decoder``."""
+        return self._decoder.layers(hidden, pool.keys, pool.values, table, ends, start)
 
 
 class Packing:

@@ -1,1 +1,1 @@
-"""Scores: event lists against the truth, and a model on held-out clips."""
+"""How well a model hears: answers to questions about recordings with known truth, beside chance."""

@@ -1,13 +1,14 @@
-"""Sound event lists: reading them from an answer and matching them against the truth."""
+"""Lists of sound events: reading them from an answer and matching them against the truth."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from statistics import median
+from collections import Counter
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
 
-from afnext.training.synthesis import Event
+from afnext.evaluation.score import Errors, Scores, Share
+from afnext.training.synthesis.scenes import Event
 
 TOLERANCE = 0.25
 """An onset is right within this many seconds: the collar of the DCASE challenges is 200 ms."""
@@ -15,12 +16,24 @@ TOLERANCE = 0.25
 _ITEM = re.compile(r"([A-Za-z][A-Za-z ]*?)\s*<t>(\d+(?:\.\d+)?)-(\d+(?:\.\d+)?)</t>")
 
 
+class Labelled(Protocol):
+    """What has a name and begins at a time."""
+
+    @property
+    def label(self) -> str: ...
+    @property
+    def onset(self) -> float: ...
+
+
+T = TypeVar("T", bound=Labelled)
+
+
 def parse_events(text: str) -> list[Event]:
     """Events of an answer such as ``bell <t>1.2-2.5</t>, siren <t>3.0-4.1</t>.``; others are ignored."""
     return [Event(label.lower(), float(a), float(b)) for label, a, b in _ITEM.findall(text)]
 
 
-def match(truth: Sequence[Event], found: Sequence[Event]) -> list[tuple[Event, Event]]:
+def match(truth: Sequence[T], found: Sequence[T]) -> list[tuple[T, T]]:
     """Pairs of one true and one found event of the same class, nearest onsets first, each used once."""
     pairs = sorted(
         (abs(t.onset - f.onset), i, j)
@@ -39,53 +52,33 @@ def match(truth: Sequence[Event], found: Sequence[Event]) -> list[tuple[Event, E
     return matched
 
 
-@dataclass
-class EventScore:
-    """Counts over many clips. Events match by class; ``on_time`` also asks for the onset."""
+def on_time(truth: Sequence[T], found: Sequence[T], tolerance: float = TOLERANCE) -> int:
+    """The most pairs of the same class whose onsets lie within ``tolerance`` seconds, each used once.
 
-    true: int = 0
-    found: int = 0
-    matched: int = 0
-    on_time: int = 0
-    exact: int = 0
-    clips: int = 0
-    onset_errors: list[float] = field(default_factory=list)
-    offset_errors: list[float] = field(default_factory=list)
-
-    def add(self, truth: Sequence[Event], found: Sequence[Event]) -> None:
-        """Count one clip."""
-        pairs = match(truth, found)
-        onsets = [abs(t.onset - f.onset) for t, f in pairs]
-        self.true += len(truth)
-        self.found += len(found)
-        self.matched += len(pairs)
-        self.on_time += sum(e <= TOLERANCE for e in onsets)
-        self.exact += len(pairs) == len(truth) == len(found)
-        self.clips += 1
-        self.onset_errors += onsets
-        self.offset_errors += [abs(t.offset - f.offset) for t, f in pairs]
-
-    def summary(self) -> dict[str, float]:
-        """Shares in 0..1 and times in seconds; 0 where there is nothing to count."""
-
-        def share(part: int, whole: int) -> float:
-            return part / whole if whole else 0.0
-
-        return {
-            "clips": self.clips,
-            "events": self.true,
-            "recall": share(self.matched, self.true),
-            "precision": share(self.matched, self.found),
-            "recall_250ms": share(self.on_time, self.true),
-            "precision_250ms": share(self.on_time, self.found),
-            "same_set": share(self.exact, self.clips),
-            "onset_median": median(self.onset_errors) if self.onset_errors else 0.0,
-            "onset_p90": quantile(self.onset_errors, 0.9),
-            "offset_median": median(self.offset_errors) if self.offset_errors else 0.0,
-        }
+    Times are taken in order, each true one with the first found one that is not too early for it, which
+    is optimal where all tolerances are equal.
+    """
+    count = 0
+    for label in {t.label for t in truth}:
+        onsets = sorted(f.onset for f in found if f.label == label)
+        for onset in sorted(t.onset for t in truth if t.label == label):
+            while onsets and onsets[0] < onset - tolerance - 1e-9:
+                onsets.pop(0)
+            if onsets and onsets[0] <= onset + tolerance + 1e-9:
+                onsets.pop(0)
+                count += 1
+    return count
 
 
-def quantile(values: Iterable[float], q: float) -> float:
-    """The value below which a share ``q`` lies (nearest rank); 0 of nothing."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(q * len(ordered)))] if ordered else 0.0
+def event_scores(truth: Sequence[Event], found: Sequence[Event]) -> Scores:
+    """Precision, recall and F1 with onsets on time; F1 of the classes alone; errors of onsets found."""
+    hits = on_time(truth, found)
+    classes = Counter(t.label for t in truth) & Counter(f.label for f in found)
+    both = len(truth) + len(found)
+    return {
+        "f1": Share(2 * hits, both),
+        "precision": Share(hits, len(found)),
+        "recall": Share(hits, len(truth)),
+        "class f1": Share(2 * classes.total(), both),
+        "onset error": Errors(tuple(abs(t.onset - f.onset) for t, f in match(truth, found))),
+    }

@@ -182,10 +182,7 @@ def rounded(net: AudioLanguageModel, quantization: str) -> AudioLanguageModel:
 def test_rounded_weights_are_what_the_engine_computes_with() -> None:
     """The products also round activations, here to 16 bits: far less."""
     folder = find_model("nano")
-    vocab = quantization.Vocabulary(
-        quantization.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    )
-    prompt = next(quantization.prompts(vocab, 1))
+    prompt = next(quantization.prompts(folder, 1))
     for format in ("int8", "int4"):
         listener = quantization.Listener(
             folder, quantization.Variant(format, format, activations="int16")
@@ -202,10 +199,7 @@ def test_rounded_weights_are_what_the_engine_computes_with() -> None:
 def test_errors_of_products_are_of_every_layer_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each kind of layer has a row; 16-bit activations are within the bound, and a bound can be broken."""
     folder = find_model("nano")
-    vocab = quantization.Vocabulary(
-        quantization.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    )
-    asked = list(quantization.prompts(vocab, 1))[:1]
+    asked = list(quantization.prompts(folder, 1))[:1]
     (table,) = quantization.errors("nano", quantization.nano_products(folder, asked))
     kinds = {name.partition(" ")[0] for name in table.rows}
     assert (len(table.rows), kinds) == (13, {"encoder", "adaptor", "decoder"})

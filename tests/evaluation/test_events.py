@@ -6,8 +6,14 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from afnext.evaluation.events import EventScore, match, parse_events, quantile
-from afnext.training.synthesis import Event
+from afnext.evaluation.events import event_scores, match, on_time, parse_events
+from afnext.evaluation.score import Errors, Share
+from afnext.training.synthesis.scenes import Event
+
+
+def random_events(rng: np.random.Generator, spread: float) -> list[Event]:
+    times = rng.uniform(0, spread, rng.integers(0, 7))
+    return [Event("ab"[rng.integers(2)], t, t + 1) for t in times]
 
 
 def test_answers_are_read() -> None:
@@ -17,37 +23,49 @@ def test_answers_are_read() -> None:
     assert parse_events("bell <t>1.2-</t>") == []
 
 
-def test_counts() -> None:
+def test_scores_of_a_hand_made_case() -> None:
     truth = [Event("bell", 1.0, 2.0), Event("bell", 5.0, 6.0), Event("horn", 3.0, 4.0)]
     found = [Event("bell", 5.2, 6.3), Event("siren", 1.0, 2.0), Event("horn", 3.5, 4.0)]
-    score = EventScore()
-    score.add(truth, found)
-    score.add([], [])
-    s = score.summary()
-    assert (s["recall"], s["precision"]) == pytest.approx((2 / 3, 2 / 3))
-    assert s["recall_250ms"] == pytest.approx(1 / 3)  # the horn is 0.5 s late
-    assert s["same_set"] == 0.5
-    assert s["onset_median"] == pytest.approx(0.35)
-    assert s["offset_median"] == pytest.approx(0.15)
+    scores = event_scores(truth, found)
+    assert scores["f1"] == Share(2, 6)  # the bell at 5 s alone: the horn is half a second late
+    assert scores["precision"] == scores["recall"] == Share(1, 3)
+    assert scores["class f1"] == Share(4, 6)
+    errors = scores["onset error"]
+    assert isinstance(errors, Errors)
+    assert sorted(errors.values) == pytest.approx([0.2, 0.5])
 
 
-def test_nothing_found_scores_nothing() -> None:
-    score = EventScore()
-    score.add([Event("bell", 0, 1)], [])
-    assert score.summary()["recall"] == score.summary()["precision"] == 0
-    assert quantile([], 0.9) == 0
-    assert quantile(range(10), 0.9) == 9
+def test_a_second_of_a_class_is_not_counted_twice() -> None:
+    truth, found = [Event("bell", 1.0, 2.0)], [Event("bell", 1.0, 2.0), Event("bell", 1.1, 2.0)]
+    assert event_scores(truth, found)["f1"] == Share(2, 3)
+
+
+def test_the_tolerance_is_met_by_a_time_that_is_rounded_to_it() -> None:
+    """0.3 + 0.25 is 0.55 in decimals, whatever it is in binary."""
+    assert on_time([Event("bell", 0.3, 1)], [Event("bell", 0.55, 1)], 0.25) == 1
+    assert on_time([Event("bell", 0.3, 1)], [Event("bell", 0.56, 1)], 0.25) == 0
+
+
+def test_as_many_on_time_as_an_optimal_assignment() -> None:
+    """Crowded cases, in which a greedy choice of the nearest would lose pairs."""
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        truth, found = random_events(rng, 1.5), random_events(rng, 1.5)
+        near = np.array(
+            [[t.label == f.label and abs(t.onset - f.onset) <= 0.25 for f in found] for t in truth],
+            dtype=bool,
+        ).reshape(len(truth), len(found))
+        rows, columns = linear_sum_assignment(~near)
+        assert on_time(truth, found) == near[rows, columns].sum()
 
 
 def test_as_many_pairs_as_an_optimal_assignment() -> None:
     rng = np.random.default_rng(0)
     for _ in range(50):
-        truth, found = (
-            [Event("ab"[rng.integers(2)], t, t + 1) for t in rng.uniform(0, 9, rng.integers(1, 6))]
-            for _ in range(2)
-        )
+        truth, found = random_events(rng, 9), random_events(rng, 9)
         pairs = match(truth, found)
-        same = np.array([[t.label == f.label for f in found] for t in truth])
+        same = np.array([[t.label == f.label for f in found] for t in truth], dtype=bool)
+        same = same.reshape(len(truth), len(found))
         rows, columns = linear_sum_assignment(~same)
         assert len(pairs) == same[rows, columns].sum()
         assert all(t.label == f.label for t, f in pairs)

@@ -1,7 +1,8 @@
 """What scenes are put together from and takes programs to make: spoken sentences, notes of instruments.
 
 A bank is made once, in parallel, and kept on disk. ``train`` and ``held-out`` banks share no voice, no
-sentence and no soundfont.
+sentence and no soundfont; ``known voices`` has the voices and soundfont of ``train`` with sentences that are
+held out.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from afnext.training.synthesis import music
 from afnext.training.synthesis.sentences import sentence
 from afnext.training.synthesis.speech import HELD_OUT_VOICES, VOICES, Voice, speak
 
-SPLITS = ("train", "held-out")
+SPLITS = ("train", "held-out", "known voices")
 CHUNK = 50  # sentences of a task
 FULL_SCALE = 3000.0  # int16 of a spoken sentence's unit RMS
 
@@ -84,10 +85,10 @@ def make(
     """
     if split not in SPLITS:
         raise ValueError(f"make: split must be one of {', '.join(SPLITS)}, got {split!r}")
-    held_out = split == "held-out"
+    number = SPLITS.index(split)
     where = Path(folder) / split
     where.mkdir(parents=True, exist_ok=True)
-    music.make_banks(where, music.HELD_OUT_SOUNDFONT if held_out else music.SOUNDFONT)
+    music.make_banks(where, music.HELD_OUT_SOUNDFONT if split == "held-out" else music.SOUNDFONT)
     wanted = {"seed": seed, "sentences": sentences}
     manifest = where / "manifest.json"
     if manifest.exists():
@@ -99,7 +100,7 @@ def make(
     lasts = [min(sentences, first + CHUNK) for first in firsts]
     items, parts, at = [], [], 0
     with ProcessPoolExecutor(workers) as pool:
-        chunks = pool.map(_say_some, repeat(seed), repeat(held_out), firsts, lasts)
+        chunks = pool.map(_say_some, repeat(seed), repeat(number), firsts, lasts)
         for chunk in chunks:
             for speaker, text, samples in chunk:
                 items.append({"speaker": speaker, "text": text, "first": at, "size": len(samples)})
@@ -114,14 +115,14 @@ def make(
 
 
 def _say_some(
-    seed: int, held_out: bool, first: int, last: int
+    seed: int, split: int, first: int, last: int
 ) -> list[tuple[str, str, NDArray[np.int16]]]:
-    voices = HELD_OUT_VOICES if held_out else VOICES
+    voices = HELD_OUT_VOICES if SPLITS[split] == "held-out" else VOICES
     done = []
     for index in range(first, last):
-        rng = np.random.default_rng([seed, held_out, index])
+        rng = np.random.default_rng([seed, split, index])
         voice: Voice = voices[index % len(voices)]
-        text = sentence(rng, held_out)
+        text = sentence(rng, SPLITS[split] != "train")
         wave = speak(text, voice, rng.uniform(0.85, 1.2), rng.uniform(0.88, 1.12))
         samples = np.clip(wave * FULL_SCALE, -32768, 32767).astype(np.int16)
         done.append((voice.name, text, samples))
