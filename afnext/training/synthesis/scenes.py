@@ -103,7 +103,8 @@ class _Track:
 
     def sound(self, label: str, overlaps: int = 1, level: tuple[float, float] = (-10, 2)) -> bool:
         """Whether there was room for an event of a class."""
-        length = self.rng.uniform(0.4, min(2.2, self.seconds / 2))
+        longest = min(2.2, self.seconds / 2)
+        length = self.rng.uniform(min(0.4, longest), longest)
         if (onset := self.free(label, length, overlaps)) is None:
             return False
         # Whole 10 ms: fast transforms.
