@@ -83,7 +83,7 @@ def test_any_number_of_workers_makes_the_same(tmp_path: Path, fonts: list[str]) 
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
     made(tmp_path / "3", "train", 120, seed=2)
     one, other = (made(tmp_path / f, "train", 120, seed=s) for f, s in (("1", 1), ("3", 2)))
-    assert [i.text for i in one.spoken] != [i.text for i in other.spoken]
+    assert len({i.text for i in (*one.spoken, *other.spoken)}) > 230  # of 240
 
 
 def test_a_larger_bank_begins_with_the_smaller_one(tmp_path: Path, fonts: list[str]) -> None:

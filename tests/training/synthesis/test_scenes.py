@@ -88,6 +88,36 @@ def test_scenes_keep_their_rules(kind: str, seconds: float, banks: Banks) -> Non
     assert found >= 12
 
 
+def test_gaps_hold_where_there_is_hardly_room(banks: Banks) -> None:
+    """As many of two classes as a clip takes: some lie close, none closer than the least distances."""
+    repeats, onsets = [], []
+    for seed in range(12):
+        track = _Track(15.0, np.random.default_rng(seed), banks)
+        for label in ("bell", "dog") * 20:
+            track.sound(label)
+        events = sorted(track.events, key=lambda e: e.onset)
+        onsets += [b.onset - a.onset for a, b in pairwise(events)]
+        for label in ("bell", "dog"):
+            own = [e for e in events if e.label == label]
+            repeats += [b.onset - a.offset for a, b in pairwise(own)]
+    assert REPEAT_GAP <= min(repeats) < REPEAT_GAP + 0.02
+    assert ONSET_GAP <= min(onsets) < ONSET_GAP + 0.02
+
+
+@pytest.mark.parametrize("overlaps", [0, 1])
+def test_what_is_to_be_heard_alone_meets_nothing(overlaps: int, banks: Banks) -> None:
+    met = []
+    for seed in range(12):
+        track = _Track(6.0, np.random.default_rng(seed), banks)
+        for label in ("bell", "dog", "cat"):
+            track.sound(label)
+        before = list(track.events)
+        if track.sound("hiss", overlaps):
+            new = track.events[-1]
+            met.append(sum(e.onset < new.offset and new.onset < e.offset for e in before))
+    assert max(met) == overlaps
+
+
 @pytest.mark.parametrize(("kind", "seconds"), CASES)
 def test_sound_is_inside_the_labels_alone(kind: str, seconds: float, banks: Banks) -> None:
     """Without noise: outside all labels nothing is louder than what an event's end may leave over (-26 dB of
@@ -136,13 +166,13 @@ def test_what_is_labelled_stands_out_in_the_finished_recording(banks: Banks) -> 
     """Noise, rooms and codecs included, labelled stretches are louder than the rest in nearly every clip."""
     louder = []
     for kind in ("sounds", "monologue", "music", "mixed"):
-        for seed in range(20):
-            scene = compose(kind, 8.0, np.random.default_rng(seed), banks)
+        for seed in range(15):
+            scene = compose(kind, 6.0, np.random.default_rng(seed), banks)
             active = inside(spans(scene), len(scene.samples))
             if active.any() and not active.all():
                 power = scene.samples.astype(np.float64) ** 2
                 louder.append(power[active].mean() > 2 * power[~active].mean())
-    assert len(louder) > 60
+    assert len(louder) > 45
     assert np.mean(louder) > 0.93
 
 
@@ -158,7 +188,7 @@ def test_a_seed_gives_the_same_scene(banks: Banks) -> None:
 
 def test_kinds_hold_what_they_are_named_after(banks: Banks) -> None:
     def scenes(kind: str, seconds: float) -> list[_Track]:
-        return [dry(kind, seconds, seed, banks) for seed in range(20)]
+        return [dry(kind, seconds, seed, banks) for seed in range(16)]
 
     assert not any(t.utterances or t.melodies for t in scenes("sounds", 8.0))
     for track in scenes("monologue", 10.0):
@@ -175,14 +205,14 @@ def test_kinds_hold_what_they_are_named_after(banks: Banks) -> None:
     mixtures = scenes("mixed", 16.0)
     assert np.mean([bool(t.events) + bool(t.utterances) + bool(t.melodies) >= 2
                     for t in mixtures]) > 0.8  # fmt: skip
-    for track in scenes("sparse", 90.0):
+    for track in scenes("sparse", 60.0):
         counts = Counter(e.label for e in track.events)
         assert 1 in counts.values()
-        assert 3 <= len(spans(track)) <= 13
+        assert 2 <= len(spans(track)) <= 9
 
 
 def test_every_class_occurs_and_some_clips_hold_nothing(banks: Banks) -> None:
-    tracks = [dry("sounds", 8.0, seed, banks) for seed in range(150)]
+    tracks = [dry("sounds", 6.0, seed, banks) for seed in range(150)]
     counts = Counter(e.label for t in tracks for e in t.events)
     assert set(counts) == set(CLASSES)
     assert max(counts.values()) < 3 * min(counts.values())
