@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,15 @@ import pytest
 
 from afnext.training.synthesis import banks as module
 from afnext.training.synthesis import music
-from afnext.training.synthesis.banks import Banks, make
+from afnext.training.synthesis.banks import FULL_SCALE, Banks, make
 from afnext.training.synthesis.music import HELD_OUT_SOUNDFONT, SOUNDFONT, Instrument
-from afnext.training.synthesis.sentences import is_held_out
-from afnext.training.synthesis.speech import HELD_OUT_VOICES, VOICES, Voice
+from afnext.training.synthesis.sentences import is_held_out, words
+from afnext.training.synthesis.speech import (
+    HELD_OUT_VOICES,
+    VOICES,
+    Voice,
+    missing_programs,
+)
 from tests.training.banks import HELD_OUT_SPEAKERS, SPEAKERS
 
 
@@ -125,6 +131,21 @@ def test_a_killed_call_is_made_up_for(tmp_path: Path, fonts: list[str]) -> None:
         (folder / "train" / "speech.part.npy").write_bytes(b"cut sh")
         made(folder, "train")
         assert contents(folder) == wanted
+
+
+@pytest.mark.skipif(
+    bool(missing_programs()), reason=f"not installed: {', '.join(missing_programs())}"
+)
+def test_real_voices_fill_a_bank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each speaker of evaluation twice, nothing cut off, no sentence without sound."""
+    monkeypatch.setattr(music, "_play", lambda *_: np.zeros((3, 1, 2), np.int16))
+    banks = made(tmp_path, "held-out", 2 * len(HELD_OUT_VOICES))
+    assert Counter(item.speaker for item in banks.spoken) == {v.name: 2 for v in HELD_OUT_VOICES}
+    for item in banks.spoken:
+        wave = banks.speech(item)
+        assert 0.1 < item.size / 16_000 / len(words(item.text)) < 0.8
+        assert wave.std() == pytest.approx(1, abs=0.02)
+        assert np.abs(wave).max() < 32767 / FULL_SCALE
 
 
 def test_banks_for_tests_are_like_real_ones(banks: Banks, held_out_banks: Banks) -> None:

@@ -97,6 +97,7 @@ def test_every_voice_speaks_and_no_two_alike() -> None:
         assert np.sqrt(np.mean(np.square(wave))) == pytest.approx(1, abs=1e-3)
         level = np.abs(wave)
         assert min(level[:160].max(), level[-160:].max()) >= 0.01 * level.max(), voice.name
+        assert (fundamental(wave) > 150) == voice.high, voice.name
 
 
 @with_programs
