@@ -121,6 +121,8 @@ def read(path: str | Path, skipped: Skipped | None = None) -> Iterator[Conversat
     path = Path(path)
     for where, record in _records(path):
         try:
+            if isinstance(record, RecordError):
+                raise record
             yield conversation(record, where)
         except RecordError as error:
             if skipped is None:
@@ -217,13 +219,15 @@ def _is_json(text: str) -> bool:
 
 
 def _whole(path: Path, content: Any) -> Iterator[tuple[str, Any]]:
-    """The records of a file that is one JSON value: a list of them, a manifest or a single one."""
+    """The records of a file that is one JSON value: a list of them, a manifest or a single one. A manifest's
+    entry that is none comes as its error."""
     if isinstance(content, list):
         yield from ((f"{path.name}, record {i}", record) for i, record in enumerate(content, 1))
     elif isinstance(content, Mapping) and isinstance(content.get("data"), Mapping):
         folder = str(content.get("dataset_path", ""))
         for key, item in content["data"].items():
-            yield f"{path.name}, {key}", _from_manifest(key, item, folder)
+            where = f"{path.name}, {key}"
+            yield where, _from_manifest(key, item, folder, where)
     else:
         yield f"{path.name}, record 1", content
 
@@ -236,10 +240,10 @@ def _parse(path: Path, text: str, line: int = 0) -> Any:
         raise AfnextError(f"{path} is no JSON: {error.msg} at {at}") from None
 
 
-def _from_manifest(key: str, item: Any, folder: str) -> Any:
-    """An entry of an Audio Flamingo 2 manifest as a record; as it is where it cannot be one."""
+def _from_manifest(key: str, item: Any, folder: str, where: str) -> dict[str, Any] | RecordError:
+    """An entry of an Audio Flamingo 2 manifest as a record, or what is wrong with it."""
     if not isinstance(item, Mapping) or not {"name", "prompt", "output"} <= set(item):
-        return item
+        return RecordError("a manifest's entry needs name, prompt and output", where)
     said = [{"from": "human", "value": f"<sound>\n{item['prompt']}"},
             {"from": "gpt", "value": item["output"]}]  # fmt: skip
     sound = f"{folder}/{item['name']}" if folder else item["name"]

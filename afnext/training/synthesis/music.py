@@ -25,7 +25,7 @@ SOUNDFONTS = Path("/usr/share/sounds/sf2")
 SOUNDFONT = "FluidR3_GM.sf2"  # fluid-soundfont-gm
 HELD_OUT_SOUNDFONT = "TimGM6mb.sf2"  # timgm6mb-soundfont
 PACKAGES = "the Debian packages fluidsynth, fluid-soundfont-gm and timgm6mb-soundfont"
-PYTHON_PACKAGE = "pip install mido"
+PYTHON_PACKAGE = 'pip install "afnext[train]"'
 
 VELOCITIES = (50, 80, 115)
 NOTE, TAIL = 1.8, 0.7  # seconds that a note of the bank is held, and rings on

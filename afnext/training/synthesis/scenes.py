@@ -103,7 +103,8 @@ class _Track:
 
     def sound(self, label: str, overlaps: int = 1, level: tuple[float, float] = (-10, 2)) -> bool:
         """Whether there was room for an event of a class."""
-        length = self.rng.uniform(0.4, min(2.2, self.seconds / 2))
+        longest = min(2.2, self.seconds / 2)
+        length = self.rng.uniform(min(0.4, longest), longest)
         if (onset := self.free(label, length, overlaps)) is None:
             return False
         # Whole 10 ms: fast transforms.
@@ -169,12 +170,13 @@ def _monologue(track: _Track) -> None:
 
 
 def _dialogue(track: _Track) -> None:
-    """Two or three speakers in turn, who now and then interrupt one another."""
+    """Two or three speakers in turn, who in half of the dialogues now and then interrupt one another."""
     known = list(track.banks.by_speaker)
     count = min(len(known), int(track.rng.integers(2, SPEAKERS + 1)))
     speakers = [str(name) for name in track.rng.choice(known, count, replace=False)]
     levels = {name: float(track.rng.uniform(-5, 2)) for name in speakers}
     at, last = float(track.rng.uniform(0.1, 0.8)), ""
+    often = 0.35 if track.rng.random() < 0.5 else 0.0
     free = dict.fromkeys(speakers, 0.0)  # from when on each can speak again
     while True:
         others = [name for name in speakers if name != last]
@@ -186,7 +188,7 @@ def _dialogue(track: _Track) -> None:
         track.say(item, at, levels[last])
         end = track.utterances[-1].offset
         free[last] = end + REPEAT_GAP
-        interrupts = track.rng.random() < 0.25
+        interrupts = track.rng.random() < often
         gap = track.rng.uniform(-0.7, -0.25) if interrupts else track.rng.uniform(0.15, 1.0)
         at = max(track.utterances[-1].onset + ONSET_GAP, end + float(gap))
 

@@ -45,7 +45,7 @@ class Voice:
 
 
 def _espeak(name: str, accent: str, variant: str, high: bool) -> Voice:
-    """``accent`` is a file's name: espeak-ng silently leaves a variant of "en-gb", whose file is "en", out."""
+    # Accents are names of files: espeak-ng silently ignores the variants of "en-gb", whose file is "en".
     return Voice(name, "espeak-ng", f"{accent}+{variant}", high)
 
 

@@ -67,11 +67,11 @@ def test_programs_that_are_missing_or_fail_are_named(program: Path) -> None:
     soundfile.write(program.parent / "said.wav", np.zeros(8000), 16_000)
     with pytest.raises(AfnextError, match="espeak-ng made no sound of 'The red car"):
         speak(TEXT, VOICES[0])
-    with pytest.raises(AfnextError, match="flite is not installed; .* Debian packages espeak-ng"):
+    with pytest.raises(AfnextError, match=r"flite is not installed; .* Debian packages espeak-ng"):
         speak(TEXT, Voice("slt", "flite", "slt", True))
     assert missing_programs() == ["flite"]
     program.write_text("#!/bin/sh\nexit 3\n")
-    with pytest.raises(AfnextError, match="espeak-ng failed: .* exit status 3"):
+    with pytest.raises(AfnextError, match=r"espeak-ng failed: .* exit status 3"):
         speak(TEXT, VOICES[0])
 
 
@@ -97,6 +97,7 @@ def test_every_voice_speaks_and_no_two_alike() -> None:
         assert np.sqrt(np.mean(np.square(wave))) == pytest.approx(1, abs=1e-3)
         level = np.abs(wave)
         assert min(level[:160].max(), level[-160:].max()) >= 0.01 * level.max(), voice.name
+        assert (fundamental(wave) > 150) == voice.high, voice.name
 
 
 @with_programs

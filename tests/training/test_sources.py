@@ -1,0 +1,275 @@
+"""Sources and mixtures: what a step trains on is a function of its seed, in the shares that are wanted."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from afnext.errors import AfnextError, AudioError
+from afnext.training.conversations import RecordError, conversation
+from afnext.training.shards import Recording, write_shard
+from afnext.training.sources import Draw, Entry, Mixture, Place, Source
+
+RATE = 16_000
+
+
+def record(question: str, answer: str, sound: Any = None, duration: float | None = None) -> dict:
+    sounds = [] if sound is None else [sound] if isinstance(sound, str) else sound
+    tags = (
+        "<sound>\n"
+        if len(sounds) == 1
+        else "".join(f"<sound-{i + 1}>\n" for i in range(len(sounds)))
+    )
+    turns = [{"from": "human", "value": tags + question}, {"from": "gpt", "value": answer}]
+    found: dict[str, Any] = {"conversations": turns}
+    if sound is not None:
+        found |= {"sound": sound, "duration": duration}
+    return found
+
+
+def lines(path: Path, *records: Any) -> Path:
+    path.write_text("".join(f"{r if isinstance(r, str) else json.dumps(r)}\n" for r in records))
+    return path
+
+
+def wave(seconds: float, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(-0.5, 0.5, round(seconds * RATE)).astype(np.float32)
+
+
+RECORDS = [
+    record("What barks?", "A dog.", "a-0.tar/0.wav", 2.0),
+    record("Two and two?", "Four."),
+    record("Is there a cat?", "No.", "a-0.tar/0.wav", 2.0),
+    record("Same?", "No.", ["a-0.tar/0.wav", "a-0.tar/1.wav"], 5.0),
+    record("What rings?", "A bell.", "a-0.tar/1.wav", 3.0),
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two recordings of 2 and 3 s in a shard, five records."""
+    write_shard(
+        tmp_path / "a-0.tar", [Recording("0", wave(2.0), RATE), Recording("1", wave(3.0, 1), RATE)]
+    )
+    lines(tmp_path / "a-0.conversations.jsonl", *RECORDS)
+    return tmp_path
+
+
+def numbered(tmp_path: Path, name: str, counts: list[int], seconds: float = 10.0) -> Source:
+    """A source of recordings with so many records each, never opened."""
+    return Source(lines(
+        tmp_path / f"{name}.jsonl",
+        *(record(f"{i}?", f"{name} {r}.", f"{r}.wav", seconds)
+          for r, n in enumerate(counts) for i in range(n)),
+    ))  # fmt: skip
+
+
+def test_records_of_one_recording_are_one_entry(folder: Path) -> None:
+    """What hears it alone; text and what hears several are entries of their own."""
+    source = Source(folder)
+    found = {
+        tuple(c.turns[1].text for c in source.conversations(e, range(len(e.records)))): e.seconds
+        for e in source.entries
+    }
+    assert found == {
+        ("A dog.", "No."): 2.0, ("A bell.",): 3.0, ("Four.",): 0.0, ("No.",): 5.0,
+    }  # fmt: skip
+
+
+def test_records_come_as_they_stand_in_their_files(tmp_path: Path) -> None:
+    """Also between blank lines and after letters of several bytes."""
+    umlauts = record("Wie heißt er?", "Müller\u2028Jürgen.", "ä.wav", 1.0)
+    path = tmp_path / "x.jsonl"
+    text = "\n\n".join(json.dumps(r, ensure_ascii=False) for r in (umlauts, RECORDS[1], umlauts))
+    path.write_text(text, encoding="utf-8")
+    source = Source(path)
+    for entry in source.entries:
+        for item in source.conversations(entry, range(len(entry.records))):
+            wanted = RECORDS[1] if not item.sounds else umlauts
+            assert item.turns == conversation(wanted).turns
+    assert sum(len(e.records) for e in source.entries) == 3
+
+
+def test_several_files_of_a_folder_are_one_source(folder: Path) -> None:
+    lines(folder / "b.conversations.jsonl", record("B?", "Yes.", "a-0.tar/1.wav", 3.0))
+    lines(folder / "notes.jsonl", "not for training")
+    source = Source(folder)
+    assert [f.name for f in source.files] == ["a-0.conversations.jsonl", "b.conversations.jsonl"]
+    texts = [c.turns[1].text for e in source.entries for c in source.conversations(e, [0])]
+    assert texts.count("Yes.") == 1
+
+
+def test_recordings_are_read_from_shards_and_files(folder: Path, tmp_path: Path) -> None:
+    source = Source(folder)
+    (window,) = source.windows("a-0.tar/1.wav")
+    assert window.valid_samples == 3 * RATE
+    assert np.abs(np.asarray(window.samples)[: 3 * RATE] - wave(3.0, 1)).max() <= 1 / 32768
+    (folder / "clips").mkdir()
+    soundfile.write(folder / "clips" / "long.flac", wave(31.0), RATE)
+    assert [w.valid_samples for w in source.windows("clips/long.flac")] == [30 * RATE, RATE]
+    elsewhere = Source(lines(tmp_path / "x.jsonl", record("A?", "B.", "long.flac", 31.0)),
+                       root=folder / "clips")  # fmt: skip
+    assert len(elsewhere.windows("long.flac")) == 2
+
+
+def test_recordings_that_cannot_be_read_are_named(folder: Path) -> None:
+    source = Source(folder)
+    with pytest.raises(AudioError, match=r"a-0.tar has no 7.wav"):
+        source.windows("a-0.tar/7.wav")
+    with pytest.raises(AfnextError, match=r"cannot open the shard .*b.tar: No such file"):
+        source.windows("b.tar/0.wav")
+    with pytest.raises(AudioError, match=r"nowhere.wav"):
+        source.windows("nowhere.wav")
+    (folder / "text.wav").write_text("no sound")
+    with pytest.raises(AudioError, match=r"text.wav"):
+        source.windows("text.wav")
+    write_shard(folder / "c.tar", [Recording("0", wave(1.0), 44_100)])
+    with pytest.raises(AudioError, match=r"c.tar/0.wav has 44100 Hz; .* need 16000"):
+        source.windows("c.tar/0.wav")
+
+
+@pytest.mark.parametrize(
+    ("broken", "why"),
+    [
+        ("{'a': 1}", "a line is no JSON"),
+        (record("A?", ""), "an answer is empty"),
+        (record("A?", "B.", "a.wav"), "a record with sounds needs a duration"),
+        (record("<sound>A?", "B."), "a tag has no sound"),
+        ("[]", "a record must be an object"),
+    ],
+)  # fmt: skip
+def test_broken_records_end_it_or_are_counted(broken: Any, why: str, tmp_path: Path) -> None:
+    good = record("What?", "A dog.", "a.wav", 1.0)
+    path = lines(tmp_path / "x.jsonl", good, broken, good, broken)
+    with pytest.raises(RecordError, match=rf"^x.jsonl, .*{why}") as caught:
+        Source(path)
+    assert caught.value.kind == why
+    source = Source(path, skip_broken=True)
+    assert [len(e.records) for e in source.entries] == [2]
+    assert source.skipped.counts == {why: 2}
+    with pytest.raises(AfnextError, match="no conversations at"):
+        Source(lines(path, broken), skip_broken=True)
+
+
+def test_sources_without_anything_are_named(tmp_path: Path) -> None:
+    with pytest.raises(AfnextError, match=f"no conversations at {tmp_path}"):
+        Source(tmp_path)
+    with pytest.raises(
+        AfnextError, match=r"cannot read conversations from .*x.jsonl: No such file"
+    ):
+        Source(tmp_path / "x.jsonl")
+
+
+def test_an_entry_knows_about_how_many_tokens_it_takes() -> None:
+    """25 a second of audio, one for three characters, a dozen for each record's frame."""
+    entry = Entry((Place(0, 0, 1),) * 3, 4.0, (30, 60, 90))
+    assert entry.tokens([0, 2]) == 100 + 10 + 12 + 30 + 12
+    assert entry.tokens([]) == 100
+
+
+def test_a_draw_is_a_function_of_its_seed(tmp_path: Path) -> None:
+    """Not of earlier draws, of the order in which sources were given, or of another process's hashes."""
+    counts = [3] * 20
+
+    def mixture(*names: str) -> Mixture:
+        sources = {name: numbered(tmp_path, name, counts) for name in names}
+        return Mixture(sources, {"a": 1.0, "b": 2.0}, 30.0, per_recording=2)
+
+    one = mixture("a", "b")
+    drawn = [one.draw(2000, f"7/1/{step}") for step in range(10)]
+    other = mixture("b", "a")
+    random.seed(5)
+    assert [other.draw(2000, f"7/1/{step}") for step in reversed(range(10))] == drawn[::-1]
+    assert len({str(d) for d in drawn}) == 10
+    program = f"""
+from afnext.training.sources import Mixture, Source
+sources = {{n: Source({str(tmp_path)!r} + f"/{{n}}.jsonl") for n in "ab"}}
+print(Mixture(sources, {{"a": 1.0, "b": 2.0}}, 30.0, 2).draw(2000, "7/1/3"))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True,
+                          env={"PYTHONHASHSEED": "77", "PYTHONPATH": ":".join(sys.path)})  # fmt: skip
+    assert done.stdout == f"{drawn[3]}\n"
+
+
+def test_draws_end_with_the_first_that_reaches_the_budget(tmp_path: Path) -> None:
+    mixture = Mixture({"a": numbered(tmp_path, "a", [4] * 9)}, {"a": 1.0}, 30.0)
+    for tokens in (1, 300, 5000):
+        drawn = mixture.draw(tokens, "x")
+        sizes = [d.entry.tokens(d.chosen) for d in drawn]
+        assert sum(sizes[:-1]) < tokens <= sum(sizes)
+
+
+def test_weights_are_shares_of_recordings(tmp_path: Path) -> None:
+    """Whatever the sources' sizes; within a source every recording is as likely as any other."""
+    sources = {
+        "large": numbered(tmp_path, "large", [1] * 50),
+        "small": numbered(tmp_path, "small", [1] * 4),
+        "other": numbered(tmp_path, "other", [1] * 4),
+    }
+    mixture = Mixture(sources, {"large": 1.0, "small": 3.0, "other": 0.0}, 30.0)
+    drawn = [d for step in range(40) for d in mixture.draw(26_000, f"{step}")]
+    counts = Counter(d.source for d in drawn)
+    assert len(drawn) > 3500
+    assert counts["small"] / len(drawn) == pytest.approx(0.75, abs=0.03)  # 4 sigma
+    assert set(counts) == {"large", "small"}
+    each = Counter(id(d.entry) for d in drawn if d.source == "small")
+    assert len(each) == 4
+    assert min(each.values()) > 0.8 * max(each.values())
+
+
+def test_of_a_recording_some_records_are_drawn(tmp_path: Path) -> None:
+    """At most so many, none twice, in their order; each gets its turn."""
+    mixture = Mixture({"a": numbered(tmp_path, "a", [9, 2])}, {"a": 1.0}, 30.0, per_recording=3)
+    seen: Counter[int] = Counter()
+    for step in range(200):
+        for draw in mixture.draw(1, f"{step}"):
+            assert isinstance(draw, Draw)
+            count = len(draw.entry.records)
+            assert len(draw.chosen) == min(3, count)
+            assert list(draw.chosen) == sorted(set(draw.chosen))
+            assert max(draw.chosen) < count
+            if count == 9:
+                seen.update(draw.chosen)
+    assert set(seen) == set(range(9))
+
+
+def test_what_is_too_long_is_left_out(tmp_path: Path) -> None:
+    path = lines(
+        tmp_path / "x.jsonl",
+        record("A?", "B.", "short.wav", 10.0),
+        record("A?", "B.", "long.wav", 10.1),
+        record("A?", "B.", ["c.wav", "d.wav"], 20.0),
+        record("A?", "B."),
+    )
+    source = Source(path)
+    drawn = Mixture({"x": source}, {"x": 1.0}, 10.0).draw(20_000, "1")
+    assert {d.entry.seconds for d in drawn} == {10.0, 0.0}
+    drawn = Mixture({"x": source}, {"x": 1.0}, 20.0).draw(20_000, "1")
+    assert {d.entry.seconds for d in drawn} == {10.0, 10.1, 20.0, 0.0}
+
+
+@pytest.mark.parametrize(
+    ("weights", "longest", "why"),
+    [
+        ({"a": 1.0, "c": 1.0}, 30.0, "no source is called 'c'; there are a, b"),
+        ({"a": -1.0, "b": 1.0}, 30.0, "a's weight must be at least 0, got -1.0"),
+        ({"a": 1.0, "b": 1.0}, 5.0, "a has nothing of at most 5 s"),
+        ({"a": 0.0}, 30.0, "no source has a weight above 0"),
+        ({}, 30.0, "no source has a weight above 0"),
+    ],
+)
+def test_impossible_mixtures_are_named(
+    weights: dict[str, float], longest: float, why: str, tmp_path: Path
+) -> None:
+    sources = {name: numbered(tmp_path, name, [1]) for name in "ab"}
+    with pytest.raises(AfnextError, match=f"mixture: {why}"):
+        Mixture(sources, weights, longest)
