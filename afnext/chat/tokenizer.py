@@ -148,7 +148,13 @@ class Tokenizer:
         every added token that the chat template writes. Other added tokens (nano's times, say) are
         ordinary text."""
         if template not in self._control:
-            ours = {*self._specials, *CONTROL_TOKENS, self.audio_token, self.audio_bos, self.audio_eos}
+            ours = {
+                *self._specials,
+                *CONTROL_TOKENS,
+                self.audio_token,
+                self.audio_bos,
+                self.audio_eos,
+            }
             found = tuple(t for t in self._added if t in ours or t in template)
             self._control[template] = found
         return self._control[template]

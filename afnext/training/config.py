@@ -68,11 +68,11 @@ class ModelShape:
 class LossWeights:
     """Weights of the objectives; 0 leaves one out. All but ``answer`` need labels (``targets``).
 
-    ``answer``: next-token loss of the assistant's texts. ``frames``: per-label activity and onsets from the
-    encoder, by a head that is thrown away. ``spelling``: another spells what is said (CTC). ``reading``: the
-    adaptor's output does so, read by the decoder's own word embeddings. ``alignment``: it is near the embedding
-    of what sounds. ``clock``: it is near that of its own time. ``length_power``: each token of an answer of n
-    tokens weighs n ** -length_power.
+    ``answer``: next-token loss of the assistant's texts. ``frames``: per-label activity and onsets from
+    the encoder, by a head that is thrown away. ``spelling``: another spells what is said (CTC).
+    ``reading``: the adaptor's output does so, read by the decoder's own word embeddings. ``alignment``:
+    it is near the embedding of what sounds. ``clock``: it is near that of its own time.
+    ``length_power``: each token of an answer of n tokens weighs n ** -length_power.
     """
 
     answer: float = 1.0

@@ -36,6 +36,8 @@ from afnext.training.loss import (
 from afnext.training.monitor import Journal, task_accuracy
 from afnext.training.optimizer import build_optimizers, parts_of, rate_at
 from afnext.training.packing import NOT_LEARNT, hear, hidden_states
+from afnext.training.picture import draw_losses
+from afnext.training.samples import write_samples
 from afnext.training.sources import Source
 from afnext.training.targets import Words
 from afnext.training.tokenizer import save_tokenizer, train_tokenizer
@@ -228,6 +230,16 @@ class Run:
                 state.save(self.checkpoint, self.all, optimizers, progress)
         progress.stage, progress.step = index + 1, 0
         state.save(self.checkpoint, self.all, [], progress)
+        self._show(stage)
+
+    def _show(self, stage: StageConfig) -> None:
+        """What a stage came to, for somebody to look at: ``losses.svg`` and ``samples-STAGE.md``."""
+        draw_losses(self.journal.path, self.out / "losses.svg")
+        if self.held_out_sources and stage.losses.answer and stage.hearing == "audio":
+            write_samples(
+                self.export(), self.held_out_sources, self.out / f"samples-{stage.name}.md",
+                stage.audio_seconds,
+            )  # fmt: skip
 
     def batches(self, stage: StageConfig, sources: Mapping[str, Source]) -> Batches:
         """What a stage draws from some sources."""

@@ -22,8 +22,8 @@ NOTES = tuple(Note(pitch, 0.0, 0.0).name for pitch in range(40, 89))  # all that
 SPEAKERS = tuple(f"Speaker {i}" for i in (1, 2, 3))
 BEGIN, END = "<t>", "</t>"
 LABELS = (*EVENTS, *(i.name for i in INSTRUMENTS), *NOTES, *SPEAKERS, BEGIN, END)
-"""What can be active: sounds, speech and music, instruments, notes, speakers by who speaks first; and where any
-of these but notes begins and ends, by the tokens that open and close times in answers."""
+"""What can be active: sounds, speech and music, instruments, notes, speakers by who speaks first; and where
+any of these but notes begins and ends, by the tokens that open and close times in answers."""
 ONSETS = (*EVENTS, "note", "turn")
 """What has a beginning of its own: also any note, any speaker's turn."""
 ONSET_SHAPE = ((0, 1.0), (-1, 0.3), (1, 0.3))
@@ -37,8 +37,8 @@ _ONSET = {name: i for i, name in enumerate(ONSETS)}
 def frame_targets(scene: Scene, tokens: int) -> tuple[Tensor, Tensor]:
     """Activity float32 ``[tokens, labels]`` and onsets float32 ``[tokens, onsets]``, in 0..1.
 
-    A token that something covers in part has that part as its target. Who spoke first is known within a window
-    alone: longer recordings have no speakers.
+    A token that something covers in part has that part as its target. Who spoke first is known within a
+    window alone: longer recordings have no speakers.
     """
     active = torch.zeros(tokens, len(LABELS))
     onsets = torch.zeros(tokens, len(ONSETS))

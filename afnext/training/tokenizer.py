@@ -44,7 +44,7 @@ CHAT_TEMPLATE = """\
 
 
 def train_tokenizer(texts: Iterable[str], pieces: int = 1024) -> Tokenizer:
-    """Train on ``texts`` without their times; ids are the pieces, the specials, ``<t>``, ``</t>``, the times."""
+    """Train on ``texts`` without their times; ids: pieces, specials, ``<t>``, ``</t>``, the times."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()

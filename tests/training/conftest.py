@@ -17,7 +17,6 @@ from afnext.training.config import (
 from afnext.training.synthesis import banks
 from afnext.training.synthesis.banks import Banks
 from afnext.training.synthesis.dataset import SceneSet
-
 from tests.training.banks import make_banks
 
 SETS = {"short": [SceneSet("mixed", 8, 2.0, 4.0), SceneSet("sounds", 4, 2.0, 3.0)],
@@ -41,9 +40,7 @@ def fake_banks(monkeypatch: pytest.MonkeyPatch) -> None:
         done = where / "done"
         made = Banks(where)
         if not done.exists():
-            made = make_banks(
-                where, held_out=split == "held-out", sentences=sentences, seed=seed
-            )
+            made = make_banks(where, held_out=split == "held-out", sentences=sentences, seed=seed)
             done.touch()
         yield sentences, made
 
@@ -53,9 +50,7 @@ def fake_banks(monkeypatch: pytest.MonkeyPatch) -> None:
 def stage(name: str, train: list[str], freeze: list[str], **fields: object) -> StageConfig:
     """A stage of four small steps."""
     values: dict[str, object] = {"steps": 4, "mixture": {"short": 1.0}, "batch_tokens": 300}
-    return StageConfig(
-        name, train=dict.fromkeys(train, 2e-3), freeze=freeze, **(values | fields)
-    )  # type: ignore[arg-type]
+    return StageConfig(name, train=dict.fromkeys(train, 2e-3), freeze=freeze, **(values | fields))  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -21,7 +21,11 @@ PAPER = {  # seconds of audio, tokens of context, what is trained
     "midtrain-1": (600, 24_576, {"encoder", "adaptor", "decoder"}),
     "midtrain-2": (1800, 131_072, {"encoder", "adaptor", "decoder"}),
 }
-PARTS = {"encoder": "audio_tower.", "adaptor": "multi_modal_projector.", "decoder": "language_model."}
+PARTS = {
+    "encoder": "audio_tower.",
+    "adaptor": "multi_modal_projector.",
+    "decoder": "language_model.",
+}
 MINIMAL = """
 name: x
 stages:
@@ -65,10 +69,13 @@ def test_training_and_evaluation_share_no_seed_and_no_bank() -> None:
 
 
 def test_a_mixture_takes_of_another_what_its_factor_says(tmp_path: Path) -> None:
-    (tmp_path / "r.yaml").write_text(MINIMAL + """
+    (tmp_path / "r.yaml").write_text(
+        MINIMAL
+        + """
   - {name: b, steps: 1, train: {".": 1e-3}, mixture: {long: 3}, mixture_of: {a: 0.5}}
   - {name: c, steps: 1, train: {".": 1e-3}, mixture: {long: 1, short: 1}, mixture_of: {b: 2}}
-""")
+"""
+    )
     stages = load_recipe(tmp_path / "r.yaml").stages
     assert mixture_of(stages[1], stages) == {"long": 1.0, "short": 0.5}
     assert mixture_of(stages[2], stages) == {"long": 2.5, "short": 1.5}

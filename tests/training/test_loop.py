@@ -17,7 +17,6 @@ from afnext.model import AudioBatch, AudioLanguageModel
 from afnext.training import loop, state
 from afnext.training.batches import Batches
 from afnext.training.config import LossWeights, TrainConfig
-
 from tests.training.conftest import stage
 
 
@@ -97,7 +96,11 @@ def test_a_stage_trains_what_it_names_and_nothing_else(
 @pytest.mark.parametrize(
     ("train", "freeze", "message"),
     [
-        (["audio_tower"], ["heads", "language_model"], "multi_modal_projector.* it matches nothing"),
+        (
+            ["audio_tower"],
+            ["heads", "language_model"],
+            "multi_modal_projector.* it matches nothing",
+        ),
         (["net", "audio_tower"], ["heads"], "it matches 'net' and 'audio_tower'"),
         (["net", "heads"], ["ears"], "the pattern 'ears' matches no parameter"),
     ],
@@ -119,7 +122,9 @@ def _sources(run: TrainConfig, data: Path, out: Path):
 
 def test_losses_fall(recipe: TrainConfig, tmp_path: Path, shared_data: Path) -> None:
     """Each of the objectives, on its own data, in forty steps."""
-    ears = dataclasses.replace(recipe.stages[0], steps=40, train={"audio_tower": 5e-3, "heads": 5e-3})
+    ears = dataclasses.replace(
+        recipe.stages[0], steps=40, train={"audio_tower": 5e-3, "heads": 5e-3}
+    )
     every = dataclasses.replace(
         recipe.stages[2], steps=40, mixture={"short": 1.0}, mixture_of={}, accumulate=1,
         train={"net": 5e-3, "heads": 5e-3},
@@ -171,7 +176,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(
         save(value, path)
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(AfnextError, match="cannot write .*No space left"):
+    with pytest.raises(AfnextError, match=r"cannot write .*No space left"):
         loop.train(recipe, tmp_path, data=shared_data)
     assert state.load(tmp_path / "checkpoint.pt")["progress"]["step"] == 2
     assert not (tmp_path / "checkpoint.partial").exists()

@@ -1,4 +1,4 @@
-"""The tokenizer: any text comes back byte for byte, seconds with tenths are one token, the template is ChatML."""
+"""The tokenizer: any text comes back byte for byte, times are few tokens, the template is ChatML."""
 
 from __future__ import annotations
 
