@@ -175,11 +175,13 @@ def train(
     ] = None,
 ) -> None:
     """Train a model by a chain of stages; print the folder of the finished model."""
+    from .evaluation.samples import write_samples
     from .training import train as run
 
     path = Path(__file__).parent / "recipes" / recipe
     chain = path if (path / "chain.yaml").is_file() else recipe
-    _print(str(run(chain, out, resume=resume, data=data, stages=stage or ())))
+    made = run(chain, out, resume=resume, data=data, stages=stage or (), show=write_samples)
+    _print(str(made))
 
 
 @app.command("eval")

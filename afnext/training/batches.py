@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from afnext.training.synthesis.scenes import Scene
 from afnext.training.targets import Targets, Words
 from afnext.training.tasks.script import script
 
+OF = "|"  # between the name of a source and the path of its recording
 CACHED = 60_000  # encoded conversations that are kept: about 100 MB
 
 
@@ -86,7 +87,7 @@ class Batches:
             for draw in self.mixture.draw(stage.batch_tokens, seed):
                 source = self.sources[draw.source]
                 try:
-                    encoded += self._conversations(draw, source, heard)
+                    encoded += self._conversations(draw, heard)
                 except AudioError as error:
                     if not source.skip_broken:
                         raise
@@ -95,41 +96,53 @@ class Batches:
                 return self._batch(encoded, heard)
         raise AfnextError(f"{stage.name}: nothing that is drawn can be used")
 
-    def _conversations(self, draw: Draw, source: Source, heard: dict[str, _Heard]) -> list[Encoded]:
+    def _conversations(self, draw: Draw, heard: dict[str, _Heard]) -> list[Encoded]:
         """The encoded conversations of a draw; ``heard`` gains its recordings."""
         places = [draw.entry.records[i] for i in draw.chosen]
         keys = [(draw.source, place) for place in places]
         missing = [i for i, key in zip(draw.chosen, keys, strict=True) if key not in self._encoded]
         if missing:
-            found = source.conversations(draw.entry, missing)
+            found = self.sources[draw.source].conversations(draw.entry, missing)
             for index, said in zip(missing, found, strict=True):
                 key = (draw.source, draw.entry.records[index])
-                self._encoded[key] = self._encode(said, source, heard)
+                self._encoded[key] = self._encode(said, draw.source, heard)
                 if len(self._encoded) > CACHED:
                     self._encoded.popitem(last=False)
         encoded = [self._encoded[key] for key in keys]
         fitting = [item for item in encoded if len(item.ids) <= self.stage.context_tokens]
         self.too_long += len(encoded) - len(fitting)
         for item in fitting:
-            for path in item.sounds:
-                self._hear(path, source, heard)
+            for sound in item.sounds:
+                self._hear(sound, heard)
         return fitting
 
-    def _encode(self, item: Conversation, source: Source, heard: dict[str, _Heard]) -> Encoded:
+    def _encode(self, item: Conversation, name: str, heard: dict[str, _Heard]) -> Encoded:
+        """``item`` of the source called ``name``; its recordings bear that name too: two sources may have
+        recordings at the same path.
+        """
+        source, lengths, scripts = self.sources[name], {}, None
         if self.stage.hearing == "script":
             scenes = {path: source.labels(path) for path in item.sounds}
             scripts = {path: script(scene) for path, scene in scenes.items() if scene}
             if len(scripts) < len(scenes):
                 raise AfnextError(f"{item.id}: a script needs labels, and a recording has none")
-            return encode(item, {}, self.tokenizer, self.template, scripts)
-        for path in item.sounds:
-            self._hear(path, source, heard)
-        lengths = {p: sum(w.num_tokens for w in heard[p].windows) for p in item.sounds}
-        return encode(item, lengths, self.tokenizer, self.template)
+        else:
+            for path in item.sounds:
+                found = self._hear(f"{name}{OF}{path}", heard)
+                lengths[path] = sum(w.num_tokens for w in found.windows)
+        encoded = encode(item, lengths, self.tokenizer, self.template, scripts)
+        return replace(
+            encoded,
+            sounds=tuple(f"{name}{OF}{path}" for path in encoded.sounds),
+            begins=encoded.begins and f"{name}{OF}{encoded.begins}",
+        )
 
-    def _hear(self, path: str, source: Source, heard: dict[str, _Heard]) -> None:
-        if path not in heard:
-            heard[path] = _Heard(source.windows(path), source.labels(path))
+    def _hear(self, sound: str, heard: dict[str, _Heard]) -> _Heard:
+        if sound not in heard:
+            name, _, path = sound.partition(OF)
+            source = self.sources[name]
+            heard[sound] = _Heard(source.windows(path), source.labels(path))
+        return heard[sound]
 
     def _batch(self, encoded: Sequence[Encoded], heard: Mapping[str, _Heard]) -> Batch:
         windows = {path: item.windows for path, item in heard.items()}

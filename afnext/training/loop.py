@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -37,11 +37,13 @@ from afnext.training.monitor import Journal, task_accuracy
 from afnext.training.optimizer import build_optimizers, parts_of, rate_at
 from afnext.training.packing import NOT_LEARNT, hear, hidden_states
 from afnext.training.picture import draw_losses
-from afnext.training.samples import write_samples
 from afnext.training.sources import Source
 from afnext.training.targets import Words
 from afnext.training.tokenizer import save_tokenizer, train_tokenizer
 
+Show = Callable[[Path, Mapping[str, Source], Path, float], None]
+"""Given a model folder, held-out sources, where to write, and the longest recordings in seconds:
+``afnext.evaluation.samples.write_samples``."""
 HELD_OUT_BATCHES = 4
 CONSTANT = "embed_positions"  # Whisper's sinusoids
 
@@ -53,6 +55,7 @@ def train(
     resume: bool = False,
     data: str | Path | None = None,
     stages: Sequence[str] = (),
+    show: Show | None = None,
 ) -> Path:
     """Run a chain from data to a model folder.
 
@@ -62,6 +65,7 @@ def train(
         resume: go on from ``out/checkpoint.pt``; otherwise that file must not exist.
         data: folder for synthesised recordings, kept between runs; by default ``out/data``.
         stages: stop after the last of these; by default run all.
+        show: called after each stage that trains answers about audio.
 
     Returns:
         The model folder, which ``AudioLanguageModel.from_pretrained`` and transformers load.
@@ -80,7 +84,7 @@ def train(
     try:
         folder = Path(data) if data else out / "data"
         sources, held_out = prepare(config, folder, journal)
-        return Run(config, out, sources, held_out, journal).train(stages)
+        return Run(config, out, sources, held_out, journal, show).train(stages)
     finally:
         journal.close()
 
@@ -95,11 +99,12 @@ class Run:
         sources: Mapping[str, Source],
         held_out: Mapping[str, Source],
         journal: Journal,
+        show: Show | None = None,
     ) -> None:
         torch.set_num_threads(config.threads or torch.get_num_threads())
         torch.manual_seed(config.seed)
         self.config, self.sources, self.held_out_sources = config, sources, held_out
-        self.journal, self.out = journal, out
+        self.journal, self.out, self.show = journal, out, show
         self.model_folder, self.checkpoint = out / "model", out / "checkpoint.pt"
         self.backend = self._tokenizer()
         self.tokenizer = ChatTokenizer.from_folder(self.model_folder)
@@ -233,13 +238,12 @@ class Run:
         self._show(stage)
 
     def _show(self, stage: StageConfig) -> None:
-        """What a stage came to, for somebody to look at: ``losses.svg`` and ``samples-STAGE.md``."""
+        """What a stage came to, for somebody to look at."""
         draw_losses(self.journal.path, self.out / "losses.svg")
-        if self.held_out_sources and stage.losses.answer and stage.hearing == "audio":
-            write_samples(
-                self.export(), self.held_out_sources, self.out / f"samples-{stage.name}.md",
-                stage.audio_seconds,
-            )  # fmt: skip
+        heard = stage.losses.answer and stage.hearing == "audio"
+        if self.show and heard and self.held_out_sources:
+            path = self.out / f"samples-{stage.name}.md"
+            self.show(self.export(), self.held_out_sources, path, stage.audio_seconds)
 
     def batches(self, stage: StageConfig, sources: Mapping[str, Source]) -> Batches:
         """What a stage draws from some sources."""

@@ -38,7 +38,8 @@ class Encoded:
         ids: int32 ``[T]``; an audio token's id stands once for each 40 ms.
         learnt: bool ``[T]``, whether an id is of an answer or ends one.
         sounds: paths, in the order in which they are heard.
-        begins: what the conversation's beginning may be shared by; "" for nothing.
+        begins: with which recordings, heard or written out; "" for none. What those that begin alike have
+            in common can lie once.
         task: what kind of question it is.
     """
 
