@@ -6,6 +6,7 @@ They are synthesised once into a folder, deterministically: by ``SEED`` and this
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -114,6 +115,7 @@ def make(folder: str | Path, workers: int = 1) -> Iterator[tuple[str, HeldOut | 
                     found[split] = banks
         for name in write(folder, found):
             yield f"recordings: {name}", None
+        shutil.rmtree(folder / "banks")
     yield "", HeldOut(folder)
 
 

@@ -26,10 +26,12 @@ SEARCH = 1.0
 """In minutes of recording, what is searched is found if its onset is said within this many seconds."""
 SEARCHES = 2  # in a recording
 TRIES = 40  # to draw an exchange of the wanted sort
-SHORT, LONG = 64, 400  # tokens of an answer, at most
-LISTS = (
-    "list", "caption", "transcribe", "transcribe_timed", "diarize", "attribute", "notes", "count",
-)  # fmt: skip
+LONGEST = {
+    **dict.fromkeys(("transcribe", "transcribe_timed", "attribute"), 400),
+    **dict.fromkeys(("diarize", "list", "notes", "caption"), 200),
+}
+"""Tokens of an answer, at most, where that is more than ``SHORT``: about twice what true answers have."""
+SHORT = 96
 ORDERS = (
     ("neighbour", "after"), ("neighbour", "before"), ("pair", "which_first"), ("pair", "is_before"),
 )  # fmt: skip
@@ -145,7 +147,7 @@ class Asker:
     def question(self, task: str, text: str, judge: Judge, kind: str = "") -> Question:
         name = "events" if task == "list" else task
         row = f"{name}, {kind}".removesuffix(", ") + self.suffix
-        longest = LONG if task in LISTS else SHORT
+        longest = LONGEST.get(task, SHORT)
         return Question(row, name + self.suffix, (self.key,), text, judge, longest)
 
     def judge(self, exchange: Exchange) -> Judge:

@@ -17,7 +17,7 @@ from afnext.audio.windows import AudioWindow
 from afnext.errors import AudioError
 from afnext.evaluation import answers
 from afnext.evaluation.events import parse_events
-from afnext.evaluation.questions import LONG, SHORT, Question
+from afnext.evaluation.questions import LONGEST, SHORT, Question
 from afnext.evaluation.score import Scores, right
 from afnext.evaluation.words import transcript_scores
 from afnext.training.lexicon import WORDS
@@ -180,7 +180,7 @@ def questions(recording: Recording) -> Iterator[Question]:
         yield question("words", text, lambda answer: transcript_scores(said, answer))
     if label := recording.sound:
         text = ask("list", sounds.QUESTIONS["list"], "", rng).question
-        yield question("sound named", text, lambda answer: _named(label, answer), LONG)
+        yield question("sound named", text, lambda answer: _named(label, answer), LONGEST["list"])
         yield presence(label, "present", "Yes.")
         others = [c for c in CLASSES if c != label and c not in WORDS[label].confused_with]
         for other in rng.sample(others, ABSENT):

@@ -63,7 +63,7 @@ def test_times_must_be_as_many_and_near() -> None:
 def test_of_what_is_absent_no_time_is_right() -> None:
     judge = answers.when([])
     assert judge("There is no bell.") == RIGHT
-    for answer in ("At <t>1.4-2.4</t>.", "", "Bell."):
+    for answer in ("At <t>1.4-2.4</t>.", "", "Bell.", "Not at <t>1.4-2.4</t>."):
         assert judge(answer) == WRONG, answer
 
 

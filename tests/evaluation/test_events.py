@@ -40,10 +40,14 @@ def test_a_second_of_a_class_is_not_counted_twice() -> None:
     assert event_scores(truth, found)["f1"] == Share(2, 3)
 
 
-def test_the_tolerance_is_met_by_a_time_that_is_rounded_to_it() -> None:
-    """0.3 + 0.25 is 0.55 in decimals, whatever it is in binary."""
-    assert on_time([Event("bell", 0.3, 1)], [Event("bell", 0.55, 1)], 0.25) == 1
-    assert on_time([Event("bell", 0.3, 1)], [Event("bell", 0.56, 1)], 0.25) == 0
+@pytest.mark.parametrize(
+    ("onset", "said", "tolerance"), [(0.7, 0.8, 0.1), (0.4, 0.15, 0.25), (0.3, 0.55, 0.25)]
+)
+def test_the_tolerance_itself_is_on_time(onset: float, said: float, tolerance: float) -> None:
+    """In decimals, as answers have them: in binary 0.7 + 0.1 is less than 0.8."""
+    truth = [Event("bell", onset, 1)]
+    assert on_time(truth, [Event("bell", said, 1)], tolerance) == 1
+    assert on_time(truth, [Event("bell", said, 1)], tolerance - 0.01) == 0
 
 
 def test_as_many_on_time_as_an_optimal_assignment() -> None:

@@ -69,6 +69,14 @@ def test_answers_do_not_depend_on_what_shares_the_batch(
         assert answers(listener) == together
 
 
+def test_long_prompts_are_read_in_chunks(
+    listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = answers(listener)
+    monkeypatch.setattr(generate, "PREFILL_CHUNK", 40)
+    assert answers(listener) == whole
+
+
 def test_all_pages_come_back(listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
     pools = []
     make = listener._pool

@@ -8,7 +8,7 @@ from afnext.training.synthesis.music import Melody, Note
 from afnext.training.synthesis.scenes import Event
 from afnext.training.tasks import music
 
-PLAYED = (Note(60, 0.44, 0.9), Note(61, 0.96, 1.4), Note(64, 1.5, 2.0))
+PLAYED = (Note(60, 0.449, 0.9), Note(61, 0.96, 1.4), Note(64, 1.5, 2.0))
 
 
 def test_notes_are_read() -> None:
@@ -23,6 +23,6 @@ def test_the_true_answer_is_perfect_though_it_is_rounded() -> None:
 
 
 def test_pitch_and_onset_count() -> None:
-    scores = note_scores(PLAYED, parse_notes("C4 <t>0.4</t>, D4 <t>1.0</t>, E4 <t>1.7</t>."))
+    scores = note_scores(PLAYED, parse_notes("C4 <t>0.54</t>, D4 <t>1.0</t>, E4 <t>1.61</t>."))
     assert scores["f1"] == Share(2, 6)
     assert scores["onset f1"] == Share(4, 6)

@@ -11,6 +11,8 @@ from afnext.evaluation.questions import UNSEEN, Asker, about_two, pairs
 from afnext.evaluation.score import Errors, Scores, Share
 from afnext.evaluation.suite import questions
 from afnext.training import tasks
+from afnext.training.synthesis.labels import NO_SAMPLES
+from afnext.training.synthesis.scenes import Event, Scene
 from afnext.training.tasks import music, several, sounds, speech
 from afnext.training.tasks.refusal import REQUESTS
 
@@ -63,6 +65,14 @@ def test_true_answers_about_two_are_right(few: HeldOut) -> None:
 def test_each_recording_is_in_one_pair(few: HeldOut) -> None:
     found = [key for keys, _ in pairs(few.scenes("brief sounds"), random.Random(0)) for key in keys]
     assert len(set(found)) == len(found) > 0
+
+
+def test_recordings_without_sounds_are_no_pair_of_the_same() -> None:
+    silent, bell = Scene(NO_SAMPLES), Scene(NO_SAMPLES, (Event("bell", 0.0, 1.0),))
+    recordings = [(str(i), scene) for i, scene in enumerate((silent, silent, bell, bell))]
+    found = list(pairs(recordings, random.Random(0)))
+    assert [scenes for _, scenes in found] == [(bell, bell), (silent, silent)]
+    assert not list(pairs(recordings[:2], random.Random(0)))
 
 
 def test_unseen_phrasings_are_not_trained() -> None:

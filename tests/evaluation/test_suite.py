@@ -62,6 +62,22 @@ def test_a_second_turn_goes_on_with_the_models_own_answer() -> None:
     assert answers[second] == "answer to Second?"
 
 
+def test_what_must_be_refused_is_not_counted_as_refused_too_much(evaluation: Evaluation) -> None:
+    asked = [q for q in evaluation.answers if not q.kind.startswith("refusal")]
+    figure = evaluation.figures["not refused"]["right"]
+    openings = sum(q.before is not None for q in asked)  # not scored
+    assert figure["questions"] == len(asked) - openings < len(evaluation.answers) - openings
+
+
+def test_kinds_together_are_their_sum(evaluation: Evaluation) -> None:
+    figures = evaluation.figures
+    for suffix in ("", ", 12 to 30 s"):
+        together = figures[f"counting (all){suffix}"]["right"]["questions"]
+        assert together == sum(
+            figures[f"{k}{suffix}"]["right"]["questions"] for k in ("count", "count_of")
+        )
+
+
 def test_tables(evaluation: Evaluation) -> None:
     text = card.tables(evaluation.to_dict())
     lines = [line for line in text.splitlines() if line.startswith("| ")]

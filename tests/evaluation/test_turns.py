@@ -32,9 +32,18 @@ def diarized(answer: str) -> dict[str, Share]:
         ("Speaker 1 <t>0.9-2.0</t>, Speaker 2 <t>3.0-3.5</t>, Speaker 1 <t>4.0-5.0</t>.", 2, 3),
         ("Speaker 1 <t>0.5-2.0</t>, Speaker 1 <t>2.4-3.5</t>, Speaker 1 <t>4.0-5.0</t>.", 2, 3),
         ("Speaker 1 <t>0.5-2.0</t>, Speaker 2 <t>2.4-3.5</t>, Speaker 3 <t>4.0-5.0</t>.", 2, 3),
+        ("Speaker 2 <t>2.4-3.5</t>, Speaker 1 <t>4.0-5.0</t>.", 2, 2),
         ("No speech was recognised.", 0, 0),
     ],
-    ids=["as they speak", "swapped", "one late", "all one", "one too many", "nobody"],
+    ids=[
+        "as they speak",
+        "swapped",
+        "one late",
+        "all one",
+        "one too many",
+        "first missing",
+        "nobody",
+    ],
 )
 def test_turns(answer: str, hits: int, found: int) -> None:
     scores = diarized(answer)
