@@ -154,7 +154,7 @@ RECORDS = [
     said("Two and two?", "Four.\nReally."),
     said("<sound-1><sound-2>?", "No.", sound=["a", "b"]),
 ]
-MANIFEST = {
+MANIFEST: dict[str, Any] = {
     "dataset_path": "clotho", "split": "train", "flamingo_task": "AQA", "total_num": 2,
     "data": {
         "0": {"name": "1.wav", "prompt": "Is it raining?", "output": "yes"},

@@ -9,6 +9,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -161,7 +162,7 @@ def test_a_shard_that_shrinks_while_it_is_read_is_named(path: Path) -> None:
 class Full(tarfile.TarFile):
     """The disk is full after two recordings."""
 
-    def addfile(self, tarinfo: tarfile.TarInfo, fileobj: object = None) -> None:
+    def addfile(self, tarinfo: tarfile.TarInfo, fileobj: Any = None) -> None:
         if tarinfo.name.startswith("0002"):
             raise OSError(errno.ENOSPC, "No space left on device")
         super().addfile(tarinfo, fileobj)

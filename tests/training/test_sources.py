@@ -208,8 +208,22 @@ def test_draws_end_with_the_first_that_reaches_the_budget(tmp_path: Path) -> Non
         assert sum(sizes[:-1]) < tokens <= sum(sizes)
 
 
-def test_weights_are_shares_of_recordings(tmp_path: Path) -> None:
-    """Whatever the sources' sizes; within a source every recording is as likely as any other."""
+def test_weights_are_shares_of_tokens(tmp_path: Path) -> None:
+    """Of two sources with equal weights the one with long recordings is drawn from as much less often."""
+    sources = {
+        "long": numbered(tmp_path, "long", [1] * 9, seconds=28.0),
+        "short": numbered(tmp_path, "short", [1] * 9, seconds=2.0),
+    }
+    mixture = Mixture(sources, {"long": 1.0, "short": 1.0}, 30.0)
+    totals: Counter[str] = Counter()
+    for step in range(60):
+        for d in mixture.draw(20_000, f"{step}"):
+            totals[d.source] += d.entry.tokens(d.chosen)
+    assert totals["long"] / totals.total() == pytest.approx(0.5, abs=0.04)
+
+
+def test_sources_of_like_recordings_are_drawn_as_often_as_they_weigh(tmp_path: Path) -> None:
+    """Whatever the number of their recordings; within a source every recording is as likely as any other."""
     sources = {
         "large": numbered(tmp_path, "large", [1] * 50),
         "small": numbered(tmp_path, "small", [1] * 4),

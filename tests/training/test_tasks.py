@@ -147,6 +147,11 @@ def asked(exchange: Exchange) -> dict[str, str]:
     raise AssertionError(f"no phrasing of {exchange.task}: {exchange.question}")
 
 
+def _times(span: str) -> tuple[float, float]:
+    start, end = map(float, span.split("-"))
+    return start, end
+
+
 def truth(case: Case, exchange: Exchange) -> str:
     """The true answer, from what was written down by hand."""
     about_it = asked(exchange)
@@ -173,9 +178,9 @@ def truth(case: Case, exchange: Exchange) -> str:
             return f"{label if earlier else other}."
         case "at":
             moment = float(about_it["time"])
-            times = [(name, *map(float, span.split("-"))) for name, span in case.heard]
+            times = [(name, *_times(span)) for name, span in case.heard]
             # 0.2 s, less the rounding of what is written
-            assert all(abs(moment - t) > 0.14 for _, *ends in times for t in ends)
+            assert all(abs(moment - t) > 0.14 for _, start, end in times for t in (start, end))
             now = [name for name, start, end in times if start < moment < end]
             return f"{', '.join(now)}." if now else "Nothing."
         case "caption":
@@ -195,7 +200,7 @@ def made(case: Case, makers: Mapping, heard: object, count: int = 150) -> Iterat
 @pytest.mark.parametrize("name", CASES)
 def test_every_answer_is_true(name: str) -> None:
     case = CASES[name]
-    found = Counter()
+    found: Counter = Counter()
     for exchange in (
         *made(case, sounds.MAKERS, tasks.timeline(case.scene)),
         *(made(case, speech.MAKERS, case.scene.utterances) if case.scene.utterances else ()),
@@ -300,7 +305,7 @@ PAIRS = [
 def test_answers_about_two_recordings_are_true(one: str, other: str) -> None:
     first, second = CASES[one].labels(), CASES[other].labels()
     rng = random.Random(0)
-    found = Counter()
+    found: Counter = Counter()
     for _ in range(400):
         exchange = about_two(CASES[one].scene, CASES[other].scene, rng)
         label = LABEL_OF.get(asked(exchange).get("noun", ""))
@@ -379,8 +384,8 @@ def test_every_phrasing_is_used_and_leaves_no_field_open(banks: Banks) -> None:
             assert not re.search(r"\b(a|A) [aeio]", exchange.question), exchange.question
             assert exchange.answer[-1] in ".?"
     for _ in range(300):
-        pair = rng.sample(scenes, 2)
-        exchange = about_two(*pair, rng)
+        first, second = rng.sample(scenes, 2)
+        exchange = about_two(first, second, rng)
         used[exchange.task].add(exchange.question.lower())
     for task, phrasings in PHRASINGS.items():
         assert len(phrasings) >= 2
@@ -394,7 +399,7 @@ def test_answers_are_read_back(banks: Banks) -> None:
     rng = random.Random(0)
     for kind, seed in ((k, s) for k in ("sounds", "dialogue", "music", "mixed") for s in range(6)):
         scene = compose(kind, 12.0, np.random.default_rng(seed), banks)
-        told = {
+        told: dict[str, list[tuple[float, ...]]] = {
             "list": [(e.onset, e.offset) for e in tasks.timeline(scene)],
             "diarize": [(u.onset, u.offset) for u in scene.utterances],
             "transcribe_timed": [(u.onset, u.offset) for u in scene.utterances],

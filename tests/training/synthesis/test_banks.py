@@ -83,6 +83,14 @@ def test_nothing_of_evaluation_is_in_training(tmp_path: Path, fonts: list[str]) 
     assert train.music.name != held_out.music.name
 
 
+def test_known_voices_say_what_no_training_set_says(tmp_path: Path, fonts: list[str]) -> None:
+    """So that an evaluation can tell new voices from new sentences."""
+    known = made(tmp_path, "known voices")
+    assert set(fonts) == {SOUNDFONT}
+    assert set(known.by_speaker) == {voice.name for voice in VOICES}
+    assert all(is_held_out(item.text) for item in known.spoken)
+
+
 def test_any_number_of_workers_makes_the_same(tmp_path: Path, fonts: list[str]) -> None:
     made(tmp_path / "1", "train", 120)
     made(tmp_path / "2", "train", 120, workers=2)
@@ -109,7 +117,9 @@ def test_what_is_there_is_kept_and_another_seed_refused(
     assert not fonts
     with pytest.raises(ValueError, match=r"holds banks of .*'seed': 1.* asked for .*'seed': 2"):
         made(tmp_path, "train", seed=2)
-    with pytest.raises(ValueError, match="must be one of train, held-out, got 'test'"):
+    with pytest.raises(
+        ValueError, match="must be one of train, held-out, known voices, got 'test'"
+    ):
         made(tmp_path, "test")
 
 

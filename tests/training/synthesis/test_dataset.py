@@ -13,18 +13,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 from afnext.errors import AfnextError
 from afnext.training import conversations
 from afnext.training.shards import Shard
+from afnext.training.synthesis import banks as banks_module
 from afnext.training.synthesis import dataset
 from afnext.training.synthesis.__main__ import main
 from afnext.training.synthesis.banks import Banks
 from afnext.training.synthesis.dataset import SceneSet, generate
 from afnext.training.synthesis.labels import from_json
+from afnext.training.synthesis.scenes import compose
 from afnext.training.synthesis.sentences import is_held_out
 from afnext.training.synthesis.sounds import SAMPLE_RATE
 from afnext.training.tasks import timeline
+from afnext.training.tasks.script import script
 from afnext.training.tasks.sounds import listing
 
 SETS = [
@@ -246,15 +250,27 @@ def test_the_manifest_says_what_was_asked_for(folder: Path) -> None:
     assert [SceneSet(**s) for s in content["sets"]] == SETS
 
 
-def test_the_demo_writes_a_scene_and_says_its_truth(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_scene_is_written_with_what_is_in_it(
+    tmp_path: Path,
+    held_out_banks: Banks,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    main(["demo", str(tmp_path / "scene.wav"), "--index", "4", "--seconds", "3"])
-    said = capsys.readouterr()
-    scene, _ = SceneSet("sounds", 1, 3.0, 3.0).scene(424_242, 4, Banks(tmp_path))
-    assert said.out == f"True events: {listing(scene.events)}\n"
-    assert "not used in training" in said.err
-    assert (tmp_path / "scene.wav").stat().st_size == 2 * 3 * SAMPLE_RATE + 44
-    with pytest.raises(SystemExit):
-        main(["demo", str(tmp_path / "scene.wav"), "--seconds", "0"])
-    assert "at least 0.5 s" in capsys.readouterr().err
+    """Of the held-out voices, by seed."""
+    asked = []
+
+    def make(folder: Path, split: str, sentences: int, seed: int) -> list[tuple[int, Banks]]:
+        asked.append((folder, split, sentences, seed))
+        return [(sentences, held_out_banks)]
+
+    monkeypatch.setattr(banks_module, "make", make)
+    path = tmp_path / "scene.wav"
+    main(
+        [str(path), "--kind", "dialogue", "--seconds", "6", "--seed", "4", "--banks", str(tmp_path)]
+    )
+    scene = compose("dialogue", 6.0, np.random.default_rng(4), held_out_banks)
+    assert asked == [(tmp_path, "held-out", 100, 4)]
+    assert capsys.readouterr().out == f"{script(scene)}\n"
+    samples, rate = soundfile.read(path)
+    assert rate == SAMPLE_RATE
+    assert np.abs(samples - scene.samples).max() <= 1 / 32768

@@ -18,6 +18,7 @@ from afnext.training.synthesis.music import (
     SOUNDFONT,
     SOUNDFONTS,
     Instrument,
+    Melody,
     Note,
     make_banks,
     missing_programs,
@@ -29,7 +30,9 @@ WIDEST = max(i.high - i.low for i in INSTRUMENTS) + 1
 HELD = round(NOTE * SAMPLE_RATE)
 
 
-def melodies(folder: Path, count: int = 40, seconds: float = 6.0, onset: float = 0.0):
+def melodies(
+    folder: Path, count: int = 40, seconds: float = 6.0, onset: float = 0.0
+) -> list[tuple[Melody, np.ndarray]]:
     return [play(seconds, np.random.default_rng(seed), folder, onset) for seed in range(count)]
 
 
@@ -128,7 +131,7 @@ def test_a_melody_keeps_its_rules(banks: Banks) -> None:
 
 def test_loudness_changes_as_it_says(banks: Banks) -> None:
     """The level of the last note's attack against that of the first."""
-    rise = {"steady": [], "louder": [], "softer": []}
+    rise: dict[str, list[float]] = {"steady": [], "louder": [], "softer": []}
     for melody, wave in melodies(banks.music, 80, 8.0):
         if len(melody.notes) >= 4:
             attacks = [
