@@ -28,8 +28,13 @@ from afnext.training.synthesis.sounds import SAMPLE_RATE
 
 SHARD_SECONDS = 1800.0  # of audio in a shard: 58 MB
 FOLLOW_UP = 0.15  # of questions, as a further turn of the conversation before
-TWO_RECORDINGS = 0.1  # of scenes of at most PAIR_SECONDS, beside the one before it
+TWO_RECORDINGS = 0.15  # of scenes of at most PAIR_SECONDS, beside one before it
+ALIKE = 0.5  # of these, if any has the same sounds: so that "the same" is as often true as not
 PAIR_SECONDS = 15.0
+
+
+_Made = tuple[Scene, float, str]
+"""A scene with its seconds and the path of its recording."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,15 +110,20 @@ def _write_part(
     said: list[Conversation] = []
 
     def recordings() -> Iterator[Recording]:
-        before: tuple[Scene, float, str] | None = None
+        before: _Made | None = None
+        with_sounds: dict[frozenset[str], _Made] = {}  # the last scene with these and no others
         for index in range(first, last):
             scene, seconds = scenes.scene(seed, index, banks)
             key = f"{number:05}-{index:06}"
             sound = f"{path.name}/{key}.wav"
             said.extend(_conversations(scene, seconds, sound, scenes.questions, rng))
-            if before and seconds + before[1] <= 2 * PAIR_SECONDS and rng.random() < TWO_RECORDINGS:
-                said.append(_pair(before, (scene, seconds, sound), rng))
-            before = (scene, seconds, sound)
+            made = (scene, seconds, sound)
+            if before and seconds <= PAIR_SECONDS and rng.random() < TWO_RECORDINGS:
+                alike = with_sounds.get(_sounds(scene))
+                other = alike if alike and rng.random() < ALIKE else before
+                if other[1] <= PAIR_SECONDS:
+                    said.append(_pair(other, made, rng))
+            before = with_sounds[_sounds(scene)] = made
             yield Recording(key, scene.samples, SAMPLE_RATE, to_json(scene, scenes.kind, seconds))
 
     write_shard(path, recordings())
@@ -141,9 +151,11 @@ def _conversations(
             turns, kinds = [], []
 
 
-def _pair(
-    first: tuple[Scene, float, str], second: tuple[Scene, float, str], rng: random.Random
-) -> Conversation:
+def _sounds(scene: Scene) -> frozenset[str]:
+    return frozenset(event.label for event in tasks.timeline(scene))
+
+
+def _pair(first: _Made, second: _Made, rng: random.Random) -> Conversation:
     exchange = tasks.about_two(first[0], second[0], rng)
     asked = Turn("user", (Sound(first[2]), Sound(second[2]), exchange.question))
     turns = (asked, Turn("assistant", (exchange.answer,)))
