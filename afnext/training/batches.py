@@ -12,7 +12,7 @@ from torch import Tensor
 
 from afnext.audio.windows import AudioWindow
 from afnext.chat import ChatTemplate, Tokenizer
-from afnext.errors import AfnextError, AudioError
+from afnext.errors import AfnextError
 from afnext.training.config import StageConfig, TrainConfig, mixture_of
 from afnext.training.conversations import Conversation
 from afnext.training.packing import NOT_LEARNT, Encoded, PackedBatch, encode, pack
@@ -88,7 +88,7 @@ class Batches:
                 source = self.sources[draw.source]
                 try:
                     encoded += self._conversations(draw, heard)
-                except AudioError as error:
+                except AfnextError as error:
                     if not source.skip_broken:
                         raise
                     source.skipped.add(error)
@@ -152,6 +152,15 @@ class Batches:
         seconds = sum(w.valid_samples for p in packed.paths for w in windows[p]) / 16_000
         weights = answer_weights(packed.targets, self.stage.losses.length_power)
         return Batch(packed, targets, weights, seconds)
+
+    def left_out(self) -> dict[str, int]:
+        """What was drawn but not used so far, and how often: by what was wrong, by its source."""
+        found = {
+            f"{name}: {kind}": count
+            for name, source in self.sources.items()
+            for kind, count in source.skipped.counts.items()
+        }
+        return found | ({"longer than the context": self.too_long} if self.too_long else {})
 
     def ahead(self, first: int) -> Iterator[list[Batch]]:
         """The batches of each step from ``first`` on, each step's made while the one before is in use."""

@@ -233,6 +233,8 @@ class Run:
                 began = time.perf_counter()
             if config.save_every and (step + 1) % config.save_every == 0:
                 state.save(self.checkpoint, self.all, optimizers, progress)
+        if left_out := batches.left_out():
+            self.journal.write("left out", stage=stage.name, **left_out)
         progress.stage, progress.step = index + 1, 0
         state.save(self.checkpoint, self.all, [], progress)
         self._show(stage)

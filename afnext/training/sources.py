@@ -1,9 +1,9 @@
 """Where training conversations come from: folders of shards and files of published records, mixed by weight.
 
 A source's files are read once, for an index: which records hear which recording, how long it is, how many
-characters they have. Records are parsed again when they are drawn, so that an index is all that is held.
-Nothing is drawn from a running state: what a step trains on is a function of seed, stage and step, so that a
-run that goes on does what it would have done.
+characters they have. Lines are parsed again when they are drawn, so that an index is all that is held; a file
+that is one JSON value is held whole. Nothing is drawn from a running state: what a step trains on is a
+function of seed, stage and step, so that a run that goes on does what it would have done.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from afnext.audio import load
+from afnext.audio import load, probe
 from afnext.audio.windows import SAMPLE_RATE, AudioWindow, cut_windows
 from afnext.errors import AfnextError, AudioError
-from afnext.training.conversations import Conversation, RecordError, Skipped, conversation
+from afnext.training import conversations
+from afnext.training.conversations import Conversation, RecordError, Skipped
 from afnext.training.shards import Shard
 from afnext.training.synthesis.labels import from_json
 from afnext.training.synthesis.scenes import Scene
@@ -31,7 +32,9 @@ OPEN_SHARDS = 256
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A record: which file of its source, where its line begins, how many bytes it has."""
+    """A record: which file of its source, where its line begins, how many bytes it has. Of a file that is one
+    JSON value: which of its records, and no bytes.
+    """
 
     file: int
     offset: int
@@ -63,7 +66,8 @@ class Source:
     """Records in files, their recordings in shards or files.
 
     Attributes:
-        path: a folder of ``*.conversations.jsonl``, or one file of records (JSON lines).
+        path: a folder of ``*.conversations.jsonl``, or one file of records: JSON lines, a list as Audio
+            Flamingo 3 publishes them, or Audio Flamingo 2's manifest.
         root: where relative paths of recordings begin; by default the folder of the records.
         skip_broken: whether to leave out and count what cannot be read, instead of ending.
         skipped: what was left out.
@@ -86,6 +90,7 @@ class Source:
         self.files = sorted(self.path.glob("*.conversations.jsonl")) if folder else [self.path]
         self.root = self.root or (self.path if folder else self.path.parent)
         self._shard = lru_cache(OPEN_SHARDS)(Shard)
+        self._held: dict[int, list[Conversation]] = {}
         self.entries = [
             e for number, file in enumerate(self.files) for e in self._index(number, file)
         ]
@@ -94,21 +99,13 @@ class Source:
 
     def _index(self, number: int, file: Path) -> Iterator[Entry]:
         alone: dict[str, list[tuple[Place, float, int]]] = {}
-        for offset, line in _lines(file):
+        for place, item in self._records(number, file):
             try:
-                item = conversation(_parsed(line, file, offset), f"{file.name}, byte {offset}")
-                if item.sounds and item.duration is None:
-                    raise RecordError(
-                        "a record with sounds needs a duration", f"{file.name}, {item.id}"
-                    )
+                seconds = self._seconds(item, file)
             except RecordError as error:
-                if not self.skip_broken:
-                    raise
-                self.skipped.add(error)
+                self._skip(error)
                 continue
-            place = Place(number, offset, len(line))
             characters = sum(len(turn.text) for turn in item.turns)
-            seconds = item.duration or 0.0
             if len(item.sounds) == 1:
                 alone.setdefault(item.sounds[0], []).append((place, seconds, characters))
             else:
@@ -117,15 +114,51 @@ class Source:
             places, seconds_of, characters_of = zip(*group, strict=True)
             yield Entry(places, max(seconds_of), characters_of)
 
+    def _records(self, number: int, file: Path) -> Iterator[tuple[Place, Conversation]]:
+        if file.suffix != ".jsonl":
+            skipped = self.skipped if self.skip_broken else None
+            held = self._held[number] = list(conversations.read(file, skipped))
+            yield from ((Place(number, i, 0), item) for i, item in enumerate(held))
+            return
+        for offset, line in _lines(file):
+            try:
+                yield Place(number, offset, len(line)), _conversation(line, file, offset)
+            except RecordError as error:
+                self._skip(error)
+
+    def _skip(self, error: RecordError) -> None:
+        if not self.skip_broken:
+            raise error
+        self.skipped.add(error)
+
+    def _seconds(self, item: Conversation, file: Path) -> float:
+        """Of all its recordings, measured where the record does not say."""
+        if item.duration is not None or not item.sounds:
+            return item.duration or 0.0
+        assert self.root is not None
+        total, where = 0.0, f"{file.name}, {item.id}"
+        for path in item.sounds:
+            try:
+                stated = probe(self.root / path).duration
+            except AudioError as error:
+                why = "no duration is given, and a recording cannot be read"
+                raise RecordError(why, where, str(error)) from None
+            if stated is None:
+                raise RecordError("no duration is given, nor in a recording's header", where, path)
+            total += stated
+        return total
+
     def conversations(self, entry: Entry, chosen: Sequence[int]) -> list[Conversation]:
         """Some records of an entry."""
         found = []
         for place in (entry.records[i] for i in chosen):
+            if not place.size:
+                found.append(self._held[place.file][place.offset])
+                continue
             file = self.files[place.file]
             with file.open("rb") as stream:
                 stream.seek(place.offset)
-                record = _parsed(stream.read(place.size), file, place.offset)
-            found.append(conversation(record, f"{file.name}, byte {place.offset}"))
+                found.append(_conversation(stream.read(place.size), file, place.offset))
         return found
 
     def labels(self, path: str) -> Scene | None:
@@ -171,11 +204,13 @@ def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
         raise AfnextError(f"cannot read conversations from {file}: {error.strerror}") from None
 
 
-def _parsed(line: bytes, file: Path, offset: int) -> object:
+def _conversation(line: bytes, file: Path, offset: int) -> Conversation:
+    where = f"{file.name}, byte {offset}"
     try:
-        return json.loads(line)
+        record = json.loads(line)
     except ValueError as error:
-        raise RecordError("a line is no JSON", f"{file.name}, byte {offset}", str(error)) from None
+        raise RecordError("a line is no JSON", where, str(error)) from None
+    return conversations.conversation(record, where)
 
 
 @dataclass(frozen=True, slots=True)

@@ -142,7 +142,7 @@ def test_recordings_that_cannot_be_read_are_named(folder: Path) -> None:
     [
         ("{'a': 1}", "a line is no JSON"),
         (record("A?", ""), "an answer is empty"),
-        (record("A?", "B.", "a.wav"), "a record with sounds needs a duration"),
+        (record("A?", "B.", "a.wav"), "no duration is given, and a recording cannot be read"),
         (record("<sound>A?", "B."), "a tag has no sound"),
         ("[]", "a record must be an object"),
     ],
@@ -158,6 +158,28 @@ def test_broken_records_end_it_or_are_counted(broken: Any, why: str, tmp_path: P
     assert source.skipped.counts == {why: 2}
     with pytest.raises(AfnextError, match="no conversations at"):
         Source(lines(path, broken), skip_broken=True)
+
+
+def test_a_list_of_records_as_published_is_a_source(tmp_path: Path) -> None:
+    """Lines and lists give the same; durations that a record leaves out are those of its recordings."""
+    soundfile.write(tmp_path / "a.wav", np.zeros(24_000), 16_000)
+    soundfile.write(tmp_path / "b.wav", np.zeros(8_000), 16_000)
+    records = [
+        record("What?", "A dog.", "a.wav", 1.5),
+        {"sound": "a.wav", "conversations": record("And?", "A cat.", "a.wav", 1.0)["conversations"]},
+        {"sound": ["a.wav", "b.wav"], "conversations": [
+            {"from": "human", "value": "<sound-1><sound-2>Same?"}, {"from": "gpt", "value": "No."}]},
+    ]  # fmt: skip
+    (tmp_path / "x.json").write_text(json.dumps(records, indent=1))
+    listed, lined = Source(tmp_path / "x.json"), Source(lines(tmp_path / "x.jsonl", *records))
+    for one, other in zip(listed.entries, lined.entries, strict=True):
+        assert (one.seconds, one.characters) == (other.seconds, other.characters)
+        every = range(len(one.records))
+        said = [
+            [c.turns for c in s.conversations(e, every)] for s, e in ((listed, one), (lined, other))
+        ]
+        assert said[0] == said[1]
+    assert sorted(e.seconds for e in listed.entries) == [1.5, 2.0]
 
 
 def test_sources_without_anything_are_named(tmp_path: Path) -> None:
