@@ -16,12 +16,13 @@ from afnext.errors import AfnextError
 from afnext.training.config import StageConfig, TrainConfig, mixture_of
 from afnext.training.conversations import Conversation
 from afnext.training.packing import NOT_LEARNT, Encoded, PackedBatch, encode, pack
-from afnext.training.sources import Draw, Mixture, Place, Source
+from afnext.training.sources import AUDIO_TOKENS, Draw, Mixture, Place, Source
 from afnext.training.synthesis.scenes import Scene
 from afnext.training.targets import Targets, Words
 from afnext.training.tasks.script import script
 
 OF = "|"  # between the name of a source and the path of its recording
+SCRIPT_TOKENS = 7.0  # a second of a recording as text, about
 CACHED = 60_000  # encoded conversations that are kept: about 100 MB
 
 
@@ -69,7 +70,10 @@ class Batches:
         self.stage, self.sources, self.words = stage, sources, words
         self.tokenizer, self.template, self.seed = tokenizer, template, config.seed
         shares = mixture_of(stage, config.stages)
-        self.mixture = Mixture(sources, shares, stage.audio_seconds, stage.per_recording)
+        per_second = AUDIO_TOKENS if stage.hearing == "audio" else SCRIPT_TOKENS
+        self.mixture = Mixture(
+            sources, shares, stage.audio_seconds, stage.per_recording, per_second
+        )
         self.too_long = 0  # conversations beyond the stage's context, left out
         self._encoded: OrderedDict[tuple[str, Place], Encoded] = OrderedDict()
 

@@ -121,6 +121,8 @@ class Run:
             self.all["heads"] = self.heads
         self.parameters = {n: p for n, p in self.all.named_parameters() if CONSTANT not in n}
         self.parts = [self._parts(stage) for stage in config.stages]
+        for stage in config.stages:
+            self.batches(stage, sources)  # a mixture that cannot be drawn from ends the run here
         self.progress = state.Progress()
 
     def _tokenizer(self) -> Tokenizer:

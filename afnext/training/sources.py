@@ -24,7 +24,7 @@ from afnext.training.shards import Shard
 from afnext.training.synthesis.labels import from_json
 from afnext.training.synthesis.scenes import Scene
 
-AUDIO_TOKENS = 25  # a second
+AUDIO_TOKENS = 25.0  # a second
 CHARACTERS = 3.0  # of text in a token, about: budgets need no more
 OVERHEAD = 12  # tokens of a turn's frame
 OPEN_SHARDS = 256
@@ -55,10 +55,10 @@ class Entry:
     seconds: float
     characters: tuple[int, ...]
 
-    def tokens(self, chosen: Sequence[int]) -> int:
-        """About how many tokens the audio and some of its records take, packed."""
+    def tokens(self, chosen: Sequence[int], per_second: float = AUDIO_TOKENS) -> int:
+        """About how many tokens the recording and some of its records take, packed."""
         text = sum(self.characters[i] / CHARACTERS + OVERHEAD for i in chosen)
-        return round(AUDIO_TOKENS * self.seconds + text)
+        return round(per_second * self.seconds + text)
 
 
 @dataclass
@@ -231,6 +231,7 @@ class Mixture:
         weights: shares of tokens, by name of a source; they need not add up to 1.
         longest: seconds; entries with more audio are left out.
         per_recording: records of an entry that a draw takes, at most.
+        per_second: tokens of a second of audio.
 
     Raises:
         AfnextError: a weight names no source or is negative, or nothing is left to draw.
@@ -240,6 +241,7 @@ class Mixture:
     weights: Mapping[str, float]
     longest: float
     per_recording: int = 6
+    per_second: float = AUDIO_TOKENS
     _usable: dict[str, list[Entry]] = field(init=False, default_factory=dict)
     _shares: dict[str, float] = field(init=False, default_factory=dict)  # of draws
 
@@ -255,13 +257,16 @@ class Mixture:
                 if not usable:
                     raise AfnextError(f"mixture: {name} has nothing of at most {self.longest:g} s")
                 self._usable[name] = usable
-                tokens = sum(e.tokens(range(self._count(e))) for e in usable) / len(usable)
+                tokens = sum(self._tokens(e, range(self._count(e))) for e in usable) / len(usable)
                 self._shares[name] = weight / max(1.0, tokens)
         if not self._usable:
             raise AfnextError("mixture: no source has a weight above 0")
 
     def _count(self, entry: Entry) -> int:
         return min(len(entry.records), self.per_recording)
+
+    def _tokens(self, entry: Entry, chosen: Sequence[int]) -> int:
+        return entry.tokens(chosen, self.per_second)
 
     def draw(self, tokens: int, seed: str) -> list[Draw]:
         """What a step trains on: draws until they hold about ``tokens``, the last one the first to reach it.
@@ -277,5 +282,5 @@ class Mixture:
             count = self._count(entry)
             chosen = tuple(sorted(rng.sample(range(len(entry.records)), count)))
             drawn.append(Draw(name, entry, chosen))
-            total += entry.tokens(chosen)
+            total += self._tokens(entry, chosen)
         return drawn
