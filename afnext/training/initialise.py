@@ -17,7 +17,7 @@ def _scale(name: str, parameter: Tensor, width: int) -> float:
     if "conv" in name:
         return 1.8 * parameter[0].numel() ** -0.5  # what is heard weighs as much as where it is
     if "linear_2" in name:
-        return 0.05
+        return 0.003  # audio tokens begin as large as the embeddings of words
     scale = 0.02 if parameter.shape[-1] >= width or "embed" in name else 0.05
     return 0.4 * scale if name.endswith(("o_proj.weight", "down_proj.weight")) else scale
 

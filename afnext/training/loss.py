@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,8 +14,8 @@ TIME_SMOOTHING = ((0, 0.6), (-1, 0.15), (1, 0.15), (-2, 0.05), (2, 0.05))
 """How the target mass of a time is shared with its neighbours 0.1 s apart."""
 ONSET_WEIGHT = 5.0
 """Of a beginning among frames without one, which are many."""
-SHARPNESS = 20.0
-"""What a cosine is multiplied with to be a logit."""
+READING, SHARPNESS = 16.0, 20.0
+"""What a product with an embedding, and a cosine with one, are multiplied with to be a logit."""
 
 
 class Heads(nn.Module):
@@ -81,25 +83,17 @@ def spelling_loss(logits: Tensor, targets: Targets) -> Tensor:
 def reading_loss(
     audio: Tensor, embedding: Tensor, pieces: int, words: Words, targets: Targets
 ) -> Tensor:
-    """:func:`spelling_loss` of the cosines between adaptor output and the decoder's own word embeddings."""
+    """:func:`spelling_loss` of the adaptor's output, read by the decoder's own word embeddings: the logits are
+    their products, x16, as the head of a decoder with tied embeddings makes them of a normed state.
+    """
     spoken = [torch.arange(first, first + count) for first, count in targets.spoken]
     compact, at = [], 0
     for _, count in targets.spoken:
         compact.append((at, count))
         at += count
     read = torch.cat((embedding[:pieces], embedding[words.blank : words.blank + 1]))
-    cosines = (
-        F.normalize(audio[torch.cat(spoken)].float(), dim=-1) @ F.normalize(read.float(), dim=-1).T
-    )
-    moved = Targets(
-        targets.labelled,
-        targets.active,
-        targets.onsets,
-        targets.seconds,
-        tuple(compact),
-        targets.spelling,
-    )
-    return spelling_loss(SHARPNESS * cosines, moved)
+    logits = READING * audio[torch.cat(spoken)].float() @ read.float().T
+    return spelling_loss(logits, replace(targets, spoken=tuple(compact)))
 
 
 def alignment_loss(audio: Tensor, embedding: Tensor, words: Words, targets: Targets) -> Tensor:
@@ -118,10 +112,8 @@ def clock_loss(audio: Tensor, embedding: Tensor, words: Words, targets: Targets)
     tens = (tenths // 100).clamp(max=len(words.ten_ids) - 1)
     named = embedding[words.ten_ids].detach().float() * words.ten_weights[..., None]
     readings = ((embedding[words.times].detach().float(), tenths % 100), (named.sum(1), tens))
-    return sum(
-        (
-            F.cross_entropy(SHARPNESS * unit @ F.normalize(names, dim=-1).T, right)
-            for names, right in readings
-        ),
-        torch.zeros(()),
-    )
+    losses = [
+        F.cross_entropy(SHARPNESS * unit @ F.normalize(names, dim=-1).T, right)
+        for names, right in readings
+    ]
+    return torch.stack(losses).sum()

@@ -1,4 +1,4 @@
-"""Muon for the matrices of the layers, AdamW for everything else, and the learning-rate curve."""
+"""Muon for the matrices of layers and adaptor, AdamW for everything else, and the learning-rate curve."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ from torch.optim import AdamW, Optimizer
 
 from afnext.errors import AfnextError
 from afnext.training.config import StageConfig
+
+
+MATRICES = r"\.layers\.\d+\.|projector\."
+"""Where Muon's matrices are: in layers and in the adaptor, not embeddings, heads or convolutions."""
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
@@ -97,7 +101,7 @@ def build_optimizers(
             for name in names
             if stage.optimizer == "muon"
             and parameters[name].ndim == 2
-            and re.search(r"\.layers\.\d+\.", name)
+            and re.search(MATRICES, name)
         }
         for groups, chosen in (
             (matrices, [parameters[n] for n in names if n in in_layers]),
