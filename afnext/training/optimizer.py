@@ -14,7 +14,6 @@ from torch.optim import AdamW, Optimizer
 from afnext.errors import AfnextError
 from afnext.training.config import StageConfig
 
-
 MATRICES = r"\.layers\.\d+\.|projector\."
 """Where Muon's matrices are: in layers and in the adaptor, not embeddings, heads or convolutions."""
 
