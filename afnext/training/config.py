@@ -10,6 +10,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -248,8 +249,9 @@ def _build(kind: type, values: Any, where: str) -> Any:
     ]
     if missing := [name for name in required if name not in values]:
         raise AfnextError(f"{where}: missing key {missing[0]!r}")
+    converted = {k: _convert(hints[k], v, f"{where}: {k}") for k, v in values.items()}
     try:
-        return kind(**{k: _convert(hints[k], v, f"{where}: {k}") for k, v in values.items()})
+        return kind(**converted)
     except ValueError as error:
         raise AfnextError(f"{where}: {error}") from None
 
@@ -271,8 +273,9 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
             _convert(args[0], k, where): _convert(args[1], v, f"{where}.{k}")
             for k, v in value.items()
         }
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+    if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        with suppress(ValueError):  # YAML 1.1 takes 1e-3 for a text
+            return float(value)
     if type(value) is kind:
         return value
     raise AfnextError(f"{where}: expected {getattr(kind, '__name__', kind)}, got {value!r}")

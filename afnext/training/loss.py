@@ -83,7 +83,7 @@ def spelling_loss(logits: Tensor, targets: Targets) -> Tensor:
 def reading_loss(
     audio: Tensor, embedding: Tensor, pieces: int, words: Words, targets: Targets
 ) -> Tensor:
-    """:func:`spelling_loss` of the adaptor's output, read by the decoder's own word embeddings: the logits are
+    """:func:`spelling_loss` of the adaptor's output, read by the decoder's own word embeddings: logits are
     their products, x16, as the head of a decoder with tied embeddings makes them of a normed state.
     """
     spoken = [torch.arange(first, first + count) for first, count in targets.spoken]
@@ -103,6 +103,14 @@ def alignment_loss(audio: Tensor, embedding: Tensor, words: Words, targets: Targ
     return 10 * F.binary_cross_entropy_with_logits(16 * cosine - 5, targets.active)
 
 
+def ten_names(embedding: Tensor, words: Words) -> Tensor:
+    """What audio tokens are to be near that lie so many tens of seconds in, ``[TENS, hidden]``: the
+    embeddings of its digits, the later ones shifted along the channels, so that 1, 11 and 12, 21 differ.
+    """
+    digits = [embedding[ids].roll(7 * place, -1) for place, ids in enumerate(words.ten_ids.T)]
+    return (torch.stack(digits) * words.ten_weights.T[..., None]).sum(0)
+
+
 def clock_loss(audio: Tensor, embedding: Tensor, words: Words, targets: Targets) -> Tensor:
     """Cross-entropy of cosines with the embeddings of the times and of the tens before them, against each
     token's own; the embeddings are not moved by it.
@@ -110,8 +118,8 @@ def clock_loss(audio: Tensor, embedding: Tensor, words: Words, targets: Targets)
     unit = F.normalize(audio.float(), dim=-1)
     tenths = (10 * targets.seconds).long()
     tens = (tenths // 100).clamp(max=len(words.ten_ids) - 1)
-    named = embedding[words.ten_ids].detach().float() * words.ten_weights[..., None]
-    readings = ((embedding[words.times].detach().float(), tenths % 100), (named.sum(1), tens))
+    table = embedding.detach().float()
+    readings = ((table[words.times], tenths % 100), (ten_names(table, words), tens))
     losses = [
         F.cross_entropy(SHARPNESS * unit @ F.normalize(names, dim=-1).T, right)
         for names, right in readings

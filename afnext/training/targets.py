@@ -114,8 +114,8 @@ class Words:
         self.label_ids = torch.tensor([(i * longest)[:longest] for i in ids])
         tens = [tokenizer.encode(str(n), add_special_tokens=False).ids for n in range(TENS)]
         self.ten_ids = torch.tensor([(ids * 3)[:3] for ids in tens])
-        weights = [[2.0**-i if i < len(ids) else 0.0 for i in range(3)] for ids in tens]
-        self.ten_weights = torch.tensor(weights)  # so that 12 and 21 differ
+        weights = [[0.8**i if i < len(ids) else 0.0 for i in range(3)] for ids in tens]
+        self.ten_weights = torch.tensor(weights)
         times = [tokenizer.token_to_id(t) for t in TIMES]
         self.times = torch.tensor([id for id in times if id is not None], dtype=torch.int64)
         self.blank = int(tokenizer.token_to_id("<|endoftext|>") or 0)
