@@ -71,8 +71,8 @@ class LossWeights:
 
     ``answer``: next-token loss of the assistant's texts. ``frames``: per-label activity and onsets from
     the encoder, by a head that is thrown away. ``spelling``: another spells what is said (CTC).
-    ``reading``: the adaptor's output does so, read by the decoder's own word embeddings. ``alignment``:
-    it is near the embedding of what sounds. ``clock``: it is near that of its own time.
+    ``reading``: the adaptor's output, read by the decoder's own word embeddings, spells what that head
+    does. ``alignment``: it is near the embedding of what sounds. ``clock``: it is near that of its own time.
     ``length_power``: each token of an answer of n tokens weighs n ** -length_power.
     """
 

@@ -263,7 +263,6 @@ class Run:
         """The weighted objectives of one batch, by name."""
         wanted, packed, targets = stage.losses, batch.packed, batch.targets
         embedding = self.net.language_model.model.embed_tokens.weight
-        pieces = self.config.model.pieces
         encoded, audio = hear(self.net, packed.audio)
         parts: dict[str, Tensor] = {}
         if len(targets.labelled):
@@ -275,12 +274,12 @@ class Run:
             if wanted.clock:
                 read = clock_loss(audio, embedding, self.words, targets)
                 parts["clock"] = wanted.clock * read
-        if targets.spoken:
-            if wanted.spelling and self.heads:
-                spelled = spelling_loss(self.heads.spelling(encoded), targets)
-                parts["spelling"] = wanted.spelling * spelled
+        if targets.spoken and self.heads and (wanted.spelling or wanted.reading):
+            spelled = self.heads.spelling(encoded)
+            if wanted.spelling:
+                parts["spelling"] = wanted.spelling * spelling_loss(spelled, targets)
             if wanted.reading:
-                read = reading_loss(audio, embedding, pieces, self.words, targets)
+                read = reading_loss(audio, embedding, spelled, self.words, targets)
                 parts["reading"] = wanted.reading * read
         if wanted.answer:
             learnt = packed.targets != NOT_LEARNT

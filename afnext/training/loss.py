@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,6 +12,8 @@ TIME_SMOOTHING = ((0, 0.6), (-1, 0.15), (1, 0.15), (-2, 0.05), (2, 0.05))
 """How the target mass of a time is shared with its neighbours 0.1 s apart."""
 ONSET_WEIGHT = 5.0
 """Of a beginning among frames without one, which are many."""
+BLANK = 0.05
+"""What a token that spells nothing weighs."""
 READING, SHARPNESS = 16.0, 20.0
 """What a product with an embedding, and a cosine with one, are multiplied with to be a logit."""
 
@@ -81,19 +81,22 @@ def spelling_loss(logits: Tensor, targets: Targets) -> Tensor:
 
 
 def reading_loss(
-    audio: Tensor, embedding: Tensor, pieces: int, words: Words, targets: Targets
+    audio: Tensor, embedding: Tensor, spelled: Tensor, words: Words, targets: Targets
 ) -> Tensor:
-    """:func:`spelling_loss` of the adaptor's output, read by the decoder's own word embeddings: logits are
-    their products, x16, as the head of a decoder with tied embeddings makes them of a normed state.
+    """Cross-entropy of what the decoder's own word embeddings read in the adaptor's output, against what the
+    head reads in the encoder's (``spelled``, logits ``[A, pieces + 1]``, not moved by it). Logits are products
+    with embeddings, x16, as the head of a decoder with tied embeddings makes them of a normed state.
+
+    Tokens weigh by how sure it is that they spell something. Where something is said alone: elsewhere the head
+    has learnt nothing.
     """
-    spoken = [torch.arange(first, first + count) for first, count in targets.spoken]
-    compact, at = [], 0
-    for _, count in targets.spoken:
-        compact.append((at, count))
-        at += count
-    read = torch.cat((embedding[:pieces], embedding[words.blank : words.blank + 1]))
-    logits = READING * audio[torch.cat(spoken)].float() @ read.float().T
-    return spelling_loss(logits, replace(targets, spoken=tuple(compact)))
+    rows = torch.cat([torch.arange(first, first + count) for first, count in targets.spoken])
+    wanted = spelled[rows].detach().float().softmax(-1)
+    pieces = spelled.shape[1] - 1
+    read = torch.cat((embedding[:pieces], embedding[words.blank : words.blank + 1])).float()
+    log_p = F.log_softmax(READING * audio[rows].float() @ read.T, -1)
+    weights = 1 - wanted[:, -1] + BLANK
+    return -(weights[:, None] * wanted * log_p).sum() / weights.sum()
 
 
 def alignment_loss(audio: Tensor, embedding: Tensor, words: Words, targets: Targets) -> Tensor:

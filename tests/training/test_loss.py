@@ -114,17 +114,23 @@ def test_spelling_is_the_mean_negative_log_likelihood_of_a_text(words: Words) ->
 
 def test_reading_and_alignment_want_audio_near_the_words_that_name_it(words: Words) -> None:
     scene = Scene(SILENT, (), (Utterance("x", "The door is open.", 0.0, 1.2),))
-    targets = words.targets([scene], [30])
+    targets = words.targets([None, scene], [10, 30])
     embedding = torch.randn(600, 64)
-    text = words.spell(" The door is open.")
-    spelled = embedding[[*text, *[words.blank] * (30 - len(text))]]
-    wrong = spelled.flip(0)
-    near = embedding[words.label_ids[LABELS.index("speech")]].mean(0).expand(30, -1)
     pieces = 400
-    right = reading_loss(spelled, embedding, pieces, words, targets)
-    assert right < 0.5 < 3 < reading_loss(wrong, embedding, pieces, words, targets)
-    aligned = alignment_loss(near, embedding, words, targets)
-    assert aligned < alignment_loss(-near, embedding, words, targets)
+    ids = torch.tensor(
+        [pieces] * 10 + list(range(50, 80))
+    )  # what a head is sure of; at first the blank
+    spelled = 30 * F.one_hot(ids, pieces + 1).float()
+    near = embedding[ids]
+    right = reading_loss(near, embedding, spelled, words, targets)
+    assert right < 0.1 < 3 < reading_loss(near.flip(0), embedding, spelled, words, targets)
+    elsewhere = torch.cat((torch.randn(10, 64), near[10:]))
+    assert reading_loss(elsewhere, embedding, spelled, words, targets) == pytest.approx(
+        float(right)
+    )
+    named = embedding[words.label_ids[LABELS.index("speech")]].mean(0).expand(40, -1)
+    aligned = alignment_loss(named, embedding, words, targets)
+    assert aligned < alignment_loss(-named, embedding, words, targets)
 
 
 def test_the_clock_wants_each_token_near_its_own_time(words: Words) -> None:
