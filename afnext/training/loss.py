@@ -83,12 +83,12 @@ def spelling_loss(logits: Tensor, targets: Targets) -> Tensor:
 def reading_loss(
     audio: Tensor, embedding: Tensor, spelled: Tensor, words: Words, targets: Targets
 ) -> Tensor:
-    """Cross-entropy of what the decoder's own word embeddings read in the adaptor's output, against what the
-    head reads in the encoder's (``spelled``, logits ``[A, pieces + 1]``, not moved by it). Logits are products
-    with embeddings, x16, as the head of a decoder with tied embeddings makes them of a normed state.
+    """Cross-entropy of what the decoder's own word embeddings read in the adaptor's output, against what
+    the head reads in the encoder's (``spelled``, logits ``[A, pieces + 1]``, not moved by it). Logits are
+    products with embeddings, x16, as a tied head makes them of a normed state.
 
-    Tokens weigh by how sure it is that they spell something. Where something is said alone: elsewhere the head
-    has learnt nothing.
+    Tokens weigh by how sure it is that they spell something; those of recordings without speech do not
+    count: there the head has learnt nothing.
     """
     rows = torch.cat([torch.arange(first, first + count) for first, count in targets.spoken])
     wanted = spelled[rows].detach().float().softmax(-1)
