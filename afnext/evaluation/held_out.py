@@ -61,11 +61,16 @@ class HeldOut:
 
     @cached_property
     def _shards(self) -> dict[str, Shard]:
-        return {name: Shard(_path(self.folder, name)) for name in (*GROUPS, SILENCE)}
+        return {}  # the open ones
+
+    def _shard(self, group: str) -> Shard:
+        if group not in self._shards:
+            self._shards[group] = Shard(_path(self.folder, group))
+        return self._shards[group]
 
     def scenes(self, group: str, limit: int | None = None) -> list[tuple[str, Scene]]:
         """Keys, and what is heard in the recordings (without samples)."""
-        shard = self._shards[group]
+        shard = self._shard(group)
         return [
             (f"{group}/{key}", from_json(shard.labels(key), f"{shard.path}, {key}"))
             for key in shard.keys[:limit]
@@ -74,7 +79,7 @@ class HeldOut:
     def windows(self, key: str) -> list[AudioWindow]:
         """A recording's windows of 30 s."""
         group, _, name = key.partition("/")
-        samples, _ = self._shards[group].audio(f"{name}.wav")
+        samples, _ = self._shard(group).audio(f"{name}.wav")
         return list(cut_windows([samples]))
 
 

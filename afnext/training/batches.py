@@ -14,12 +14,13 @@ from afnext.audio.windows import AudioWindow
 from afnext.chat import ChatTemplate, Tokenizer
 from afnext.errors import AfnextError
 from afnext.training.config import StageConfig, TrainConfig, mixture_of
-from afnext.training.conversations import Conversation
+from afnext.training.conversations import Conversation, Turn
 from afnext.training.packing import NOT_LEARNT, Encoded, PackedBatch, encode, pack
 from afnext.training.sources import AUDIO_TOKENS, Draw, Mixture, Place, Source
 from afnext.training.synthesis.scenes import Scene
 from afnext.training.targets import Targets, Words
 from afnext.training.tasks.script import script
+from afnext.training.tasks.sounds import direct
 
 OF = "|"  # between the name of a source and the path of its recording
 SCRIPT_TOKENS = 7.0  # a second of a recording as text, about
@@ -109,7 +110,8 @@ class Batches:
             found = self.sources[draw.source].conversations(draw.entry, missing)
             for index, said in zip(missing, found, strict=True):
                 key = (draw.source, draw.entry.records[index])
-                self._encoded[key] = self._encode(said, draw.source, heard)
+                told = _direct(said) if self.stage.answers == "direct" else said
+                self._encoded[key] = self._encode(told, draw.source, heard)
                 if len(self._encoded) > CACHED:
                     self._encoded.popitem(last=False)
         encoded = [self._encoded[key] for key in keys]
@@ -180,6 +182,17 @@ class Batches:
                 if step + 1 < self.stage.steps:
                     waiting = pool.submit(made, step + 1)
                 yield batches
+
+
+def _direct(item: Conversation) -> Conversation:
+    """``item`` with direct answers, where it says of what kind each of its questions is."""
+    answers = [turn.text for turn in item.turns if turn.role == "assistant"]
+    kinds = item.task.split("+")
+    if len(kinds) != len(answers):
+        return item
+    told = map(direct, kinds, answers)
+    turns = (Turn(t.role, (next(told),)) if t.role == "assistant" else t for t in item.turns)
+    return replace(item, turns=tuple(turns))
 
 
 def answer_weights(targets: Tensor, power: float) -> Tensor:

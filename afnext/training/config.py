@@ -49,7 +49,12 @@ class SourceConfig:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Geometry of a network trained from nothing; the vocabulary has ``pieces`` of byte-level BPE."""
+    """Geometry of a network trained from nothing; the vocabulary has ``pieces`` of byte-level BPE.
+
+    ``times`` are written in ``tokens`` of their own or in ``digits``, see
+    :func:`afnext.training.tokenizer.train_tokenizer`; ``rote`` is :class:`afnext.model.config.RoteConfig`'s
+    kind.
+    """
 
     pieces: int = 1024
     audio_width: int = 256
@@ -63,6 +68,8 @@ class ModelShape:
     ffn: int = 768
     rope_theta: float = 10_000.0
     max_positions: int = 65_536  # half an hour of audio is 45,000 tokens
+    times: Literal["tokens", "digits"] = "tokens"
+    rote: Literal["axial", "time", "none"] = "axial"
 
 
 @dataclass(frozen=True)
@@ -101,6 +108,8 @@ class StageConfig:
         mixture: shares of tokens by name of a source.
         mixture_of: other stages whose mixtures are added, with a factor.
         hearing: ``"audio"``; or ``"script"``: a recording's labels as text stand in its place.
+        answers: how it is said how many sounds there are: ``"listed"``, as the data say it, after what is
+            counted; or ``"direct"``, by the number alone.
         per_recording: conversations about a recording in a step, at most.
         losses: objectives.
         optimizer: ``"muon"`` (for the matrices of layers, AdamW for the rest) or ``"adamw"``.
@@ -122,6 +131,7 @@ class StageConfig:
     batch_tokens: int = 8192
     mixture_of: dict[str, float] = field(default_factory=dict)
     hearing: Literal["audio", "script"] = "audio"
+    answers: Literal["listed", "direct"] = "listed"
     per_recording: int = 6
     losses: LossWeights = field(default_factory=LossWeights)
     optimizer: Literal["muon", "adamw"] = "adamw"

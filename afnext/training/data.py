@@ -38,11 +38,12 @@ def _synthesise(
 ) -> dict[str, Source]:
     if wanted is None:
         return {}
-    made = None
-    steps = banks.make(folder / "banks", wanted.split, wanted.sentences, wanted.seed, workers)
-    for done, finished in steps:
-        journal.advance(f"sentences, {wanted.split}", done, wanted.sentences)
-        made = finished
+    made: banks.Banks | None = banks.Banks(folder / "banks" / wanted.split)
+    if any(scenes.needs_banks for sets in wanted.sets.values() for scenes in sets):
+        steps = banks.make(folder / "banks", wanted.split, wanted.sentences, wanted.seed, workers)
+        for done, finished in steps:
+            journal.advance(f"sentences, {wanted.split}", done, wanted.sentences)
+            made = finished
     assert made is not None
     found = {}
     for name, sets in wanted.sets.items():

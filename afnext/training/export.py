@@ -17,8 +17,11 @@ from afnext.training.tokenizer import save_tokenizer
 
 
 def model_config(shape: ModelShape, tokenizer: Tokenizer) -> dict[str, Any]:
-    """``config.json`` in the layout of transformers' ``musicflamingo``; RoTE as in the released model."""
+    """``config.json`` in the layout of transformers' ``musicflamingo``; RoTE as in the released model, unless
+    ``shape`` wants another kind, which transformers does not know.
+    """
     ids = tokenizer.get_vocab()
+    other_rote = {} if shape.rote == "axial" else {"rote": {"kind": shape.rote}}
     return {
         "architectures": ["MusicFlamingoForConditionalGeneration"],
         "model_type": "musicflamingo",
@@ -33,6 +36,7 @@ def model_config(shape: ModelShape, tokenizer: Tokenizer) -> dict[str, Any]:
             "rope_theta": 1200.0,
             "partial_rotary_factor": 0.2,
         },
+        **other_rote,
         "audio_config": {
             "model_type": "audioflamingo3_encoder",
             "hidden_size": shape.audio_width,

@@ -24,7 +24,7 @@ def _scale(name: str, parameter: Tensor, width: int) -> float:
 
 @torch.no_grad()
 def initialise(net: AudioLanguageModel, times: Tensor, seed: int) -> None:
-    """Fill every parameter in place; ``times`` int64 ``[100]`` are the ids of "0.0" to "9.9".
+    """Fill every parameter in place; ``times`` int64 are the ids of "0.0" to "9.9", or of none.
 
     Beyond the usual normals: one query head of each KV group in the first layers starts with the
     weights of its key head, so that it attends to tokens like its own; and the time tokens start as

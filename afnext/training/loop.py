@@ -128,7 +128,8 @@ class Run:
     def _tokenizer(self) -> Tokenizer:
         """The initial folder's, or one trained on what the sources say; its files go to the model folder."""
         if not self.config.init:
-            made = train_tokenizer(corpus(self.sources), self.config.model.pieces)
+            shape = self.config.model
+            made = train_tokenizer(corpus(self.sources), shape.pieces, shape.times)
             save_tokenizer(made, self.model_folder)
             return made
         self.model_folder.mkdir(parents=True, exist_ok=True)

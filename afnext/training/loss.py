@@ -116,13 +116,15 @@ def ten_names(embedding: Tensor, words: Words) -> Tensor:
 
 def clock_loss(audio: Tensor, embedding: Tensor, words: Words, targets: Targets) -> Tensor:
     """Cross-entropy of cosines with the embeddings of the times and of the tens before them, against each
-    token's own; the embeddings are not moved by it.
+    token's own; the embeddings are not moved by it. Of the tens alone where no times have tokens.
     """
     unit = F.normalize(audio.float(), dim=-1)
     tenths = (10 * targets.seconds).long()
     tens = (tenths // 100).clamp(max=len(words.ten_ids) - 1)
     table = embedding.detach().float()
-    readings = ((table[words.times], tenths % 100), (ten_names(table, words), tens))
+    readings = [(ten_names(table, words), tens)]
+    if len(words.times):
+        readings.append((table[words.times], tenths % 100))
     losses = [
         F.cross_entropy(SHARPNESS * unit @ F.normalize(names, dim=-1).T, right)
         for names, right in readings

@@ -35,7 +35,7 @@ def task_accuracy(
     right: dict[str, list[bool]] = defaultdict(list)
     errors: list[float] = []
     spelled: list[bool] = []
-    first, last = int(words.times[0]), int(words.times[-1])
+    first, last = (int(words.times[0]), int(words.times[-1])) if len(words.times) else (1, 0)
     for batch in batches:
         packed = batch.packed
         hidden = hidden_states(net, packed, hear(net, packed.audio)[1])

@@ -17,9 +17,10 @@ RIGHT, WRONG = {"right": Share(1.0)}, {"right": Share(0.0)}
     [
         ("presence", "Yes.", ["Yes.", "yes, there is one"], ["No.", "", "Bell.", "It is not, yes."]),
         ("presence", "No.", ["No.", "No, nothing."], ["Yes.", "", "Nothing."]),
-        ("count", "bell, dog: 2.", ["bell, dog: 2.", "2", "Two."], ["bell: 1.", "", "bell, dog."]),
+        ("count", "bell, dog: 2.", ["bell, dog: 2.", "2.", "2", "Two."], ["bell: 1.", "", "bell, dog."]),
         ("count", "0.", ["0.", "None."], ["1.", ""]),
-        ("count_of", "<t>1.0-2.0</t>, <t>3.0-4.0</t>: 2.", ["<t>5.0-7.0</t>: 2."], ["<t>2.0-2.0</t>: 1."]),
+        ("count_of", "<t>1.0-2.0</t>, <t>3.0-4.0</t>: 2.", ["<t>5.0-7.0</t>: 2.", "2."],
+         ["<t>2.0-2.0</t>: 1."]),
         ("speakers", "Two.", ["Two.", "2 people"], ["Three.", "Nobody."]),
         ("first", "dog.", ["dog.", "A dog."], ["cat.", "dog, cat.", ""]),
         ("after", "Nothing.", ["Nothing."], ["", "dog."]),

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 
 from afnext.audio.windows import AudioWindow
 from afnext.errors import AfnextError, CheckpointError
-from afnext.model import AudioBatch, AudioLanguageModel
+from afnext.model import AudioBatch, AudioLanguageModel, ModelConfig
 from afnext.training import loop, state
 from afnext.training.batches import Batches
-from afnext.training.config import LossWeights, TrainConfig
+from afnext.training.config import LossWeights, ModelShape, TrainConfig
+from afnext.training.export import model_config
 from tests.training.conftest import stage
 
 
@@ -211,6 +213,25 @@ def test_a_chain_begins_with_a_model_folder(
     for name in a:
         assert torch.equal(a[name], b[name]) != name.startswith("language_model"), name
     assert (folder / "tokenizer.json").read_text() == (first / "tokenizer.json").read_text()
+
+
+def test_another_rote_and_times_in_digits_are_trained_and_load(
+    recipe: TrainConfig, tmp_path: Path, shared_data: Path
+) -> None:
+    """What is held out is scored too, though no time has a token."""
+    shape = dataclasses.replace(recipe.model, rote="time", times="digits")
+    folder = loop.train(dataclasses.replace(recipe, model=shape), tmp_path, data=shared_data)
+    assert [r["stage"] for r in _log(tmp_path) if r["kind"] == "held-out"] == ["letters", "all"]
+    net = AudioLanguageModel.from_pretrained(folder, dtype=torch.float32)
+    assert net.rote.config.kind == "time"
+    backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert net.config.text.vocab_size == backend.get_vocab_size()
+    assert backend.encode("<t>4.5</t>").tokens == ["<t>", "4", ".", "5", "</t>"]
+    none = dataclasses.replace(shape, rote="none")
+    assert ModelConfig.from_dict(model_config(none, backend)).rote.kind == "none"
+    plain = model_config(ModelShape(), backend)
+    assert "rote" not in plain  # the released models' layout, as before
+    assert ModelConfig.from_dict(plain).rote.kind == "axial"
 
 
 def test_transformers_gives_the_same_logits(

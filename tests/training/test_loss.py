@@ -143,3 +143,13 @@ def test_the_clock_wants_each_token_near_its_own_time(words: Words) -> None:
     due = F.normalize(embedding[words.times][tenths % 100], dim=-1) + names[tenths // 100]
     right = clock_loss(due, embedding, words, targets)
     assert right < 1.0 < 5 < clock_loss(due.flip(0), embedding, words, targets)
+
+
+def test_the_clock_reads_tens_alone_where_times_have_no_tokens() -> None:
+    words = Words(train_tokenizer(LABELS, 400, "digits"))
+    assert words.times.shape == (0,)
+    targets = words.targets([None], [3000])  # two minutes
+    embedding = torch.randn(600, 512)
+    right = ten_names(embedding, words)[(targets.seconds // 10).long()]
+    assert clock_loss(right, embedding, words, targets) < 1.0
+    assert clock_loss(right.flip(0), embedding, words, targets) > 5

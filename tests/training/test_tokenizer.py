@@ -40,6 +40,41 @@ def test_seconds_with_tenths_are_single_tokens_and_tens_stand_before_them(
     assert tokenizer.decode(tokenizer.encode(answer).ids) == answer
 
 
+def test_in_digits_a_time_has_no_token_and_all_else_is_the_same(tokenizer: Tokenizer) -> None:
+    texts = [
+        "a bell rings",
+        "bell <t>1.2-2.5</t>, siren <t>13.0-14.0</t>. 13 13 13",
+        " siren, bell",
+    ] * 20
+    digits = train_tokenizer(texts, 330, "digits")
+    plain = train_tokenizer(texts, 330)
+    assert not any(digits.token_to_id(time) for time in TIMES)
+    ids = plain.get_vocab()
+    assert digits.get_vocab() == {token: ids[token] for token in ids if token not in TIMES}
+    wanted = [
+        "bell",
+        "Ġ",
+        "<t>",
+        "1",
+        "3",
+        ".",
+        "0",
+        "-",
+        "1",
+        "4",
+        ".",
+        "5",
+        "</t>",
+        ",",
+        "Ġsiren",
+    ]
+    assert digits.encode("bell <t>13.0-14.5</t>, siren").tokens == wanted
+    for text in ("bell, bell rings a siren", "".join(SPECIALS)):
+        assert digits.encode(text).ids == plain.encode(text).ids
+    answer = "At <t>290.1-290.4</t>, 12 of 130."
+    assert digits.decode(digits.encode(answer).ids) == answer
+
+
 def test_transformers_reads_it_and_renders_turns_the_same(
     tokenizer: Tokenizer, tmp_path: Path
 ) -> None:

@@ -57,6 +57,11 @@ class SceneSet:
         if not 0.5 <= self.shortest <= self.longest:
             raise ValueError("SceneSet: lengths must be at least 0.5 s, shortest first")
 
+    @property
+    def needs_banks(self) -> bool:
+        """Whether anything is spoken or played in it."""
+        return self.kind != "sounds"
+
     def scene(self, seed: int, index: int, banks: Banks) -> tuple[Scene, float]:
         """Scene ``index`` of the endless sequence that belongs to a seed and this set, and its length."""
         kind = list(KINDS).index(self.kind)

@@ -235,6 +235,13 @@ def _count_of(events: Events, rng: random.Random) -> Exchange:
     )
 
 
+def direct(task: str, answer: str) -> str:
+    """The answer without what is counted before it: ``2.`` of ``bell, siren: 2.``; that to other questions as
+    it is.
+    """
+    return answer.rpartition(": ")[2] if task in ("count", "count_of") else answer
+
+
 def _first(events: Events, rng: random.Random) -> Exchange:
     return _ask("first", f"{events[0].label}." if events else "Nothing.", rng)
 
