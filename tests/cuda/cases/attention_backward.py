@@ -204,6 +204,8 @@ def _cases() -> list[Case]:
         ),
         # Rows that no tile ends with, sequences without queries or keys, rows that see nothing.
         "bf16-128-wgmma-ragged": Setting(bf16, ragged, 128, group=7, causal=True, sm=90),
+        # Tiles full of rows, more of them than a block of threads takes: two add to the same keys.
+        "bf16-64-wgmma-shared-keys": Setting(bf16, ((15, 20),), group=64, sm=90),
         "f32-255-window": Setting(f32, ((9, 17),), 255, window=(3, 4), key_lengths=(13,)),
     }
     long = {
