@@ -76,7 +76,7 @@ FINDINGS = [
     ("deadlock", r"deadlock"),
     (
         "misuse",
-        r"arrivals at an mbarrier|half arrived|wgmma|bulk cop|asynchronous|mbarrier|fence",
+        r"arrivals at an mbarrier|half arrived|wgmma|cp\.async|bulk cop|asynchronous|mbarrier|fence",
     ),
     ("out of bounds", r"beyond (the )?shared|a (load|store) at shared"),
     ("wrong value", r"AssertionError|of \d+ off"),
