@@ -2,8 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <fstream>
-#include <sstream>
+#include <cstdio>
 #include <string>
 
 #if defined(__linux__)
@@ -15,18 +14,22 @@
 namespace afnext::cpu {
 namespace {
 
+// By C's streams: C++'s, in a module compiled by GCC 13, crash once torch 2.11 has been imported.
 std::string text_of(const std::string& path) {
-  std::ifstream file(path);
-  std::ostringstream text;
-  text << file.rdbuf();
-  return text.str();
+  std::string text;
+  std::FILE* file = std::fopen(path.c_str(), "r");
+  if (file == nullptr) return text;
+  char part[4096];
+  while (const size_t count = std::fread(part, 1, sizeof(part), file)) text.append(part, count);
+  std::fclose(file);
+  return text;
 }
 
 // "quota period", in microseconds; the quota is "max" or negative where there is none.
 int cores_of(const std::string& text) {
-  std::istringstream words(text);
   double quota = 0, period = 0;
-  if (!(words >> quota >> period) || quota <= 0 || period <= 0) return 0;
+  if (std::sscanf(text.c_str(), "%lf %lf", &quota, &period) != 2) return 0;
+  if (quota <= 0 || period <= 0) return 0;
   return std::max(1, static_cast<int>((quota + period - 1) / period));
 }
 
@@ -48,9 +51,11 @@ int walk_up(const std::string& root, std::string group, bool version_2) {
 }  // namespace
 
 int cgroup_cores(const std::string& root, const std::string& membership) {
-  std::istringstream lines(membership);
   int cores = 0;
-  for (std::string line; std::getline(lines, line);) {  // "hierarchy:controllers:/group"
+  for (size_t begin = 0, end = 0; begin < membership.size(); begin = end + 1) {
+    end = std::min(membership.find('\n', begin), membership.size());
+    // "hierarchy:controllers:/group"
+    const std::string line = membership.substr(begin, end - begin);
     const size_t first = line.find(':'), second = line.find(':', first + 1);
     if (first == std::string::npos || second == std::string::npos) continue;
     std::string controllers(1, ',');

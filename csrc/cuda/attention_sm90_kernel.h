@@ -278,7 +278,7 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
       }
       arch::mbarrier_init(&shared.v_landed, 1);
       for (int i = 0; i < Shared<T, kDim>::kItems; ++i) {
-        arch::mbarrier_init(&shared.q_full[i], QueryFetcher<T, kDim>::kWarps);
+        arch::mbarrier_init(&shared.q_full[i], QueryFetcher<T, kDim>::kThreads);
         arch::mbarrier_init(&shared.q_empty[i], kWarps);
       }
       arch::prefetch_tensor_map(map_k);

@@ -195,6 +195,7 @@ using emulation::cp_async_bulk_commit_group;
 using emulation::cp_async_bulk_load;
 using emulation::cp_async_bulk_store;
 using emulation::cp_async_bulk_wait_group;
+using emulation::cp_async_bulk_wait_group_read;
 using emulation::cp_reduce_async_bulk_add;
 using emulation::Swizzle;
 using emulation::swizzled;
@@ -224,10 +225,6 @@ template <int rank>
 void cp_async_bulk_tensor_store(const TensorMap& map, const int (&corner)[rank], const void* shared,
                                 emulation::Here here = emulation::Here::current()) {
   emulation::cp_async_bulk_tensor_store(map, corner_of(corner), shared, here);
-}
-template <int pending>
-void cp_async_bulk_wait_group_read(emulation::Here here = emulation::Here::current()) {
-  emulation::cp_async_bulk_wait_group<pending>(here);
 }
 
 #endif

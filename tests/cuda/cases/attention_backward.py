@@ -35,6 +35,7 @@ class Setting:
     partials: bool = False  # out and grad_out in float32
     gap: int = 0  # elements between the rows of q, k and v
     scale: float | None = None
+    beside_nan: bool = False  # all of the last sequence's rows are NaN: the others must not notice
     sm: int = 80
 
     @property
@@ -134,6 +135,12 @@ def run(name: str, s: Setting, kernels: Kernels) -> None:
             for t in inputs[1:]:
                 t[starts[n] + length : starts[n + 1]] = float("nan")
 
+    counted_q, counted_k = sum(queries), sum(keys)
+    if s.beside_nan:
+        counted_q, counted_k = sum(queries[:-1]), sum(keys[:-1])
+        for t in (inputs[0], grad_out):
+            t[counted_q:] = float("nan")
+
     times_q, times_k, inv_freq = map(kernels.put, rotation or (None, None, None))
     lengths = None if s.key_lengths is None else torch.tensor(s.key_lengths, dtype=torch.int32)
     results = [kernels.empty(*t.shape, dtype=s.dtype) for t in inputs]
@@ -159,7 +166,11 @@ def run(name: str, s: Setting, kernels: Kernels) -> None:
         products = "warpgroup_products" if s.wgmma else "matrix_products"
         assert (after[products] > before[products]) == on_tensor_cores
 
-    got = [kernels.get(t) for t in results]
+    counted = (counted_q, counted_k, counted_k)
+    got, truth, peer = (
+        [t[:count] for t, count in zip(tensors, counted, strict=True)]
+        for tensors in ([kernels.get(t) for t in results], truth, peer)
+    )
     for label, ours, exact, theirs in zip(("dq", "dk", "dv"), got, truth, peer, strict=True):
         if exact.numel() == 0:
             continue
@@ -204,6 +215,13 @@ def _cases() -> list[Case]:
         ),
         # Rows that no tile ends with, sequences without queries or keys, rows that see nothing.
         "bf16-128-wgmma-ragged": Setting(bf16, ragged, 128, group=7, causal=True, sm=90),
+        "bf16-64-wgmma-beside-nan": Setting(
+            bf16, ((9, 20), (9, 20)), group=2, beside_nan=True, sm=90
+        ),
+        # Rows whose lse is below -88: without a mask, weights of keys behind the last are infinite.
+        "bf16-64-wgmma-low-scores": Setting(bf16, ((40, 2),), group=2, scale=20.0, sm=90),
+        # Tiles full of rows, more of them than a block of threads takes: two add to the same keys.
+        "bf16-64-wgmma-shared-keys": Setting(bf16, ((15, 20),), group=64, sm=90),
         "f32-255-window": Setting(f32, ((9, 17),), 255, window=(3, 4), key_lengths=(13,)),
     }
     long = {

@@ -155,10 +155,11 @@ def by_tickets(case: Callable[[Kernels], None], kernels: Kernels) -> None:
 
 
 def many_tiles(kernels: Kernels) -> None:
-    """More tiles than tickets between a tile and its end; a window without audio, one with silent tiles."""
+    """More tiles than tickets between a tile and its end; a window without audio, one with silent tiles, one
+    whose second tile comes by fours."""
     frames = [33 + i for i in range(10)]
     lengths = [5300 + 160 * i for i in range(10)]
-    lengths[3], (lengths[5], frames[5]) = 0, (800, 130)
+    lengths[3], (lengths[5], frames[5]), lengths[9] = 0, (800, 130), 10_500
     ragged("many tiles", lengths, frames, 0, kernels)
 
 

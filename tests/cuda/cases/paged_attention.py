@@ -259,6 +259,11 @@ def _cases() -> list[Case]:
         replace(DECODE, queries=(1, 2), keys=(1040, 600), group=2, kv_heads=1, dim=64),
         True,
     )
+    # Fewer channels than a tile has, and NaN behind them.
+    add("dim-72-gap", replace(DECODE, queries=(1, 2), keys=(20, 9), dim=72, gap=8), True)
+    # More rows to merge than blocks at once: a block takes a second one.
+    merges = replace(DECODE, queries=(1, 1), keys=(600, 530), group=8, kv_heads=5, dim=64)
+    add("merges", merges, True)
     for kind, pages in KINDS.items():
         add(f"decode-{kind}", replace(DECODE, pages=pages), True)
         add(f"chunks-{kind}", replace(CHUNKS, pages=pages, dim=128), True)

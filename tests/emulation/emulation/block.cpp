@@ -66,7 +66,7 @@ void Block::check_end() {
   }
   for (size_t i = 0; i < shape.size(); ++i) threads_[i]->copies.check_end();
   for (Warp& warp : warps_) warp.group.check_end();
-  if (!tensor_copies.empty()) throw Error("the block ended before its bulk copies landed");
+  if (!tensor_copies.land_all()) throw Error("the block ended before its bulk copies landed");
   for (const auto& [id, barrier] : barriers_) {
     if (barrier.arrived > 0) {
       throw Error("the block ended with barrier " + std::to_string(id) + " half arrived at (" +
@@ -101,7 +101,7 @@ Thread* Block::next() {
   // Copies land as late as they may: when nobody can go on without. What is in flight when the last
   // thread ends has been left behind.
   const bool at_random = options.order == Order::random;
-  while (live_ > 0 && !tensor_copies.empty() &&
+  while (live_ > 0 && tensor_copies.any() &&
          (ready_.empty() || (at_random && random() % 64 == 0))) {
     tensor_copies.land(at_random ? random() : 0);
   }

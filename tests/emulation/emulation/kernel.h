@@ -102,8 +102,12 @@ inline void cp_reduce_async_bulk_add(void* global, const void* shared, uint32_t 
 }
 inline void cp_async_bulk_commit_group() { Block::current().tensor_copies.commit(); }
 template <int pending>
-void cp_async_bulk_wait_group(Here here = Here::current()) {
-  Block::current().tensor_copies.wait(pending, here);
+void cp_async_bulk_wait_group() {
+  Block::current().tensor_copies.wait(pending);
+}
+template <int pending>
+void cp_async_bulk_wait_group_read() {
+  Block::current().tensor_copies.wait_read(pending);
 }
 
 // --- matrices ------------------------------------------------------------------------------------

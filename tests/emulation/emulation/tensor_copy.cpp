@@ -144,11 +144,14 @@ void TensorCopies::commit() {
   open_[thread] = 0;
 }
 
-void TensorCopies::wait(int pending, const Where&) {
-  const int thread = Block::current().thread().linear, oldest = groups_[thread] - pending;
+bool TensorCopies::is_awaited(const Copy& copy, int pending) {
+  const int thread = Block::current().thread().linear;
+  return !copy.to_shared && copy.thread == thread && copy.group < groups_[thread] - pending;
+}
+
+void TensorCopies::wait(int pending) {
   for (size_t i = 0; i < flying_.size();) {
-    const Copy& copy = flying_[i];
-    if (!copy.to_shared && copy.thread == thread && copy.group < oldest) {
+    if (is_awaited(flying_[i], pending)) {
       land(i), i = 0;
     } else {
       ++i;
@@ -156,18 +159,43 @@ void TensorCopies::wait(int pending, const Where&) {
   }
 }
 
+void TensorCopies::wait_read(int pending) {
+  for (Copy& copy : flying_) {
+    if (is_awaited(copy, pending)) read(copy);
+  }
+}
+
+bool TensorCopies::land_all() {
+  const auto has_read = [](const Copy& copy) { return !copy.read.empty(); };
+  if (!std::all_of(flying_.begin(), flying_.end(), has_read)) return false;
+  for (const Copy& copy : flying_) move(copy);
+  flying_.clear();
+  return true;
+}
+
+void TensorCopies::read(Copy& copy) {
+  if (!copy.read.empty()) return;
+  Block& block = Block::current();
+  const size_t bytes = copy.map.box_bytes();
+  if (block.options.detect_races) {
+    const Accessor thread{copy.thread / kLanes, copy.thread % kLanes, copy.where, nullptr};
+    block.races.read_late(copy.shared, bytes, thread, copy.issued);
+  }
+  const char* from = block.shared.data() + copy.shared;
+  // A swizzle moves within 128 bytes, if they are there.
+  copy.read.assign(from,
+                   from + std::min((bytes + 127) / 128 * 128, SharedMemory::kBytes - copy.shared));
+}
+
 void TensorCopies::land(uint64_t which) {
   Block& block = Block::current();
   const size_t i = which % flying_.size();
-  const Copy copy = flying_[i];
+  Copy copy = flying_[i];
   flying_.erase(flying_.begin() + static_cast<std::ptrdiff_t>(i));
   const size_t bytes = copy.map.box_bytes();
   const Accessor engine{kCopyEngine, 0, copy.where, nullptr};
   if (!copy.to_shared) {
-    if (block.options.detect_races) {
-      const Accessor thread{copy.thread / kLanes, copy.thread % kLanes, copy.where, nullptr};
-      block.races.read_late(copy.shared, bytes, thread, copy.issued);
-    }
+    read(copy);
     return move(copy);
   }
   move(copy);
@@ -179,7 +207,6 @@ void TensorCopies::land(uint64_t which) {
 
 void TensorCopies::move(const Copy& copy) {
   const TensorMap& map = copy.map;
-  char* shared = Block::current().shared.data();
   const auto size = static_cast<size_t>(map.element_bytes);
   const size_t row = map.box[0] * size, rows = map.box_bytes() / row;
   for (size_t r = 0; r < rows; ++r) {
@@ -196,21 +223,23 @@ void TensorCopies::move(const Copy& copy) {
     for (size_t e = 0; e < map.box[0]; ++e) {
       const int64_t at = copy.corner[0] + static_cast<int64_t>(e);
       const bool here = inside && at >= 0 && at < map.size[0];
-      char* element =
-          shared + swizzled(map.swizzle, copy.shared + static_cast<uint32_t>(r * row + e * size));
+      const uint32_t place =
+          swizzled(map.swizzle, copy.shared + static_cast<uint32_t>(r * row + e * size));
+      const char* from = copy.to_shared ? nullptr : copy.read.data() + (place - copy.shared);
       char* other = global + at * static_cast<int64_t>(size);
       if (copy.to_shared) {
+        char* element = Block::current().shared.data() + place;
         here ? std::memcpy(element, other, size) : std::memset(element, 0, size);
       } else if (here && copy.adds) {
         for (size_t at_byte = 0; at_byte < size; at_byte += sizeof(float)) {
           float sum, more;
           std::memcpy(&sum, other + at_byte, sizeof(float));
-          std::memcpy(&more, element + at_byte, sizeof(float));
+          std::memcpy(&more, from + at_byte, sizeof(float));
           sum += more;
           std::memcpy(other + at_byte, &sum, sizeof(float));
         }
       } else if (here) {
-        std::memcpy(other, element, size);
+        std::memcpy(other, from, size);
       }
     }
   }

@@ -45,7 +45,9 @@ class TensorCopies {
   using Corner = std::array<int, TensorMap::kMaxRank>;
 
   void clear() { flying_.clear(), open_.clear(), groups_.clear(); }
-  bool empty() const { return flying_.empty(); }
+  bool any() const { return !flying_.empty(); }
+  // Stores that have read end by themselves; others in flight have been left behind.
+  bool land_all();
 
   void load(const TensorMap& map, const Corner& corner, void* shared, uint64_t* barrier,
             const Where& where);
@@ -57,7 +59,9 @@ class TensorCopies {
   void add_floats(void* global, size_t bytes, const void* shared, const Where& where);
   // Of the calling thread's stores.
   void commit();
-  void wait(int pending, const Where& where);
+  void wait(int pending);
+  // Until they have read shared memory; what they write comes as late as it may.
+  void wait_read(int pending);
 
   // One of the copies in flight, the `which`th or a later one.
   void land(uint64_t which);
@@ -71,10 +75,13 @@ class TensorCopies {
     int thread, group;
     uint32_t issued;  // when, for what it reads
     Where where;
-    bool adds = false;  // float32, instead of storing
+    bool adds = false;            // float32, instead of storing
+    std::vector<char> read = {};  // of shared memory, once it has
   };
   void issue_bytes(void* global, size_t bytes, const void* shared, bool adds, const Where& where);
   void issue(Copy copy);
+  bool is_awaited(const Copy& copy, int pending);
+  void read(Copy& copy);
   void move(const Copy& copy);
 
   std::vector<Copy> flying_;

@@ -58,14 +58,21 @@ class Reader {
   float operator()(int i, int k) {
     Block& block = Block::current();
     const int bytes = bytes_of(element_);
-    const uint32_t address = tile_.address(i, k, along_rows_, bytes), unit = address / 16 * 16;
+    const uint32_t address = touch(i, k);
+    uint32_t bits = 0;
+    std::memcpy(&bits, block.shared.data() + address, static_cast<size_t>(bytes));
+    return number(element_, bits, 0);
+  }
+  // Its address, once read.
+  uint32_t touch(int i, int k) {
+    Block& block = Block::current();
+    const uint32_t address = tile_.address(i, k, along_rows_, bytes_of(element_));
+    const uint32_t unit = address / 16 * 16;
     if (seen_.insert(unit).second) {
       block.shared.check(unit, 16, "wgmma", who_.where);
       if (block.options.detect_races) block.races.read_late(unit, 16, who_, issued_);
     }
-    uint32_t bits = 0;
-    std::memcpy(&bits, block.shared.data() + address, static_cast<size_t>(bytes));
-    return number(element_, bits, 0);
+    return address;
   }
 
  private:
@@ -85,7 +92,9 @@ constexpr int column_of(int lane, int i) { return i / 4 * 8 + lane % 4 * 2 + i %
 
 void WarpgroupProducts::issue(const std::array<void*, kLanes>& calls, const Where& where) {
   Block& block = Block::current();
-  if (!fenced_) fail(where, "wgmma whose registers no wgmma.fence has handed over");
+  const bool takes_a = static_cast<WarpgroupProduct*>(calls[0])->a != nullptr;
+  if (!(takes_a ? a_fenced_ : fenced_))
+    fail(where, "wgmma whose registers no wgmma.fence has handed over");
   Issued product;
   for (int lane = 0; lane < kLanes; ++lane) {
     const auto& call = *static_cast<WarpgroupProduct*>(calls[static_cast<size_t>(lane)]);
@@ -109,6 +118,7 @@ void WarpgroupProducts::issue(const std::array<void*, kLanes>& calls, const Wher
 void WarpgroupProducts::commit() {
   groups_.push_back(std::move(open_));
   open_.clear();
+  a_fenced_ = false;
 }
 
 void WarpgroupProducts::wait(int pending) {
@@ -116,7 +126,7 @@ void WarpgroupProducts::wait(int pending) {
     for (const Issued& product : groups_.front()) run(product);
     groups_.pop_front();
   }
-  fenced_ = false;
+  fenced_ = a_fenced_ = false;
   give_back();
 }
 
@@ -154,6 +164,10 @@ void WarpgroupProducts::run(const Issued& product) {
     Reader read(call.a_descriptor, call.a_by_rows, call.element, who, product.issued);
     for (int r = 0; r < 16; ++r) {
       for (int i = 0; i < k; ++i) a[r][i] = read(first_row + r, i);
+    }
+    // Nothing says that a warp reads no other warp's rows.
+    for (int r = 0; r < 64; ++r) {
+      for (int i = 0; i < k; ++i) read.touch(r, i);
     }
   } else {
     for (int lane = 0; lane < kLanes; ++lane) {

@@ -33,7 +33,7 @@ class WarpgroupProducts {
  public:
   explicit WarpgroupProducts(int warp) : warp_(warp) {}
 
-  void fence() { fenced_ = true; }
+  void fence() { fenced_ = a_fenced_ = true; }
   void issue(const std::array<void*, kLanes>& calls, const Where& where);
   void commit();
   void wait(int pending);
@@ -51,6 +51,7 @@ class WarpgroupProducts {
 
   int warp_;
   bool fenced_ = false;
+  bool a_fenced_ = false;  // also registers that are made between groups, as a
   std::vector<Issued> open_;
   std::deque<std::vector<Issued>> groups_;
   // What accumulators hold while they are in flight, by lane and address.

@@ -213,6 +213,8 @@ inline __global__ void bulk_sums(int* wrong) {
   if (t == 0) {
     cp_reduce_async_bulk_add(own, shared.more, sizeof(shared.more));
     cp_async_bulk_commit_group();
+    cp_async_bulk_wait_group_read<0>();
+    for (float& value : shared.more) value = -1;  // it has been read
     cp_async_bulk_wait_group<0>();
   }
   __syncthreads();
