@@ -111,7 +111,7 @@ def test_packed_is_what_each_is_alone(
             logits = net.language_model.lm_head(hidden[learnt])
             loss = F.cross_entropy(logits, batch.targets[learnt], reduction="sum")
             loss.backward()
-            total += float(loss)
+            total += loss.item()
         results.append(
             (total, {n: p.grad for n, p in net.named_parameters() if p.grad is not None})
         )
