@@ -26,8 +26,9 @@ cuda-all: $(STAMP)
 	$(BIN)/python -m tests.cuda.resources --archs 80 90a 100 120
 
 demo: build
-	$(BIN)/python -m afnext.training.synthesis demo $(VENV)/demo.wav
-	$(BIN)/afnext ask $(VENV)/demo.wav "What sounds do you hear, and when?"
+	@for question in "What sounds do you hear, and when?" "Transcribe the speech." "Which instrument plays?"; do \
+	  echo "> $$question" && $(BIN)/afnext ask examples/scene.flac "$$question" || exit 1; \
+	done
 
 test: build
 	$(BIN)/python -m pytest

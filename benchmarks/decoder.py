@@ -109,7 +109,7 @@ def cases() -> Iterator[Case]:
 
 def nano() -> Iterator[Case]:
     """Steps in a row, as generation makes them: of a single one so short most is the threads' waking."""
-    net = AudioLanguageModel.from_pretrained(find_model("nano"))
+    net = AudioLanguageModel.from_pretrained(find_model("nano"), dtype=torch.float32)
     yield from _step(net, "nano, 32 steps behind 500", None, torch.tensor([40]), 500, steps=32)
 
 

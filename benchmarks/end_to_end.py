@@ -29,9 +29,11 @@ def question(seconds: float) -> Case:
     folder = find_model("nano")
     rng = np.random.default_rng(0)
     samples = (rng.standard_normal(int(seconds * 16_000)) * 0.05).astype(np.float32)
-    ours = afnext.load("nano")
+    ours = afnext.load("nano", dtype="float32")
     ours.engine.eos = frozenset()  # neither side stops early
-    theirs = MusicFlamingoForConditionalGeneration.from_pretrained(folder).eval()
+    theirs = MusicFlamingoForConditionalGeneration.from_pretrained(
+        folder, dtype=torch.float32
+    ).eval()
     extractor = WhisperFeatureExtractor(feature_size=128)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     windows = load(samples, sample_rate=16_000)

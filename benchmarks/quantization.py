@@ -140,7 +140,7 @@ def product_error(x: Tensor, weight: Tensor, format: str, activations: str) -> f
 
 def nano_products(folder: Path, asked: Sequence[Prompt]) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Kind, input and weight of every layer, as the engine multiplies them."""
-    net = AudioLanguageModel.from_pretrained(folder)
+    net = AudioLanguageModel.from_pretrained(folder, dtype=torch.float32)
     seen: dict[str, list[Tensor]] = defaultdict(list)
     layers = {n: m for n, m in net.named_modules() if isinstance(m, nn.Linear | nn.Conv1d)}
 

@@ -156,7 +156,7 @@ def evaluate(
     taken = perf_counter() - started
     answered = [Answered(a.kind, a.family, "+".join(a.sounds), answers[a], a.judge) for a in asked]
     facts = {
-        "model": str(folder),
+        "model": Path(folder).resolve().name,
         "parameters": sum(p.numel() for p in listener.net.parameters()),
         "questions": len(answers),
         "recordings": len({sound for a in asked for sound in a.sounds}),

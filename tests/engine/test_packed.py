@@ -21,9 +21,9 @@ from afnext.ops import runtime
 
 @pytest.fixture(scope="module", params=["nano", "odd"])
 def net(request: pytest.FixtureRequest) -> AudioLanguageModel:
-    """nano as it ships, and a random model whose every size is an odd one."""
+    """nano in float32, and a random model whose every size is an odd one."""
     if request.param == "nano":
-        return AudioLanguageModel.from_pretrained(find_model("nano"))
+        return AudioLanguageModel.from_pretrained(find_model("nano"), dtype=torch.float32)
     config = ModelConfig.from_folder(find_model("nano")).to_dict()
     config["audio_config"].update(hidden_size=72, intermediate_size=100, num_attention_heads=3)
     config["text_config"].update(
@@ -125,7 +125,7 @@ def test_changed_weights_are_packed_again() -> None:
 def test_adapters_run_through_the_modules() -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
-    model = afnext.load("nano")
+    model = afnext.load("nano", dtype="float32")
     clip = recording(2.0)
     before = model.ask(clip, "What sounds do you hear?").text
     inject_adapter_in_model(LoraConfig(r=2, target_modules=["q_proj", "v_proj"]), model.net)
@@ -152,7 +152,7 @@ def test_impossible_quantization_is_refused(quantization: str, device: str, name
 
 @pytest.mark.parametrize("quantization", ["int3", "", "INT8"])
 def test_the_runner_refuses_what_it_does_not_know(quantization: str) -> None:
-    net = AudioLanguageModel.from_pretrained(find_model("nano"))
+    net = AudioLanguageModel.from_pretrained(find_model("nano"), dtype=torch.float32)
     with pytest.raises(ValueError, match=r"^quantization: must be one of int8, int4, got") as error:
         Runner(net, quantization)
     assert repr(quantization) in str(error.value)
@@ -161,16 +161,16 @@ def test_the_runner_refuses_what_it_does_not_know(quantization: str) -> None:
 def test_a_dtype_by_name_and_by_default_keep_one_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """nano's folder is float32; in bfloat16 the weights round to other integers."""
+    """nano's folder is bfloat16; from float32 other scales come."""
     monkeypatch.setenv("AFNEXT_CACHE", str(tmp_path))
     monkeypatch.setattr(PackedCache.__init__, "__defaults__", (0,))  # least_bytes: nano is small
-    for dtype, files in ((None, 1), ("float32", 1), (torch.float32, 1), ("bfloat16", 2)):
+    for dtype, files in ((None, 1), ("bfloat16", 1), (torch.bfloat16, 1), ("float32", 2)):
         afnext.load("nano", quantization="int8", dtype=dtype)
         assert len(list((tmp_path / "packed").iterdir())) == files, dtype
 
 
 def test_what_a_step_reads_is_counted(tmp_path: Path) -> None:
-    net = AudioLanguageModel.from_pretrained(find_model("nano"))
+    net = AudioLanguageModel.from_pretrained(find_model("nano"), dtype=torch.float32)
     text = net.config.text
     layers = sum(p.numel() for p in net.language_model.model.layers.parameters())
     weights = layers + text.hidden_size * (text.vocab_size + 1)
@@ -180,7 +180,7 @@ def test_what_a_step_reads_is_counted(tmp_path: Path) -> None:
 
 @torch.inference_mode()
 def test_packed_weights_are_kept_and_told_apart(tmp_path: Path) -> None:
-    net = AudioLanguageModel.from_pretrained(find_model("nano"))
+    net = AudioLanguageModel.from_pretrained(find_model("nano"), dtype=torch.float32)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(b"stands for a file")
 
@@ -211,7 +211,7 @@ def test_packed_weights_are_kept_and_told_apart(tmp_path: Path) -> None:
 
 
 def test_a_damaged_or_unwritable_cache_is_a_warning(tmp_path: Path) -> None:
-    net = AudioLanguageModel.from_pretrained(find_model("nano"))
+    net = AudioLanguageModel.from_pretrained(find_model("nano"), dtype=torch.float32)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(b"stands for a file")
     cache = PackedCache([weights], "int8", torch.float32, tmp_path / "cache", least_bytes=0)
@@ -228,7 +228,7 @@ def test_a_damaged_or_unwritable_cache_is_a_warning(tmp_path: Path) -> None:
 
 
 def test_changed_weights_never_meet_the_cache(tmp_path: Path) -> None:
-    net = AudioLanguageModel.from_pretrained(find_model("nano"))
+    net = AudioLanguageModel.from_pretrained(find_model("nano"), dtype=torch.float32)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(b"stands for a file")
     runner = Runner(
