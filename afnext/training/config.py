@@ -80,6 +80,7 @@ class LossWeights:
     the encoder, by a head that is thrown away. ``spelling``: another spells what is said (CTC).
     ``reading``: the adaptor's output, read by the decoder's own word embeddings, spells what that head
     does. ``alignment``: it is near the embedding of what sounds. ``clock``: it is near that of its own time.
+    ``size``: it is no longer than embeddings are.
     ``length_power``: each token of an answer of n tokens weighs n ** -length_power.
     """
 
@@ -89,6 +90,7 @@ class LossWeights:
     reading: float = 0.0
     alignment: float = 0.0
     clock: float = 0.0
+    size: float = 0.0
     length_power: float = 0.0
 
 

@@ -31,6 +31,7 @@ from afnext.training.loss import (
     clock_loss,
     frame_loss,
     reading_loss,
+    size_loss,
     spelling_loss,
 )
 from afnext.training.monitor import Journal, task_accuracy
@@ -282,6 +283,8 @@ class Run:
             if wanted.reading:
                 read = reading_loss(audio, embedding, spelled, self.words, targets)
                 parts["reading"] = wanted.reading * read
+        if wanted.size and len(audio):
+            parts["size"] = wanted.size * size_loss(audio, embedding)
         if wanted.answer:
             learnt = packed.targets != NOT_LEARNT
             hidden = hidden_states(self.net, packed, audio)[learnt]

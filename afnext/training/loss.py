@@ -14,6 +14,8 @@ ONSET_WEIGHT = 5.0
 """Of a beginning among frames without one, which are many."""
 BLANK = 0.05
 """What a token that spells nothing weighs."""
+LONGEST = 1.5
+"""That an audio token may be, in mean lengths of embeddings."""
 READING, SHARPNESS = 16.0, 20.0
 """What a product with an embedding, and a cosine with one, are multiplied with to be a logit."""
 
@@ -112,6 +114,16 @@ def ten_names(embedding: Tensor, words: Words) -> Tensor:
     """
     digits = [embedding[ids].roll(7 * place, -1) for place, ids in enumerate(words.ten_ids.T)]
     return (torch.stack(digits) * words.ten_weights.T[..., None]).sum(0)
+
+
+def size_loss(audio: Tensor, embedding: Tensor) -> Tensor:
+    """Mean square of how much longer the adaptor's output is than 1.5 times the embeddings' mean length.
+
+    Without it the output grows, above all by what all tokens share: the decoder's layers, which add to it,
+    come to count for less, and all that is told by directions drowns in what is shared.
+    """
+    usual = embedding.detach().float().norm(dim=-1).mean()
+    return (audio.float().norm(dim=-1) / usual - LONGEST).relu().square().mean()
 
 
 def clock_loss(audio: Tensor, embedding: Tensor, words: Words, targets: Targets) -> Tensor:

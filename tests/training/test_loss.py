@@ -16,6 +16,7 @@ from afnext.training.loss import (
     clock_loss,
     frame_loss,
     reading_loss,
+    size_loss,
     spelling_loss,
     ten_names,
 )
@@ -153,3 +154,10 @@ def test_the_clock_reads_tens_alone_where_times_have_no_tokens() -> None:
     right = ten_names(embedding, words)[(targets.seconds // 10).long()]
     assert clock_loss(right, embedding, words, targets) < 1.0
     assert clock_loss(right.flip(0), embedding, words, targets) > 5
+
+
+def test_audio_no_longer_than_embeddings_costs_nothing() -> None:
+    embedding = F.normalize(torch.randn(40, 16), dim=-1) * 3
+    audio = F.normalize(torch.randn(7, 16), dim=-1)
+    assert size_loss(4.4 * audio, embedding) == 0
+    torch.testing.assert_close(size_loss(6 * audio, embedding), torch.tensor(0.25))  # 2 less 1.5
