@@ -26,7 +26,7 @@ cuda-all: $(STAMP)
 	$(BIN)/python -m tests.cuda.resources --archs 80 90a 100 120
 
 demo: build
-	@for question in "What sounds do you hear, and when?" "Transcribe the speech." "Which instrument plays?"; do \
+	@for question in "What sounds do you hear, and when?" "Transcribe the speech."; do \
 	  echo "> $$question" && $(BIN)/afnext ask examples/scene.flac "$$question" || exit 1; \
 	done
 
