@@ -187,7 +187,7 @@ def test_rounded_weights_are_what_the_engine_computes_with() -> None:
         listener = quantization.Listener(
             folder, quantization.Variant(format, format, activations="int16")
         )
-        net = rounded(AudioLanguageModel.from_pretrained(folder), format)
+        net = rounded(AudioLanguageModel.from_pretrained(folder, dtype=torch.float32), format)
         with torch.inference_mode():
             found = listener.log_probabilities(prompt)
             logits = net(prompt.ids[None], prompt.audio)[0, -prompt.answer - 1 : -1]
