@@ -79,7 +79,7 @@ def test_source_distribution_and_wheel_install(tmp_path: Path) -> None:
         names = set(archive.namelist())
     assert {"afnext/py.typed", "afnext/_C.pyi", "afnext/assets/nano/model.safetensors"} <= names
     assert "afnext/benchmarks/__main__.py" in names
-    assert "afnext/recipes/nano.yaml" in names
+    assert "afnext/recipes/nano/chain.yaml" in names
     audit = subprocess.run(
         [*run, "auditwheel", "show", wheel], capture_output=True, text=True, check=True
     )
