@@ -74,13 +74,13 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the objectives; 0 leaves one out. All but ``answer`` need labels (``targets``).
+    """Weights of the objectives; 0 leaves one out. All but ``answer`` and ``size`` need labels (``targets``).
 
     ``answer``: next-token loss of the assistant's texts. ``frames``: per-label activity and onsets from
     the encoder, by a head that is thrown away. ``spelling``: another spells what is said (CTC).
     ``reading``: the adaptor's output, read by the decoder's own word embeddings, spells what that head
     does. ``alignment``: it is near the embedding of what sounds. ``clock``: it is near that of its own time.
-    ``size``: it is no longer than embeddings are.
+    ``size``: it is at most 1.5 times as long as embeddings are.
     ``length_power``: each token of an answer of n tokens weighs n ** -length_power.
     """
 

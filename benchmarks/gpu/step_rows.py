@@ -45,7 +45,7 @@ class Geometry:
 
 GEOMETRIES = {
     "7B": Geometry(28, 3584, 28, 4, 128, 18944, 152064, 2048),
-    "nano": Geometry(4, 256, 4, 2, 64, 512, 1633, 512),
+    "nano": Geometry(4, 256, 4, 2, 64, 768, 1132, 512),
     "tiny": Geometry(2, 64, 4, 2, 16, 64, 64, 70),
 }
 

@@ -9,14 +9,26 @@ from pathlib import Path
 import pytest
 import torch
 
+from afnext.hub import EMBEDDED
+from afnext.model import ModelConfig
 from benchmarks.__main__ import main
 from benchmarks.gpu import supervision
 from benchmarks.gpu.__main__ import slug
 from benchmarks.gpu.rows import ROWS
+from benchmarks.gpu.step_rows import GEOMETRIES
 
 
 def test_rows_have_titles_of_their_own() -> None:
     assert len({row.title for row in ROWS}) == len(ROWS)
+
+
+def test_nanos_step_has_its_sizes() -> None:
+    text = ModelConfig.from_folder(EMBEDDED["nano"]).text
+    g = GEOMETRIES["nano"]
+    assert (g.layers, g.hidden, g.heads, g.kv_heads, g.dim, g.ffn, g.vocabulary) == (
+        text.num_hidden_layers, text.hidden_size, text.num_attention_heads, text.num_key_value_heads,
+        text.head_dim, text.intermediate_size, text.vocab_size,
+    )  # fmt: skip
 
 
 def test_every_row_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

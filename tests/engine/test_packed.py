@@ -19,11 +19,16 @@ from afnext.model import AudioBatch, AudioLanguageModel, ModelConfig
 from afnext.ops import runtime
 
 
+def nano() -> AudioLanguageModel:
+    """In float32: comparisons are of sums in another order, and its folder is bfloat16."""
+    return AudioLanguageModel.from_pretrained(find_model("nano"), dtype=torch.float32)
+
+
 @pytest.fixture(scope="module", params=["nano", "odd"])
 def net(request: pytest.FixtureRequest) -> AudioLanguageModel:
     """nano in float32, and a random model whose every size is an odd one."""
     if request.param == "nano":
-        return AudioLanguageModel.from_pretrained(find_model("nano"), dtype=torch.float32)
+        return nano()
     config = ModelConfig.from_folder(find_model("nano")).to_dict()
     config["audio_config"].update(hidden_size=72, intermediate_size=100, num_attention_heads=3)
     config["text_config"].update(
@@ -152,7 +157,7 @@ def test_impossible_quantization_is_refused(quantization: str, device: str, name
 
 @pytest.mark.parametrize("quantization", ["int3", "", "INT8"])
 def test_the_runner_refuses_what_it_does_not_know(quantization: str) -> None:
-    net = AudioLanguageModel.from_pretrained(find_model("nano"), dtype=torch.float32)
+    net = nano()
     with pytest.raises(ValueError, match=r"^quantization: must be one of int8, int4, got") as error:
         Runner(net, quantization)
     assert repr(quantization) in str(error.value)
@@ -170,7 +175,7 @@ def test_a_dtype_by_name_and_by_default_keep_one_file(
 
 
 def test_what_a_step_reads_is_counted(tmp_path: Path) -> None:
-    net = AudioLanguageModel.from_pretrained(find_model("nano"), dtype=torch.float32)
+    net = nano()
     text = net.config.text
     layers = sum(p.numel() for p in net.language_model.model.layers.parameters())
     weights = layers + text.hidden_size * (text.vocab_size + 1)
@@ -180,7 +185,7 @@ def test_what_a_step_reads_is_counted(tmp_path: Path) -> None:
 
 @torch.inference_mode()
 def test_packed_weights_are_kept_and_told_apart(tmp_path: Path) -> None:
-    net = AudioLanguageModel.from_pretrained(find_model("nano"), dtype=torch.float32)
+    net = nano()
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(b"stands for a file")
 
@@ -211,7 +216,7 @@ def test_packed_weights_are_kept_and_told_apart(tmp_path: Path) -> None:
 
 
 def test_a_damaged_or_unwritable_cache_is_a_warning(tmp_path: Path) -> None:
-    net = AudioLanguageModel.from_pretrained(find_model("nano"), dtype=torch.float32)
+    net = nano()
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(b"stands for a file")
     cache = PackedCache([weights], "int8", torch.float32, tmp_path / "cache", least_bytes=0)
@@ -228,7 +233,7 @@ def test_a_damaged_or_unwritable_cache_is_a_warning(tmp_path: Path) -> None:
 
 
 def test_changed_weights_never_meet_the_cache(tmp_path: Path) -> None:
-    net = AudioLanguageModel.from_pretrained(find_model("nano"), dtype=torch.float32)
+    net = nano()
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(b"stands for a file")
     runner = Runner(
