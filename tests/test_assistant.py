@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import afnext
-from afnext.assistant import _StopStrings
+from afnext.reply import _StopStrings
 
 
 @pytest.fixture(scope="module")
