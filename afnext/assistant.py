@@ -7,7 +7,6 @@ import dataclasses
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from itertools import islice
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -179,7 +178,8 @@ class Assistant:
         answers: dict[int, Answer] = {}
         try:
             while True:
-                for number, conversation in islice(waiting, at_once - len(answers)):
+                while len(answers) < at_once and (item := next(waiting, None)) is not None:
+                    number, conversation = item
                     try:
                         answers[number] = self._begin(conversation, params, **reading)
                     except (ValueError, OSError, MemoryError) as error:
