@@ -156,7 +156,7 @@ class Runner:
         """Embeddings ``[T, hidden]`` of text, int64 ``[T]``, in memory of their own."""
         if self._packed is None:
             return self.net.language_model.model.embed_tokens(ids.to(self.device)).clone()
-        return self.net.language_model.model.embed_tokens.weight[ids]
+        return self.net.language_model.model.embed_tokens.weight.index_select(0, ids)
 
     def step(self, chunks: Items[Chunk], pool: PagePool) -> Tensor:
         """Append each chunk to its sequence; logits ``[sum(chunk.logits), vocab]``, in their order."""
@@ -166,7 +166,7 @@ class Runner:
             hidden = self.embed(torch.tensor([i for c in chunks for i in c.ids]))
             for chunk, first in zip(chunks, ends, strict=False):
                 for places, tokens in chunk.audio:
-                    hidden[torch.from_numpy(places + first).to(self.device)] = tokens
+                    _put(hidden, places + first, tokens)
             starts = [c.start for c in chunks]
             hidden = self._layers(hidden, pool, _tables(chunks), ends, starts)
             wanted = [
@@ -243,3 +243,12 @@ def _tables(chunks: Items[Chunk]) -> Tensor:
     for row, chunk in zip(tables, chunks, strict=True):
         row[: len(chunk.table)] = chunk.table
     return torch.from_numpy(tables)
+
+
+def _put(hidden: Tensor, places: np.ndarray, rows: Tensor) -> None:
+    """``hidden[places] = rows``; audio mostly stands in one piece, and copying that needs no index."""
+    first, last = int(places[0]), int(places[-1])
+    if last - first + 1 == len(places):
+        hidden[first : last + 1] = rows
+    else:
+        hidden.index_copy_(0, torch.from_numpy(places).to(hidden.device), rows)
