@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -32,17 +34,17 @@ class Heads(nn.Module):
         self.spelling = nn.Linear(width, pieces + 1)
 
 
-def answer_loss(logits: Tensor, targets: Tensor, weights: Tensor, times: Tensor) -> Tensor:
+def answer_loss(logits: Tensor, targets: Tensor, weights: Tensor, times: Sequence[int]) -> Tensor:
     """Weighted next-token loss, divided by the weights' sum; a time also credits its neighbours.
 
     Args:
         logits: ``[N, vocabulary]``; targets: int64 ``[N]``; weights: float32 ``[N]``.
-        times: int64 ``[100]``, the ids of the time tokens in order, consecutive; empty where there are none.
+        times: the ids of the time tokens in order, consecutive; empty where there are none.
     """
     log_p = F.log_softmax(logits.float(), -1)
     loss = -log_p.gather(1, targets[:, None])[:, 0]
     if len(times):
-        first, last = int(times[0]), int(times[-1])
+        first, last = times[0], times[-1]
         near = torch.zeros_like(loss)
         for shift, mass in TIME_SMOOTHING:
             moved = (targets + shift).clamp(first, last)
@@ -72,7 +74,7 @@ def spelling_loss(logits: Tensor, targets: Targets) -> Tensor:
     rows = [log_p[first : first + count] for first, count in targets.spoken]
     loss = F.ctc_loss(
         nn.utils.rnn.pad_sequence(rows),
-        torch.tensor([id for text in targets.spelling for id in text]),
+        torch.tensor([id for text in targets.spelling for id in text], device=logits.device),
         torch.tensor([len(row) for row in rows]),
         torch.tensor([len(text) for text in targets.spelling]),
         blank=logits.shape[1] - 1,
@@ -93,6 +95,7 @@ def reading_loss(
     count: there the head has learnt nothing.
     """
     rows = torch.cat([torch.arange(first, first + count) for first, count in targets.spoken])
+    rows = rows.to(audio.device)
     wanted = spelled[rows].detach().float().softmax(-1)
     pieces = spelled.shape[1] - 1
     read = torch.cat((embedding[:pieces], embedding[words.blank : words.blank + 1])).float()
