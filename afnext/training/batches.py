@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from afnext.audio.windows import AudioWindow
 from afnext.chat import ChatTemplate, Tokenizer
 from afnext.errors import AfnextError
+from afnext.ops.runtime import set_num_threads
 from afnext.training.config import StageConfig, TrainConfig, mixture_of
 from afnext.training.conversations import Conversation, Turn
 from afnext.training.packing import NOT_LEARNT, Encoded, PackedBatch, encode, pack
@@ -203,8 +204,9 @@ class Batches(Dataset[Step]):
         steps = range(first, len(self))
         if workers and steps:
             yield from DataLoader(
-                self, batch_size=None, sampler=steps, num_workers=workers, prefetch_factor=4
-            )
+                self, batch_size=None, sampler=steps, num_workers=workers, prefetch_factor=4,
+                worker_init_fn=_one_thread,
+            )  # fmt: skip
             return
         with ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(self.__getitem__, first) if steps else None
@@ -214,6 +216,11 @@ class Batches(Dataset[Step]):
                 if step + 1 < len(self):
                     waiting = pool.submit(self.__getitem__, step + 1)
                 yield made
+
+
+def _one_thread(_: int) -> None:
+    """So that processes do not fight for cores; torch does the same for its own."""
+    set_num_threads(1)
 
 
 def _direct(item: Conversation) -> Conversation:
