@@ -43,9 +43,7 @@ def test_a_branch_is_its_trunk_and_itself() -> None:
         else:
             out = torch.zeros(total, 4, 8)
             for at in places:
-                attend = Packed(
-                    [len(at)], causal=True, positions=positions[at], inv_freq=INV_FREQ
-                )
+                attend = Packed([len(at)], causal=True, positions=positions[at], inv_freq=INV_FREQ)
                 alone = attend(*(x[at] for x in inputs))
                 own = at >= sum(TRUNKS)
                 out = out.index_put((at[own],), alone[own])
