@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass
 from functools import wraps
+from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -62,6 +63,24 @@ class ReadingOptions:
     ] = False
     partial: Annotated[
         bool, typer.Option("--partial", help="Use what precedes the damage in a broken file.")
+    ] = False
+
+
+@dataclass(frozen=True)
+class FolderOptions:
+    """How a folder of recordings is answered."""
+
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Answer a folder: write a line of JSON for each recording here."
+        ),
+    ] = None
+    concurrency: Annotated[
+        int, typer.Option(min=1, help="With -o: recordings under way at once.")
+    ] = 1
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="With -o: try again what failed before.")
     ] = False
 
 
