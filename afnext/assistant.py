@@ -19,6 +19,7 @@ from .chat.messages import AudioSource, as_messages
 from .chat.thinking import ThinkingSplitter
 from .chat.variants import detect_variant, get_variant
 from .engine import Engine, Generation, GenerationParams, Timings
+from .engine.constraint import Constraints
 from .engine.packed import require_quantization
 from .engine.packed_cache import PackedCache, cache_root
 from .errors import ChatError
@@ -120,6 +121,7 @@ class Assistant:
         if len(tokenizer.eos_ids) == 0:
             raise ValueError("tokenizer: no token ends an answer (eos_token)")
         self.engine = Engine(net, sorted(tokenizer.eos_ids), quantization=quantization, cache=cache)
+        self._constraints = Constraints(tokenizer, net.config.text.vocab_size)
 
     @classmethod
     def from_folder(
@@ -208,7 +210,7 @@ class Assistant:
             partial: use what precedes the damage in a broken file, with an ``AudioWarning``, instead of
                 refusing it.
             options: fields of ``GenerationParams`` to change: max_tokens, temperature, top_k, top_p,
-                min_p, repetition_penalty, seed, stop.
+                min_p, repetition_penalty, seed, stop; json_schema, choice or regex.
 
         Returns:
             An iterator of pieces; the last one holds the whole ``Reply``. Closing it early stops the
@@ -236,12 +238,20 @@ class Assistant:
             self.template,
             max_tokens=self.engine.max_context - 1,
         )
+        tail = self.tokenizer.decode(prompt.ids[-4:], skip_special=False)
+        opened = tail.rstrip().endswith("<think>")
+        if opened and params.grammar is not None:
+            raise ChatError(
+                f"{params.grammar[0]}: this model's template has every answer begin with thinking"
+            )
         record, tokens = self.engine.generate(prompt.ids, prompt.windows, params)
         record.timings.decode_audio = decoding
         seconds = [sum(w.valid_samples for w in windows) / SAMPLE_RATE for windows in recordings]
-        tail = self.tokenizer.decode(prompt.ids[-4:], skip_special=False)
-        opened = tail.rstrip().endswith("<think>")
         return self._pieces(record, tokens, params, seconds, opened)
+
+    def params(self, **options: Any) -> GenerationParams:
+        """How the variant generates, with ``options`` changed, checked and ready for ``stream``."""
+        return self._params(None, options)
 
     def _params(
         self, params: GenerationParams | None, options: Mapping[str, Any]
@@ -252,7 +262,10 @@ class Assistant:
                 raise TypeError(f"unknown option {name!r}; there are: {', '.join(sorted(known))}")
         if params is None:
             params = GenerationParams(**asdict(self.variant.sampling))
-        return replace(params, **options)
+        params = replace(params, **options)
+        if params.constraint is None and params.grammar is not None:
+            params = replace(params, constraint=self._constraints.compile(*params.grammar))
+        return params
 
     def _windows(self, source: AudioSource, **options: Any) -> list[AudioWindow]:
         rate: int | None = None

@@ -48,9 +48,29 @@ class SamplingOptions:
         int | None, typer.Option(help="Of sampling; the same seed gives the same text.")
     ] = None
 
+    json_schema: Annotated[
+        Path | None, typer.Option(help="File with a JSON schema that the answer fulfils.")
+    ] = None
+    choice: Annotated[
+        list[str] | None,
+        typer.Option(help="Answers to choose from: a,b,c, or one an option where given again."),
+    ] = None
+    regex: Annotated[
+        str | None, typer.Option(help="Regular expression that the whole answer matches.")
+    ] = None
+
     def given(self) -> dict[str, Any]:
-        """Those that were set."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        """Those that were set, as ``Assistant`` takes them.
+
+        Raises:
+            OSError: the schema's file cannot be read.
+        """
+        given = {name: value for name, value in asdict(self).items() if value not in (None, [])}
+        if self.json_schema is not None:
+            given["json_schema"] = self.json_schema.read_text()
+        if self.choice and len(self.choice) == 1:
+            given["choice"] = self.choice[0].split(",")
+        return given
 
 
 @dataclass(frozen=True)

@@ -16,16 +16,25 @@ if TYPE_CHECKING:
     from afnext.assistant import Assistant
 
 
-def asking(assistant: Assistant, question: str, **options: Any) -> Answer:
+def asking(
+    assistant: Assistant,
+    question: str,
+    *,
+    truncate: bool = False,
+    partial: bool = False,
+    **options: Any,
+) -> Answer:
     """A function for ``answer_folder`` that asks ``question`` about a recording.
 
     Args:
-        options: as of ``Assistant.stream``.
+        truncate, partial, options: as of ``Assistant.stream``; wrong ones raise here.
     """
+    params = assistant.params(**options)
 
     def answer(path: Path, stop: Event) -> Mapping[str, Any]:
         message = Message("user", question, path)
-        with closing(assistant.stream([message], **options)) as pieces:  # type: ignore[type-var]
+        stream = assistant.stream([message], params=params, truncate=truncate, partial=partial)
+        with closing(stream) as pieces:  # type: ignore[type-var]
             for piece in pieces:
                 if piece.reply is not None:
                     return piece.reply.to_dict()
