@@ -20,7 +20,7 @@ from .chat.thinking import ThinkingSplitter
 from .chat.variants import detect_variant, get_variant
 from .engine import Engine, Generation, GenerationParams, Timings
 from .engine.constraint import Constraints
-from .engine.packed import require_quantization
+from .engine.packed import require_quantization, stored_quantization
 from .engine.packed_cache import PackedCache, cache_root
 from .errors import ChatError
 from .hub import find_model
@@ -136,7 +136,16 @@ class Assistant:
         """Read a model folder; see ``afnext.load``."""
         config = read_json(folder / "config.json") or {}
         chosen = get_variant(variant) if variant else detect_variant(folder, config)
-        net = AudioLanguageModel.from_pretrained(folder, dtype=dtype, device=device)
+        on_cpu = torch.device(device).type == "cpu"
+        net = AudioLanguageModel.from_pretrained(
+            folder, dtype=dtype, device=device, integers_alone=on_cpu
+        )
+        if (stored := stored_quantization(net)) is not None:
+            if quantization not in (None, stored):
+                raise ValueError(
+                    f"quantization: {folder} holds {stored} weights, cannot be {quantization}"
+                )
+            quantization = stored if on_cpu else None
         tokenizer = Tokenizer.from_folder(folder)
         template = ChatTemplate.from_folder(
             folder, default_system=chosen.system_prompt, variables=tokenizer.special_tokens

@@ -184,11 +184,29 @@ def convert(
     model: Annotated[str, typer.Argument(help="nano, a model folder, or a Hugging Face id.")],
     out: Annotated[Path, typer.Argument(help="New folder.")],
     dtype: DType = None,
+    quantization: Annotated[
+        str | None, typer.Option(help="int8 or int4: weights in fewer bits, for afnext on a CPU.")
+    ] = None,
+    calibrate: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="For int4: a recording, or a folder of them, that rounding goes by; may be given "
+            "several times."
+        ),
+    ] = None,
 ) -> None:
-    """Write a model folder anew, in another dtype; transformers loads it too."""
+    """Write a model folder anew, in another dtype (transformers loads it too) or in fewer bits."""
+    from .bulk import find_recordings
     from .convert import convert as convert_model
 
-    _print(str(convert_model(model, out, dtype=dtype)))
+    recordings: list[Path] = []
+    for path in calibrate or ():
+        recordings += [path / f for f in find_recordings(path)] if path.is_dir() else [path]
+    with _progress() as told:
+        made = convert_model(
+            model, out, dtype=dtype, quantization=quantization, calibrate=recordings, told=told
+        )
+    _print(str(made))
 
 
 @app.command()

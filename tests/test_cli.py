@@ -109,6 +109,16 @@ def test_convert_writes_a_folder_that_loads(tmp_path: Path, scene_file: Path) ->
     assert "exists" in again.stderr
 
 
+def test_convert_to_fewer_bits_by_recordings(tmp_path: Path, scene_file: Path) -> None:
+    out = tmp_path / "int4"
+    run = afnext("convert", "nano", out, "--quantization", "int4", "--calibrate", scene_file.parent)
+    assert (run.returncode, run.stdout, run.stderr) == (0, f"{out}\n", "")
+    assert "<t>" in afnext("ask", scene_file, "What sounds, and when?", "-m", out).stdout
+    wrong = afnext("convert", "nano", tmp_path / "x", "--calibrate", scene_file)
+    assert wrong.returncode == 1
+    assert "int4" in wrong.stderr
+
+
 @pytest.mark.parametrize(
     ("args", "code", "said"),
     [
