@@ -71,8 +71,8 @@ def ask(
         if not Path(file).exists():
             raise AudioError(f"{file}: no such file (the question comes last, in quotes)")
     if many.output is not None:
-        settings = {"question": question}
-        _answer_each(audio, settings, model, sampling, reading, many, lambda _: question)
+        options = {"model": model, "sampling": sampling, "reading": reading, "many": many}
+        _answer_each(audio, {"question": question}, lambda _: question, **options)
         return
     _answer(_load(model), audio, question, sampling, reading)
 
@@ -102,9 +102,9 @@ def transcribe(
     if many.output is not None:
         if format != "text":
             raise typer.BadParameter("a file of answers holds their text", param_hint="--format")
-        settings = {"task": task, "target": target}
         prompt = partial(_prompt, task=task, target=target)
-        _answer_each(audio, settings, model, sampling, reading, many, prompt)
+        options = {"model": model, "sampling": sampling, "reading": reading, "many": many}
+        _answer_each(audio, {"task": task, "target": target}, prompt, **options)
         return
     assistant = _load(model)
     _answer(assistant, audio, _prompt(assistant, task, target), sampling, reading, format)
@@ -123,8 +123,8 @@ def caption(
     """Describe a recording."""
     task = "describe" if detailed else "caption"
     if many.output is not None:
-        prompt = partial(_prompt, task=task)
-        _answer_each(audio, {"task": task}, model, sampling, reading, many, prompt)
+        options = {"model": model, "sampling": sampling, "reading": reading, "many": many}
+        _answer_each(audio, {"task": task}, partial(_prompt, task=task), **options)
         return
     assistant = _load(model)
     _answer(assistant, audio, _prompt(assistant, task), sampling, reading)
@@ -295,42 +295,17 @@ def _prompt(assistant: Assistant, task: str, target: str = "English") -> str:
 def _answer_each(
     audio: list[str],
     task: dict[str, str],
-    model: ModelOptions,
-    sampling: SamplingOptions,
-    reading: ReadingOptions,
-    many: FolderOptions,
     question: Callable[[Assistant], str],
+    **options: Any,
 ) -> None:
-    """Answer every recording of a folder into a file of JSON lines; exit with 1 if any failed."""
-    from .bulk import answer_folder
-    from .bulk.answers import Answer, asking
-    from .engine.params import GenerationParams
+    """Answer every recording of a folder; exit with 1 if any failed."""
+    from .cli_folder import answer_each
 
-    if len(audio) != 1:
-        raise typer.BadParameter("takes one folder", param_hint="-o")
-    assert many.output is not None
-    GenerationParams(**sampling.given())  # wrong ones would fail with every recording
-    options = {"truncate": reading.truncate, "partial": reading.partial, **sampling.given()}
-    source = str(Path(model.model).resolve()) if Path(model.model).is_dir() else model.model
-    held = {"model": source, "variant": model.variant, "dtype": model.dtype}
-    settings = {**task, **held, "quantization": model.quantization, **options}
-
-    def prepare() -> Answer:
-        assistant = _load(model)
-        return asking(assistant, question(assistant), **options)
-
-    done = answer_folder(
-        audio[0],
-        many.output,
-        settings,
-        prepare,
-        concurrency=many.concurrency,
-        retry_failed=many.retry_failed,
-        report=_note,
-    )
-    _print(str(many.output))
+    done = answer_each(audio, task, question, _load, **options)
+    out = options["many"].output
+    _print(str(out))
     if done.failed:
-        _note(f'{done.failed} failed: see "error" in {many.output}, and --retry-failed')
+        _note(f'{done.failed} failed: see "error" in {out}, and --retry-failed')
         sys.exit(1)
 
 

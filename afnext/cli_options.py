@@ -99,6 +99,12 @@ class FolderOptions:
     concurrency: Annotated[
         int, typer.Option(min=1, help="With -o: recordings under way at once.")
     ] = 1
+    ray_workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="With -o: answer by so many processes of a Ray cluster (RAY_ADDRESS)."
+        ),
+    ] = None
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="With -o: try again what failed before.")
     ] = False

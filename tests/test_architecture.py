@@ -20,7 +20,7 @@ LEVELS = [
     {"hub"},
     {"engine", "training", "evaluation", "speech"},
     {"assistant", "bulk", "convert", "report"},
-    {"terminal", "server", "cli_options", "cli"},
+    {"terminal", "server", "cli_options", "cli_folder", "cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 

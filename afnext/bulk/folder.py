@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 from typing import Any, TypeAlias
 
+from .cluster import on_ray
 from .pool import in_threads
 from .progress import progress
 from .recordings import find_recordings
@@ -39,6 +40,8 @@ def answer_folder(
     prepare: Callable[[], Answer],
     *,
     concurrency: int = 1,
+    ray_workers: int | None = None,
+    gpus: float = 0,
     retry_failed: bool = False,
     report: Callable[[str], None] = lambda line: None,
 ) -> Summary:
@@ -56,6 +59,9 @@ def answer_folder(
             something to do. That function is given the path and an event; where the event is set nobody
             waits for the answer any more. What it raises becomes the line's ``error``.
         concurrency: threads that answer; above 1 the function must bear it.
+        ray_workers: answer by so many processes of a Ray cluster instead, see ``on_ray``; ``prepare`` is
+            then called in each.
+        gpus: of each of these.
         retry_failed: try recordings again that failed before.
         report: told of every recording that fails, in a line.
 
@@ -71,16 +77,18 @@ def answer_folder(
         todo = [file for file in files if file not in results.done]
         skipped, answered = len(files) - len(todo), 0
         if todo:
-            answer = prepare()
-            with (
-                progress(folder, todo, skipped) as estimate,
-                closing(in_threads(_one(folder, answer), todo, concurrency)) as pairs,
-            ):
+            source: Generator[tuple[str, Mapping[str, Any] | BaseException]]
+            if ray_workers is not None:
+                source = on_ray(prepare, explain, folder, todo, ray_workers, gpus)
+            else:
+                source = in_threads(_one(folder, prepare()), todo, concurrency)
+            with progress(folder, todo, skipped) as estimate, closing(source) as pairs:
                 for file, result in pairs:
-                    if isinstance(result, BaseException):
-                        if not isinstance(result, Exception):
-                            raise result
+                    if isinstance(result, Exception):
                         result = {"error": explain(result, folder / file)}
+                    elif isinstance(result, BaseException):
+                        raise result
+                    if "error" in result:
                         report(f"{file}: {result['error']}")
                     else:
                         answered += 1
