@@ -32,10 +32,10 @@ _LAZY = {
     "AudioWindow": ("audio", "AudioWindow"),
     "GenerationParams": ("engine.params", "GenerationParams"),
     "Message": ("chat", "Message"),
-    "Piece": ("assistant", "Piece"),
-    "Reply": ("assistant", "Reply"),
+    "Piece": ("reply", "Piece"),
+    "Reply": ("reply", "Reply"),
     "Segment": ("chat", "Segment"),
-    "Usage": ("assistant", "Usage"),
+    "Usage": ("reply", "Usage"),
     "load": ("assistant", "load_model"),
 }
 

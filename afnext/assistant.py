@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -14,11 +16,10 @@ import torch
 from .audio import AudioWindow, load
 from .audio.loading import MAX_SECONDS
 from .audio.windows import SAMPLE_RATE
-from .chat import ChatTemplate, Message, Segment, Tokenizer, Variant, build_prompt, parse_timestamps
+from .chat import ChatTemplate, Message, Tokenizer, Variant, build_prompt
 from .chat.messages import AudioSource, as_messages
-from .chat.thinking import ThinkingSplitter
 from .chat.variants import detect_variant, get_variant
-from .engine import Engine, Generation, GenerationParams, Timings
+from .engine import Engine, GenerationParams
 from .engine.constraint import Constraints
 from .engine.packed import require_quantization, stored_quantization
 from .engine.packed_cache import PackedCache, cache_root
@@ -26,72 +27,15 @@ from .errors import ChatError
 from .hub import find_model
 from .model import AudioLanguageModel
 from .model.checkpoint import read_json
+from .reply import Answer, Piece, Reply, ReplyWriter, Usage
 
+__all__ = ["Assistant", "Piece", "Reply", "Usage", "load_model"]
+
+Conversation = str | Message | Iterable[Message | Mapping[str, Any]]
+
+READING = ("max_seconds", "truncate", "partial")
+AT_ONCE = 64  # conversations whose audio is in memory
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """What a request took in and gave out.
-
-    Attributes:
-        prompt_tokens: text and audio tokens of the prompt.
-        audio_tokens: of these, audio (25 a second).
-        completion_tokens: generated, thinking included.
-        audio_seconds: length of all recordings.
-    """
-
-    prompt_tokens: int
-    audio_tokens: int
-    completion_tokens: int
-    audio_seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """An answer.
-
-    Attributes:
-        text: the answer without the thinking.
-        thinking: what the model wrote in ``<think>``, or "".
-        segments: the answer's timestamps, in seconds, with what each is about.
-        usage: tokens and seconds.
-        timings: where the time went.
-        stopped: "end" (the model was done), "length" (``max_tokens`` or the context ran out), "stop"
-            (a stop string).
-    """
-
-    text: str
-    thinking: str
-    segments: list[Segment]
-    usage: Usage
-    timings: Timings
-    stopped: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        return self.text
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A stretch of streamed text, made of whole characters.
-
-    Attributes:
-        text: may be "" in the last piece.
-        thinking: whether it belongs to the thinking.
-        reply: the whole reply, in the last piece only.
-    """
-
-    text: str
-    thinking: bool = False
-    reply: Reply | None = None
-
-    def __str__(self) -> str:
-        return self.text
 
 
 class Assistant:
@@ -101,7 +45,7 @@ class Assistant:
         net: the network, a ``torch.nn.Module``.
         tokenizer, template, variant: how conversations become tokens.
 
-    Not safe to call from several threads at once.
+    Safe to call from several threads at once: what they ask is answered together.
     """
 
     def __init__(
@@ -190,25 +134,87 @@ class Assistant:
             audio, self.variant.prompt("describe" if detailed else "caption"), **options
         )
 
-    def reply(
-        self, messages: str | Message | Iterable[Message | Mapping[str, Any]], **options: Any
-    ) -> Reply:
+    def reply(self, messages: Conversation, **options: Any) -> Reply:
         """The answer to a conversation; arguments as in ``stream``."""
         for piece in self.stream(messages, **options):
             if piece.reply is not None:
                 return piece.reply
         raise RuntimeError("a stream ends with its reply")
 
-    def stream(
+    def replies(self, conversations: Iterable[Conversation], **options: Any) -> list[Reply]:
+        """The answers to many conversations, in their order, worked on together.
+
+        Args:
+            conversations: each one as ``stream`` takes it.
+            options: see ``stream``; the same for all.
+
+        Raises:
+            AudioError, ChatError, ValueError: as ``stream``, for the first conversation that cannot be
+                answered; the others are given up.
+        """
+        found = {}
+        for number, reply in self.each_reply(conversations, **options):
+            if isinstance(reply, Exception):
+                raise reply
+            found[number] = reply
+        return [found[number] for number in sorted(found)]
+
+    def each_reply(
+        self, conversations: Iterable[Conversation], *, at_once: int = AT_ONCE, **options: Any
+    ) -> Iterator[tuple[int, Reply | Exception]]:
+        """Each conversation's number with its answer, as they are complete, or with what went wrong.
+
+        Args:
+            conversations: as in ``replies``; taken as they are needed, so there may be any number.
+            at_once: how many are worked on together, their audio in memory.
+            options: see ``stream``; the same for all.
+
+        Raises:
+            ValueError: ``at_once`` or an option out of its range.
+            TypeError: an unknown option.
+        """
+        if isinstance(at_once, bool) or not isinstance(at_once, int) or at_once < 1:
+            raise ValueError(f"at_once: must be a whole number from 1, got {at_once!r}")
+        reading = {n: options.pop(n) for n in READING if n in options}
+        params = self._params(options.pop("params", None), options)
+        return self._each_reply(enumerate(conversations), at_once, params, reading)
+
+    def _each_reply(
         self,
-        messages: str | Message | Iterable[Message | Mapping[str, Any]],
-        *,
-        params: GenerationParams | None = None,
-        max_seconds: float = MAX_SECONDS,
-        truncate: bool = False,
-        partial: bool = False,
-        **options: Any,
-    ) -> Iterator[Piece]:
+        waiting: Iterator[tuple[int, Conversation]],
+        at_once: int,
+        params: GenerationParams,
+        reading: Mapping[str, Any],
+    ) -> Iterator[tuple[int, Reply | Exception]]:
+        answers: dict[int, Answer] = {}
+        try:
+            while True:
+                while len(answers) < at_once and (item := next(waiting, None)) is not None:
+                    number, conversation = item
+                    try:
+                        answers[number] = self._begin(conversation, params, **reading)
+                    except (ValueError, OSError, MemoryError) as error:
+                        yield number, error
+                if not answers:
+                    return
+                self.engine.wait([h for a in answers.values() for h in a.wanted])
+                for number, answer in list(answers.items()):
+                    deque(answer.advance(), maxlen=0)
+                    if answer.wanted:
+                        continue
+                    del answers[number]
+                    try:
+                        *_, last = answer.finish()
+                    except Exception as error:
+                        yield number, error
+                    else:
+                        assert last.reply is not None
+                        yield number, last.reply
+        finally:
+            for answer in answers.values():
+                answer.cancel()
+
+    def stream(self, messages: Conversation, **options: Any) -> Iterator[Piece]:
         """Answer a conversation as it is written.
 
         Args:
@@ -219,7 +225,8 @@ class Assistant:
             partial: use what precedes the damage in a broken file, with an ``AudioWarning``, instead of
                 refusing it.
             options: fields of ``GenerationParams`` to change: max_tokens, temperature, top_k, top_p,
-                min_p, repetition_penalty, seed, stop; json_schema, choice or regex.
+                min_p, repetition_penalty, seed, stop, n, logprobs, timeout, speculate; json_schema, choice or
+                regex.
 
         Returns:
             An iterator of pieces; the last one holds the whole ``Reply``. Closing it early stops the
@@ -230,8 +237,33 @@ class Assistant:
             ChatError: a conversation that cannot be rendered, or is too long.
             ValueError: an option out of its range.
         """
+        return self._answer(messages, options).pieces()
+
+    def astream(self, messages: Conversation, **options: Any) -> AsyncIterator[Piece]:
+        """As ``stream``, for ``async for``: recordings are read and steps are made in threads."""
+
+        async def pieces() -> AsyncIterator[Piece]:
+            answer = await asyncio.to_thread(self._answer, messages, options)
+            async for piece in answer.apieces():
+                yield piece
+
+        return pieces()
+
+    def _answer(self, messages: Conversation, options: Mapping[str, Any]) -> Answer:
+        options = dict(options)
+        reading = {n: options.pop(n) for n in READING if n in options}
+        return self._begin(messages, self._params(options.pop("params", None), options), **reading)
+
+    def _begin(
+        self,
+        messages: Conversation,
+        params: GenerationParams,
+        *,
+        max_seconds: float = MAX_SECONDS,
+        truncate: bool = False,
+        partial: bool = False,
+    ) -> Answer:
         conversation = as_messages(messages)
-        params = self._params(params, options)
         clock = perf_counter()
         recordings = [
             self._windows(
@@ -253,10 +285,13 @@ class Assistant:
             raise ChatError(
                 f"{params.grammar[0]}: this model's template has every answer begin with thinking"
             )
-        record, tokens = self.engine.generate(prompt.ids, prompt.windows, params)
-        record.timings.decode_audio = decoding
+        handle = self.engine.submit(prompt.ids, prompt.windows, params)
         seconds = [sum(w.valid_samples for w in windows) / SAMPLE_RATE for windows in recordings]
-        return self._pieces(record, tokens, params, seconds, opened)
+        samples = [
+            (h, ReplyWriter(self.tokenizer, params.stop, seconds, opened, decoding))
+            for h in handle.samples
+        ]
+        return Answer(self.engine, samples)
 
     def params(self, **options: Any) -> GenerationParams:
         """How the variant generates, with ``options`` changed, checked and ready for ``stream``."""
@@ -283,83 +318,6 @@ class Assistant:
         elif hasattr(source, "shape"):
             rate = SAMPLE_RATE
         return load(source, sample_rate=rate, **options)
-
-    def _pieces(
-        self,
-        record: Generation,
-        tokens: Iterator[int],
-        params: GenerationParams,
-        seconds: Sequence[float],
-        opened: bool,
-    ) -> Iterator[Piece]:
-        decoder, splitter = self.tokenizer.stream(), ThinkingSplitter(opened)
-        stops = _StopStrings(params.stop)
-        parts: dict[bool, list[str]] = {True: [], False: []}
-
-        def split(text: str, last: bool = False) -> Iterator[Piece]:
-            for channel, piece in (*splitter.push(text), *(splitter.flush() if last else ())):
-                parts[channel == "thinking"].append(piece)
-                yield Piece(piece, channel == "thinking")
-
-        for token in tokens:
-            yield from split(stops.push(decoder.push(token)))
-            if stops.found:
-                record.stopped = "stop"
-                break
-        tokens.close()  # type: ignore[attr-defined]
-        rest = "" if stops.found else stops.push(decoder.flush()) + stops.flush()
-        yield from split(rest, last=True)
-        text, thinking = "".join(parts[False]), "".join(parts[True])
-        timings, longest = record.timings, max(seconds, default=0.0)
-        timings.first_token += timings.decode_audio
-        timings.total += timings.decode_audio
-        yield Piece(
-            "",
-            reply=Reply(
-                text=text,
-                thinking=thinking,
-                segments=parse_timestamps(text, duration=longest or None),
-                usage=Usage(
-                    record.prompt_tokens,
-                    record.audio_tokens,
-                    len(record.tokens),
-                    round(sum(seconds), 3),
-                ),
-                timings=timings,
-                stopped=record.stopped,
-            ),
-        )
-
-
-@dataclass(slots=True)
-class _StopStrings:
-    """Holds back text that may be the start of a stop string."""
-
-    stops: tuple[str, ...]
-    found: bool = False
-    _held: str = field(default="", repr=False)
-
-    def push(self, text: str) -> str:
-        """Text that is certain to come before any stop string."""
-        if not self.stops:
-            return text
-        self._held += text
-        at = min((i for s in self.stops if (i := self._held.find(s)) >= 0), default=-1)
-        if at >= 0:
-            self.found = True
-            text, self._held = self._held[:at], ""
-            return text
-        keep = max(
-            n for s in self.stops for n in range(len(s)) if n == 0 or self._held.endswith(s[:n])
-        )
-        cut = len(self._held) - keep
-        text, self._held = self._held[:cut], self._held[cut:]
-        return text
-
-    def flush(self) -> str:
-        """The end: what was held back is text after all."""
-        text, self._held = self._held, ""
-        return text
 
 
 def load_model(

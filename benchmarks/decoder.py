@@ -61,7 +61,7 @@ class Ours:
         self.sequence.length = self.context
         if self.context:
             return self.runner.decode(int(self.ids[0]), self.sequence)
-        return self.runner.prefill(self.runner.embed(self.ids, None), self.sequence)
+        return self.runner.prefill(self.runner.embed(self.ids), self.sequence)
 
     def cache(self) -> tuple[list[Tensor], list[Tensor]]:
         """Keys and values of each layer as transformers keeps them, ``[1, Hkv, context, D]``."""

@@ -171,7 +171,7 @@ def _load(pipe: Connection, folder: Path, quantization: str | None) -> None:
     runner = model.engine.runner
     sequence = CachedSequence(runner.new_pool(64, 32), 64)
     with torch.inference_mode():
-        logits = runner.prefill(runner.embed(torch.arange(16), None), sequence)
+        logits = runner.prefill(runner.embed(torch.arange(16)), sequence)
         runner.decode(int(logits.argmax()), sequence)
         start = time.perf_counter()
         for _ in range(STEPS):

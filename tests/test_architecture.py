@@ -19,7 +19,7 @@ LEVELS = [
     {"chat", "model", "parallel"},
     {"hub"},
     {"engine", "training", "evaluation", "speech"},
-    {"assistant", "bulk", "convert", "report"},
+    {"assistant", "bulk", "reply", "convert", "report"},
     {"terminal", "server", "cli_options", "cli_folder", "cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import afnext
-from afnext.assistant import _StopStrings
+from afnext.reply import _StopStrings
 
 
 @pytest.fixture(scope="module")
@@ -148,3 +152,114 @@ def test_half_an_hour_is_heard(nano: afnext.Assistant) -> None:
 def test_bfloat16_answers_too(scene_file: Path) -> None:
     model = afnext.load("nano", dtype="bfloat16")
     assert model.ask(scene_file, "What sounds do you hear, and when?").segments
+
+
+def test_replies_are_those_of_ask(nano: afnext.Assistant, scene_file: Path) -> None:
+    noise = np.random.default_rng(0).standard_normal(20_000).astype(np.float32) * 0.01
+    talks = [
+        afnext.Message("user", "What sounds do you hear, and when?", scene_file),
+        "Hello?",
+        [afnext.Message("user", "Describe this.", noise)],
+        afnext.Message("user", "Describe this.", scene_file),
+    ]
+    options = {"max_tokens": 24, "stop": ["</t>"]}
+    alone = [nano.reply(talk, **options) for talk in talks]
+    together = nano.replies(talks, **options)
+    assert [r.text for r in together] == [r.text for r in alone]
+    assert [r.stopped for r in together] == [r.stopped for r in alone]
+    assert [r.usage.completion_tokens for r in together] == [
+        r.usage.completion_tokens for r in alone
+    ]
+    assert {"stop", "end"} <= {r.stopped for r in together}
+    assert nano.replies([]) == []
+
+
+def test_a_bad_recording_among_many_fails_alone(nano: afnext.Assistant, scene_file: Path) -> None:
+    talks = [
+        afnext.Message("user", "Describe this.", source)
+        for source in (scene_file, b"no audio", scene_file, "/nonexistent.wav")
+    ]
+    found = dict(nano.each_reply(iter(talks), at_once=1, max_tokens=4))
+    assert [type(found[i]) for i in range(4)] == [
+        afnext.Reply, afnext.AudioError, afnext.Reply, afnext.AudioError
+    ]  # fmt: skip
+    with pytest.raises(afnext.AudioError, match="audio"):
+        nano.replies(talks)
+    stats = nano.engine.stats()
+    assert (stats.free_pages, stats.running) == (stats.pages, 0)
+    with pytest.raises(ValueError, match="at_once"):
+        nano.each_reply(talks, at_once=0)
+
+
+def test_conversations_are_taken_as_they_are_needed(nano: afnext.Assistant) -> None:
+    taken = []
+
+    def endless() -> Iterator[str]:
+        for number in count():
+            taken.append(number)
+            yield "Hello?"
+
+    replies = nano.each_reply(endless(), at_once=3, max_tokens=2)
+    next(replies)
+    assert len(taken) == 3
+    replies.close()
+    assert nano.engine.stats().running == 0
+
+
+def test_threads_may_ask_at_once(nano: afnext.Assistant, scene_file: Path) -> None:
+    questions = ["What sounds do you hear, and when?", "Describe this.", "How many are there?"] * 2
+    alone = [nano.ask(scene_file, q, max_tokens=24).text for q in questions]
+    with ThreadPoolExecutor(len(questions)) as pool:
+        asked = pool.map(lambda q: nano.ask(scene_file, q, max_tokens=24).text, questions)
+        assert list(asked) == alone
+
+
+def test_async_stream_adds_up_to_the_reply(nano: afnext.Assistant, scene_file: Path) -> None:
+    message = afnext.Message("user", "What sounds do you hear, and when?", scene_file)
+
+    async def read() -> list[afnext.Piece]:
+        return [piece async for piece in nano.astream(message)]
+
+    pieces = asyncio.run(read())
+    assert pieces[-1].reply is not None
+    assert "".join(p.text for p in pieces) == pieces[-1].reply.text == nano.reply(message).text
+
+    async def refused() -> None:
+        async for _ in nano.astream(message, temperature=-1):
+            pass
+
+    with pytest.raises(ValueError, match="temperature"):
+        asyncio.run(refused())
+
+
+def test_several_samples_and_logprobs(nano: afnext.Assistant, scene_file: Path) -> None:
+    reply = nano.ask(
+        scene_file, "Describe this.", n=3, temperature=3.0, seed=1, max_tokens=20, logprobs=2
+    )
+    assert len(reply.others) == 2
+    assert len({reply.text, *(r.text for r in reply.others)}) > 1
+    assert len(reply.logprobs) == reply.usage.completion_tokens
+    again = nano.ask(scene_file, "Describe this.", temperature=3.0, seed=2, max_tokens=20)
+    assert again.text == reply.others[0].text
+    json.dumps(reply.to_dict())
+
+
+def test_a_second_question_finds_the_recording_read(
+    nano: afnext.Assistant, scene_file: Path
+) -> None:
+    nano.engine.clear_caches()
+    first = nano.ask(scene_file, "What sounds do you hear, and when?", max_tokens=2)
+    second = nano.ask(scene_file, "Describe this.", max_tokens=2)
+    assert first.usage.cached_tokens == 0
+    assert second.usage.cached_tokens >= 192  # of 200 tokens of audio
+    assert second.timings.encode == 0
+
+
+def test_a_stream_that_is_closed_frees_its_pages(nano: afnext.Assistant, scene_file: Path) -> None:
+    pieces = nano.stream(afnext.Message("user", "Describe this.", scene_file))
+    next(pieces)
+    pieces.close()
+    never_begun = nano.stream("Hello?")
+    del never_begun
+    stats = nano.engine.stats()
+    assert (stats.running, stats.waiting, stats.free_pages) == (0, 0, stats.pages)

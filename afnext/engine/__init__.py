@@ -1,6 +1,17 @@
-"""The engine: generation over a paged cache."""
+"""The engine: generation for many requests at once, over a paged cache."""
 
-from .engine import Engine, Generation, Timings
+from .engine import Engine, EngineStats, Prompt
+from .handle import Handle
 from .params import GenerationParams
+from .request import Generation, Timings, TokenLogprob
 
-__all__ = ["Engine", "Generation", "GenerationParams", "Timings"]
+__all__ = [
+    "Engine",
+    "EngineStats",
+    "Generation",
+    "GenerationParams",
+    "Handle",
+    "Prompt",
+    "Timings",
+    "TokenLogprob",
+]

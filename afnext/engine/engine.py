@@ -1,79 +1,101 @@
-"""One request at a time: encode, prefill, decode, over a paged cache."""
+"""Generates for many requests at once: continuous batching over a paged cache."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from time import perf_counter
-
-import torch
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from threading import Condition
 
 from afnext.audio.windows import AudioWindow
 from afnext.model import AudioLanguageModel
 
+from .allocator import PageAllocator
+from .audio_cache import AudioCache
+from .handle import Handle
+from .memory import default_cache_bytes
 from .packed_cache import PackedCache
-from .pages import PagePool
-from .pages import Sequence as CachedSequence
+from .pages import page_bytes
 from .params import GenerationParams
-from .runner import Runner
-from .sampler import Sampler
+from .prompt_audio import PromptAudio
+from .request import Generation, Request, State
+from .runner import PREFILL_CHUNK, Runner
+from .scheduler import Scheduler
+from .stepper import Stepper
 
 PAGE_SIZE = 32
+MAX_RUNNING = 64
+AUDIO_CACHE_BYTES = 512 << 20
+CONTEXTS = 32  # of the longest kind; more are never needed at once
 
 
-@dataclass(slots=True)
-class Timings:
-    """Where the time of one request went, in seconds.
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One of several prompts; the fields are the arguments of ``Engine.submit``."""
 
-    Attributes:
-        decode_audio: reading, resampling and cutting the recordings.
-        mel: log-mel features.
-        encode: encoder and adaptor, with the prompt's embeddings.
-        prefill: the prompt through the decoder.
-        first_token: from the start of the request to its first token, audio decoding included.
-        generate: from the first token to the last.
-        total: the whole request.
-        tokens_per_second: of the decode steps after the first token; 0 where there were none.
-        gigabytes_per_second: weights and cache read by those steps, over their time.
-    """
-
-    decode_audio: float = 0.0
-    mel: float = 0.0
-    encode: float = 0.0
-    prefill: float = 0.0
-    first_token: float = 0.0
-    generate: float = 0.0
-    total: float = 0.0
-    tokens_per_second: float = 0.0
-    gigabytes_per_second: float = 0.0
+    ids: Sequence[int]
+    windows: Sequence[AudioWindow] = ()
+    params: GenerationParams | None = None
 
 
-@dataclass(slots=True)
-class Generation:
-    """One request in progress; what it holds when the iterator ends is final.
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """What an engine holds and has done.
 
     Attributes:
-        tokens: generated so far, the end token not included.
-        stopped: "end" (the model ended its turn), "length", or "" while running or when closed early.
+        running, waiting: requests.
+        pages: of the cache of keys and values.
+        free_pages: held by nobody, kept ones included.
+        kept_pages: of these, pages that later prompts may share.
+        evicted_pages: kept ones that had to go.
+        prompt_tokens, cached_tokens: of all requests that began, and of these tokens that were not
+            computed because their pages were there.
+        audio_hits, audio_misses: windows found encoded, or not.
+        audio_bytes: held by encoded windows.
+        preemptions: requests that had to give their pages back.
+        tokens: generated.
+        steps: made.
+        step_seconds, model_seconds: in steps, and of these inside the model.
     """
 
+    running: int
+    waiting: int
+    pages: int
+    free_pages: int
+    kept_pages: int
+    evicted_pages: int
     prompt_tokens: int
-    audio_tokens: int
-    tokens: list[int] = field(default_factory=list)
-    stopped: str = ""
-    timings: Timings = field(default_factory=Timings)
+    cached_tokens: int
+    audio_hits: int
+    audio_misses: int
+    audio_bytes: int
+    preemptions: int
+    tokens: int
+    steps: int
+    step_seconds: float
+    model_seconds: float
 
 
 class Engine:
-    """Generates text for prompts of one model.
+    """Answers prompts for one model, as many at once as its cache holds.
+
+    It has no thread of its own: whoever waits for a token makes steps, and each step serves everybody.
+    Safe to use from several threads and from asyncio at once.
 
     Args:
-        net: the model, in eval mode.
+        net: the model, in eval mode. Where its weights change between requests, what was kept of the old
+            ones is dropped.
         eos: token ids that end an answer.
         max_context: most tokens of prompt and answer together; by default the model's.
         quantization, cache: how the weights are stored; see ``Runner``.
+        cache_bytes: of keys and values, prompts kept for others included; by default 4 GiB, or one
+            context where that is more, but at most half of the free memory. Taken as it is used.
+        audio_cache_bytes: of encoded audio that may be asked about again.
+        max_step_tokens: of one step; prompts beyond that are read in several.
+        max_running: requests in one step.
 
-    Not safe to call from several threads at once.
+    Raises:
+        ValueError: a limit that leaves room for nothing.
     """
 
     def __init__(
@@ -84,113 +106,183 @@ class Engine:
         max_context: int | None = None,
         quantization: str | None = None,
         cache: PackedCache | None = None,
+        cache_bytes: int | None = None,
+        audio_cache_bytes: int = AUDIO_CACHE_BYTES,
+        max_step_tokens: int = PREFILL_CHUNK,
+        max_running: int = MAX_RUNNING,
     ) -> None:
         self.runner = Runner(net, quantization, cache)
         self.eos = frozenset(eos)
-        self.max_context = max_context or net.config.text.max_position_embeddings
-        self._pool: PagePool | None = None
+        text = net.config.text
+        context = max_context or text.max_position_embeddings
+        page = page_bytes(text, PAGE_SIZE, self.runner.dtype)
+        needed = -(-context // PAGE_SIZE)
+        if cache_bytes is None:
+            cache_bytes = default_cache_bytes(self.runner.device, needed * page)
+        pages = min(cache_bytes // page, CONTEXTS * needed)
+        if pages < 1:
+            raise ValueError(f"cache_bytes: {cache_bytes} is less than a page, {page} bytes")
+        if not 1 <= max_running <= max_step_tokens:
+            raise ValueError(
+                f"max_running: must be from 1 to max_step_tokens, {max_step_tokens}, got {max_running}"
+            )
+        if audio_cache_bytes < 0:
+            raise ValueError(f"audio_cache_bytes: must not be negative, got {audio_cache_bytes}")
+        self.max_running = max_running
+        self.max_context = min(context, pages * PAGE_SIZE)
+        self._limit = (
+            f"the model takes {context}"
+            if self.max_context == context
+            else f"the cache (cache_bytes) has room for {self.max_context}"
+        )
+        self.audio_cache = AudioCache(audio_cache_bytes)
+        self.scheduler = Scheduler(PageAllocator(pages), PAGE_SIZE, max_step_tokens, max_running)
+        self._stepper = Stepper(self)
+        self._changed = Condition()
+        self._stepping = False
+        self._arrivals = 0
+        self._dropped: deque[Request] = deque()
 
-    def generate(
+    def submit(
         self,
         ids: Sequence[int],
         windows: Sequence[AudioWindow] = (),
         params: GenerationParams | None = None,
-    ) -> tuple[Generation, Iterator[int]]:
-        """Start a request.
+    ) -> Handle:
+        """Start a request; it is worked on while somebody waits for a token, of this or another one.
 
         Args:
             ids: the prompt, with one ``<sound>`` id for each audio token.
             windows: the prompt's audio, in the order of its placeholders.
-            params: how to choose and when to stop.
-
-        Returns:
-            The request's record and an iterator over new tokens, which does the work as it is
-            consumed. Closing the iterator frees the cache.
+            params: how to choose and when to stop. With ``n`` above 1 the handle's ``samples`` are the
+                handles of all answers.
 
         Raises:
-            ValueError: an empty prompt, one with its answer too long for the model, or one whose
-                placeholders do not match its audio.
+            ValueError: an empty prompt, one with its answer too long for the model or the cache, an id
+                outside of the vocabulary, or placeholders that do not match the audio.
         """
         params = params or GenerationParams()
+        ids, config = list(ids), self.runner.net.config
         if not ids:
             raise ValueError("ids: the prompt is empty")
         if len(ids) >= self.max_context:
             raise ValueError(
-                f"the prompt has {len(ids)} tokens, the model takes {self.max_context} with its "
+                f"the prompt has {len(ids)} tokens, {self._limit} with its "
                 "answer: shorten the text or the audio"
             )
-        audio_tokens = sum(w.num_tokens for w in windows)
-        record = Generation(prompt_tokens=len(ids), audio_tokens=audio_tokens)
-        return record, self._run(list(ids), list(windows), params, record)
-
-    def _run(
-        self,
-        ids: list[int],
-        windows: list[AudioWindow],
-        params: GenerationParams,
-        record: Generation,
-    ) -> Iterator[int]:
+        if min(ids) < 0 or max(ids) >= config.text.vocab_size:
+            raise ValueError(f"ids: must be from 0 to {config.text.vocab_size - 1}")
+        audio = PromptAudio(ids, windows, config.audio_token_id)
         room = min(params.max_tokens, self.max_context - len(ids))
-        started = perf_counter()
-        sampler = Sampler(params, ids, self.runner.net.config.text.vocab_size)
-        sequence = self._sequence(len(ids) + room)
+        requests = []
+        for number in range(params.n):
+            own = params
+            if params.seed is not None and number:
+                own = replace(params, seed=params.seed + number)
+            request = Request(ids, audio if audio.windows else None, own, room, PAGE_SIZE)
+            self._stepper.prepare(request)
+            requests.append(request)
+        with self._changed:
+            self._reap()
+            for request in requests:
+                self._arrivals += 1
+                request.arrival = self._arrivals
+                self.scheduler.add(request)
+            self._stepper.new = True
+        first, *others = requests
+        first.record.others = [r.record for r in others]
+        return Handle(self, first, [Handle(self, r) for r in others])
+
+    def generate(self, prompts: Sequence[Prompt]) -> list[Generation]:
+        """The answers to several prompts, in their order.
+
+        Raises:
+            ValueError: as ``submit``; nothing was done then.
+            Exception: what one of the requests failed with; the others are cancelled then.
+        """
+        handles: list[Handle] = []
         try:
-            logits = self._prefill(ids, windows, sequence, record.timings)
-            first = perf_counter()
-            record.timings.first_token = first - started
-            for step in range(room):
-                token = sampler(logits)
-                if token in self.eos:
-                    record.stopped = "end"
-                    break
-                record.tokens.append(token)
-                self._measure(record, first, started)
-                yield token
-                if step + 1 < room:
-                    with torch.inference_mode():
-                        logits = self.runner.decode(token, sequence)
-            else:
-                record.stopped = "length"
-            self._measure(record, first, started)
+            for prompt in prompts:
+                handles += self.submit(prompt.ids, prompt.windows, prompt.params).samples
+            for handle in handles:
+                handle.result()
         finally:
-            sequence.release()
+            for handle in handles:
+                handle.cancel()
+        firsts, at = [], 0
+        for prompt in prompts:
+            firsts.append(handles[at].record)
+            at += 1 if prompt.params is None else prompt.params.n
+        return firsts
 
-    @torch.inference_mode()
-    def _prefill(
-        self,
-        ids: list[int],
-        windows: list[AudioWindow],
-        sequence: CachedSequence,
-        timings: Timings,
-    ) -> torch.Tensor:
-        self.runner.refresh()
-        clock = perf_counter()
-        audio = self.runner.mel(windows) if windows else None
-        timings.mel = perf_counter() - clock
-        clock = perf_counter()
-        embeddings = self.runner.embed(torch.tensor(ids), audio)
-        timings.encode = perf_counter() - clock
-        clock = perf_counter()
-        logits = self.runner.prefill(embeddings, sequence)
-        timings.prefill = perf_counter() - clock
-        return logits
+    def wait(self, handles: Sequence[Handle]) -> list[Handle]:
+        """Work until at least one of ``handles`` has something new; returns those that have."""
+        while True:
+            with self._changed:
+                self._reap()
+                ready = [h for h in handles if h.ready]
+                if ready or not handles:
+                    return ready
+                if self._stepping:
+                    self._changed.wait()
+                    continue
+                self._stepping = True
+            try:
+                self._stepper.step(self._changed)
+            finally:
+                with self._changed:
+                    self._stepping = False
+                    self._changed.notify_all()
 
-    def _sequence(self, capacity: int) -> CachedSequence:
-        pages = -(-capacity // PAGE_SIZE)
-        if self._pool is None or self._pool.free_pages < pages:
-            self._pool = None  # the old one goes before the new one comes
-            self._pool = self.runner.new_pool(capacity, PAGE_SIZE)
-        return CachedSequence(self._pool, capacity)
+    def cancel(self, request: Request) -> None:
+        """See ``Handle.cancel``; of a request that is done nothing changes."""
+        with self._changed:
+            self._reap()
+            self._cancel(request)
+            self._changed.notify_all()
 
-    def _measure(self, record: Generation, first: float, started: float) -> None:
-        now, timings = perf_counter(), record.timings
-        timings.generate, timings.total = now - first, now - started
-        steps = len(record.tokens) - (0 if record.stopped == "end" else 1)
-        if steps <= 0 or timings.generate <= 0:
+    def drop(self, request: Request) -> None:
+        """Cancel when there is time: a finalizer may run at any moment, within this engine too."""
+        self._dropped.append(request)
+
+    def stats(self) -> EngineStats:
+        """What it holds now and has done so far."""
+        with self._changed:
+            self._reap()
+            allocator, audio, done = self.scheduler.allocator, self.audio_cache, self._stepper.done
+            return EngineStats(
+                running=len(self.scheduler.running),
+                waiting=len(self.scheduler.waiting),
+                pages=allocator.num_pages,
+                free_pages=allocator.available,
+                kept_pages=allocator.kept,
+                evicted_pages=allocator.evictions,
+                prompt_tokens=done.prompt_tokens,
+                cached_tokens=done.cached_tokens,
+                audio_hits=audio.hits,
+                audio_misses=audio.misses,
+                audio_bytes=audio.nbytes,
+                preemptions=self.scheduler.preemptions,
+                tokens=done.tokens,
+                steps=done.steps,
+                step_seconds=done.step_seconds,
+                model_seconds=done.model_seconds,
+            )
+
+    def clear_caches(self) -> None:
+        """Drop encoded audio and kept pages; running requests go on."""
+        with self._changed:
+            self.scheduler.allocator.forget()
+            self.audio_cache.clear()
+
+    def _cancel(self, request: Request) -> None:
+        if request.state is State.DONE or request.cancelled:
             return
-        timings.tokens_per_second = steps / timings.generate
-        text, size = self.runner.net.config.text, self.runner.dtype.itemsize
-        cache = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * size
-        context = record.prompt_tokens + len(record.tokens) / 2
-        read = self.runner.bytes_per_token + cache * context
-        timings.gigabytes_per_second = read * timings.tokens_per_second / 1e9
+        request.cancelled = True
+        if not request.in_flight:
+            request.record.stopped = "cancelled"
+            self.scheduler.finish(request)
+
+    def _reap(self) -> None:
+        while self._dropped:
+            self._cancel(self._dropped.popleft())

@@ -1,4 +1,4 @@
-"""Memory of keys and values: a pool of pages, handed out and taken back."""
+"""Memory of keys and values, in pages."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ from torch import Tensor
 
 from afnext.model.config import TextConfig
 from afnext.ops.runtime import expect_huge_pages
+
+
+def page_bytes(config: TextConfig, page_size: int, dtype: torch.dtype) -> int:
+    """Bytes of one page in every layer, keys and values."""
+    row = config.num_key_value_heads * config.head_dim * dtype.itemsize
+    return 2 * config.num_hidden_layers * page_size * row
 
 
 class PagePool:
@@ -38,38 +44,28 @@ class PagePool:
             expect_huge_pages(pages)
         self.page_size = page_size
         self.num_pages = num_pages
-        self._free = list(range(num_pages - 1, -1, -1))
-
-    @property
-    def free_pages(self) -> int:
-        """Pages that nobody holds."""
-        return len(self._free)
 
     def pages_for(self, tokens: int) -> int:
         """How many pages ``tokens`` tokens take."""
         return -(-tokens // self.page_size)
 
-    def take(self, count: int) -> list[int]:
-        """Take ``count`` pages, or none at all when there are not so many."""
-        if count > len(self._free):
-            raise MemoryError(f"the cache has {len(self._free)} free pages, {count} are needed")
-        return [self._free.pop() for _ in range(count)]
-
-    def give_back(self, pages: list[int]) -> None:
-        """Return pages that ``take`` handed out."""
-        self._free.extend(reversed(pages))
-
 
 class Sequence:
-    """One request's place in the pool: its pages in order, and how many tokens they hold."""
+    """One sequence that has a pool to itself, from the first page on.
+
+    Args:
+        pool: with room for it.
+        capacity: most tokens it will hold.
+
+    Attributes:
+        table: int32 ``[1, pages]``.
+        length: tokens it holds.
+    """
 
     def __init__(self, pool: PagePool, capacity: int) -> None:
+        pages = pool.pages_for(capacity)
+        if pages > pool.num_pages:
+            raise MemoryError(f"the pool has {pool.num_pages} pages, {pages} are needed")
         self.pool = pool
-        self.pages = pool.take(pool.pages_for(capacity))
-        self.table = torch.tensor([self.pages], dtype=torch.int32)
+        self.table = torch.arange(pages, dtype=torch.int32)[None]
         self.length = 0
-
-    def release(self) -> None:
-        """Give the pages back; calling it again does nothing."""
-        self.pool.give_back(self.pages)
-        self.pages = []

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .params import GenerationParams
+from .request import TokenLogprob
 
 _LEAST = -1e30
 
@@ -35,6 +36,11 @@ class Sampler:
             self._seen = torch.zeros(vocabulary, dtype=torch.bool)
             self._seen[torch.tensor(sorted(set(prompt)), dtype=torch.int64)] = True
         self._constraint = None if params.constraint is None else params.constraint.start()
+
+    @property
+    def greedy(self) -> bool:
+        """Whether it takes the likeliest token, whatever was said before."""
+        return self._generator is None and self._seen is None and self._constraint is None
 
     def __call__(self, logits: Tensor) -> int:
         """The next token for ``logits [vocabulary]``."""
@@ -69,3 +75,11 @@ class Sampler:
             probabilities = scores.softmax(-1)
             scores = scores.masked_fill(probabilities < p.min_p * probabilities.max(), -torch.inf)
         return int(torch.multinomial(scores.softmax(-1), 1, generator=self._generator))
+
+
+def logprob_of(logits: Tensor, token: int, count: int) -> TokenLogprob:
+    """The log-probability of ``token`` and those of the ``count`` likeliest, for ``logits [vocabulary]``."""
+    scores = logits.detach().float().cpu().log_softmax(-1)
+    values, ids = scores.topk(min(count, len(scores)))
+    top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
+    return TokenLogprob(token, float(scores[token]), top)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ from numpy.typing import NDArray
 
 import afnext
 from afnext.audio.windows import cut_windows
-from afnext.evaluation import generate
+from afnext.engine.engine import PAGE_SIZE
+from afnext.engine.pages import page_bytes
 from afnext.evaluation.generate import Listener, Request
 from afnext.hub import EMBEDDED
 
@@ -61,30 +64,42 @@ def test_batched_answers_are_those_of_ask(
 
 
 def test_answers_do_not_depend_on_what_shares_the_batch(
-    listener: Listener, monkeypatch: pytest.MonkeyPatch
+    listener: Listener, tiny: Path, samples: dict[str, NDArray[np.float32]]
 ) -> None:
+    """Nor on the size of a step, or on how much is in the cache."""
     together = answers(listener)
-    for rows, size in ((1, 1), (3, 1), (generate.ROWS, 1)):
-        monkeypatch.setattr(generate, "ROWS", rows)
-        monkeypatch.setattr(generate, "POOL_BYTES", size)  # as many pages as one recording needs
-        assert answers(listener) == together
+    page = page_bytes(listener.net.config.text, PAGE_SIZE, torch.float32)
+    longest = (
+        max(len(r.texts[0]) for r in REQUESTS) + 200 + 25 * sum(map(math.ceil, LENGTHS.values()))
+    )
+    few_pages = -(-longest // PAGE_SIZE) * page
+    for engine in (
+        {"max_running": 1},
+        {"max_running": 3, "cache_bytes": few_pages},
+        {"max_step_tokens": 40, "max_running": 40},
+    ):
+        other = Listener(tiny, lambda name: list(cut_windows([samples[name]])), **engine)
+        assert answers(other) == together
+        assert other.engine.stats().pages == (few_pages // page if "cache_bytes" in engine else ANY)
 
 
-def test_long_prompts_are_read_in_chunks(
-    listener: Listener, monkeypatch: pytest.MonkeyPatch
+def test_questions_about_one_recording_read_it_once(
+    tiny: Path, samples: dict[str, NDArray[np.float32]]
 ) -> None:
-    whole = answers(listener)
-    monkeypatch.setattr(generate, "PREFILL_CHUNK", 40)
-    assert answers(listener) == whole
+    listener = Listener(tiny, lambda name: list(cut_windows([samples[name]])))
+    list(listener.answers([Request(("b",), (text,), 2) for text in ("When?", "Where?", "Who?")]))
+    stats = listener.engine.stats()
+    assert stats.audio_misses == 2  # windows
+    assert stats.cached_tokens >= 2 * (31 * 25 // PAGE_SIZE) * PAGE_SIZE
 
 
-def test_all_pages_come_back(listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
-    pools = []
-    make = listener._pool
-    monkeypatch.setattr(listener, "_pool", lambda pages: pools.append(make(pages)) or pools[-1])
+def test_all_pages_come_back(listener: Listener) -> None:
     answers(listener)
-    assert len(pools) == 1
-    assert pools[0].free_pages == pools[0].num_pages
+    some = listener.answers(REQUESTS)
+    next(some)
+    some.close()
+    stats = listener.engine.stats()
+    assert (stats.free_pages, stats.running, stats.waiting) == (stats.pages, 0, 0)
 
 
 def test_nothing_asked(listener: Listener) -> None:

@@ -1,0 +1,272 @@
+"""One step of the engine: schedule, run, choose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from threading import Condition
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .pages import PagePool
+from .prompt_audio import Stretch
+from .request import Request, State
+from .runner import Chunk
+from .sampler import Sampler, logprob_of
+from .scheduler import Part
+from .speculation import PromptLookup
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+
+@dataclass(slots=True)
+class Done:
+    """Sums over all steps; see ``EngineStats``."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    tokens: int = 0
+    steps: int = 0
+    step_seconds: float = 0.0
+    model_seconds: float = 0.0
+
+
+class Stepper:
+    """Makes an engine's steps; one thread at a time.
+
+    The lock is held while the books are kept, and not while the model runs. Where a step fails, so do its
+    requests, and their pages are free.
+
+    Attributes:
+        new: a request came since the last step, so weights may have changed.
+        done: what was done so far.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.new = False
+        self.done = Done()
+        self._pool: PagePool | None = None
+
+    def prepare(self, request: Request) -> None:
+        """Give a new request what chooses its tokens."""
+        config, params = self.engine.runner.net.config, request.params
+        request.sampler = Sampler(params, request.tokens, config.text.vocab_size)
+        request.lookup = PromptLookup(config.audio_token_id) if params.speculate else None
+
+    @torch.inference_mode()
+    def step(self, lock: Condition) -> None:
+        """Move every request on that can be; ``lock`` is free."""
+        begun = perf_counter()
+        scheduler = self.engine.scheduler
+        if self.new and not self._refresh(lock):
+            return
+        with lock:
+            self._expire(begun)
+            parts = scheduler.schedule()
+            if not parts and (scheduler.running or scheduler.waiting):
+                self._fail_all(RuntimeError("nothing can run"))  # a bug, but nobody waits for ever
+            for part in parts:
+                part.request.in_flight = True
+        if not parts:
+            return
+        clock = 0.0
+        try:
+            parts, chunks = self._chunks(parts, lock)
+            clock = perf_counter()
+            logits = self._run(chunks)
+            clock = perf_counter() - clock
+            with lock:
+                self._chosen(parts, logits, clock)
+        except Exception as error:
+            with lock:
+                for part in parts:
+                    self._fail(part.request, error)
+        except BaseException:  # the thread is stopped, not the requests: somebody else goes on
+            with lock:
+                for part in parts:
+                    self._undo(part.request)
+            raise
+        self.done.steps += 1
+        self.done.model_seconds += clock
+        self.done.step_seconds += perf_counter() - begun
+
+    def _refresh(self, lock: Condition) -> bool:
+        self.new = False
+        try:
+            changed = self.engine.runner.refresh()
+        except Exception as error:
+            with lock:
+                self._fail_all(error)
+            return False
+        if changed:
+            with lock:
+                self.engine.scheduler.forget()
+                self.engine.audio_cache.clear()
+        return True
+
+    def _expire(self, now: float) -> None:
+        scheduler = self.engine.scheduler
+        for request in [*scheduler.waiting, *scheduler.running]:
+            if request.deadline is not None and request.deadline <= now:
+                request.record.stopped = "timeout"
+                request.record.timings.total = now - request.submitted
+                scheduler.finish(request)
+
+    def _chunks(self, parts: list[Part], lock: Condition) -> tuple[list[Part], list[Chunk]]:
+        """What goes into the model; a request whose audio cannot be encoded fails alone."""
+        kept, chunks = [], []
+        for part in parts:
+            request, first, end = part.request, part.start, part.start + part.count
+            try:
+                heard = []
+                if request.audio is not None:
+                    for stretch in request.audio.stretches(first, end):
+                        tokens = self._window(request, stretch)[stretch.rows]
+                        heard.append((stretch.positions - first, tokens))
+            except Exception as error:
+                with lock:
+                    self._fail(request, error)
+                continue
+            ids = request.tokens[first:end]
+            guessed = part.count - len(ids)
+            ids += request.proposals[:guessed]
+            logits = 1 + guessed if part.chooses else 0
+            chunks.append(Chunk(ids, first, request.table(), logits, heard))
+            kept.append(part)
+        return kept, chunks
+
+    def _window(self, request: Request, stretch: Stretch) -> Tensor:
+        """Audio tokens of a whole window."""
+        assert request.audio is not None
+        cache, key = self.engine.audio_cache, request.audio.keys[stretch.window]
+        tokens = request.encoded.pop(stretch.window, None)
+        if tokens is None:
+            tokens = cache.get(key)
+        if tokens is None:
+            runner, timings = self.engine.runner, request.record.timings
+            clock = perf_counter()
+            features = runner.mel([request.audio.windows[stretch.window]])
+            timings.mel += (taken := perf_counter() - clock)
+            tokens = runner.encode(features)
+            timings.encode += perf_counter() - clock - taken
+            cache.put(key, tokens)
+        if not stretch.ends:
+            request.encoded[stretch.window] = tokens
+        return tokens
+
+    def _run(self, chunks: Sequence[Chunk]) -> Tensor | None:
+        if not chunks:
+            return None
+        engine = self.engine
+        if self._pool is None:
+            scheduler = engine.scheduler
+            size = scheduler.page_size
+            self._pool = engine.runner.new_pool(scheduler.allocator.num_pages * size, size)
+        return engine.runner.step(chunks, self._pool)
+
+    def _chosen(self, parts: Sequence[Part], logits: Tensor | None, seconds: float) -> None:
+        """Take each request's next tokens from the logits, and move its books on."""
+        likeliest: list[int] | None = None
+        if logits is not None and all(p.request.sampler.greedy for p in parts):
+            likeliest = logits.argmax(-1).tolist()
+        row = 0
+        for part in parts:
+            request = part.request
+            if request.first_token is None and part.count > 1:
+                request.record.timings.prefill += seconds
+            guesses, request.proposals = request.proposals, []
+            rows = slice(row, row + (1 + len(guesses) if part.chooses else 0))
+            row = rows.stop
+            request.in_flight = False
+            if request.cancelled:
+                request.record.stopped = "cancelled"
+                self.engine.scheduler.finish(request)
+                continue
+            try:
+                count = part.count - len(guesses)
+                if part.chooses:
+                    assert logits is not None
+                    greedy = None if likeliest is None else likeliest[rows]
+                    count += self._choose(request, logits[rows], greedy, guesses)
+                self.engine.scheduler.computed(part, count)
+            except Exception as error:  # logits that are no numbers, say
+                self._fail(request, error)
+                continue
+            if request.record.stopped:
+                self.engine.scheduler.finish(request)
+            elif request.lookup is not None and part.chooses:
+                most = min(request.params.speculate, request.left - 1)
+                request.proposals = request.lookup.propose(request.tokens, most)
+
+    def _choose(
+        self, request: Request, logits: Tensor, greedy: Sequence[int] | None, guesses: list[int]
+    ) -> int:
+        """Tokens from ``logits [1 + len(guesses), vocab]``; returns how many guesses were right.
+
+        A guess stands where the sampler would have said the same, so what is said does not depend on it.
+        """
+        for right, scores in enumerate(logits):
+            token = request.sampler(scores) if greedy is None else greedy[right]
+            self._emit(request, token, scores)
+            if request.record.stopped or right == len(guesses) or token != guesses[right]:
+                return right
+        return len(guesses)
+
+    def _emit(self, request: Request, token: int, scores: Tensor) -> None:
+        record, now = request.record, perf_counter()
+        if request.first_token is None:
+            request.first_token = now
+            record.timings.first_token = now - request.submitted
+            self.done.prompt_tokens += record.prompt_tokens
+            self.done.cached_tokens += record.cached_tokens
+        if token in self.engine.eos:
+            record.stopped = "end"
+        else:
+            if request.params.logprobs is not None:
+                record.logprobs.append(logprob_of(scores, token, request.params.logprobs))
+            record.tokens.append(token)
+            request.tokens.append(token)
+            self.done.tokens += 1
+            if request.left == 0:
+                record.stopped = "length"
+        self._measure(request, now)
+
+    def _measure(self, request: Request, now: float) -> None:
+        record, timings = request.record, request.record.timings
+        assert request.first_token is not None
+        timings.generate, timings.total = now - request.first_token, now - request.submitted
+        steps = len(record.tokens) - (0 if record.stopped == "end" else 1)
+        if steps <= 0 or timings.generate <= 0:
+            return
+        timings.tokens_per_second = steps / timings.generate
+        runner = self.engine.runner
+        text = runner.net.config.text
+        cache = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
+        context = record.prompt_tokens + len(record.tokens) / 2
+        read = runner.bytes_per_token + cache * runner.dtype.itemsize * context
+        timings.gigabytes_per_second = read * timings.tokens_per_second / 1e9
+
+    def _fail(self, request: Request, error: BaseException) -> None:
+        if request.state is State.DONE:
+            return
+        request.in_flight = False
+        request.error = error
+        self.engine.scheduler.finish(request)
+
+    def _fail_all(self, error: BaseException) -> None:
+        scheduler = self.engine.scheduler
+        for request in [*scheduler.waiting, *scheduler.running]:
+            self._fail(request, error)
+
+    def _undo(self, request: Request) -> None:
+        request.in_flight = False
+        if request.cancelled:
+            request.record.stopped = "cancelled"
+            self.engine.scheduler.finish(request)
+        elif request in self.engine.scheduler.running:
+            self.engine.scheduler.preempt(request)

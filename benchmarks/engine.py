@@ -1,0 +1,261 @@
+"""The engine: eight requests beside one, a recording asked about again, its overhead; transformers at 7B."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import MusicFlamingoForConditionalGeneration, WhisperFeatureExtractor
+
+import afnext
+from afnext.audio.windows import AudioWindow, cut_windows
+from afnext.engine import Engine, GenerationParams, Handle
+from afnext.engine.engine import PAGE_SIZE
+from afnext.engine.pages import Sequence
+from afnext.hub import find_model
+from afnext.model import AudioLanguageModel
+
+from .case import Case
+from .models.released import AUDIO, TEXT, geometry, random_model
+from .models.transformers_qwen2 import Qwen2, qwen2
+
+LAYERS, VOCABULARY = 4, 32_000
+CONTEXT = 800  # tokens of a question about half a minute
+TOGETHER = 8
+STEPS = 32
+FORMATS = (None, "int8", "int4")
+QUESTION = "What sounds do you hear, and when?"
+
+
+def noise(seconds: float) -> np.ndarray:
+    """float32 samples at 16 kHz."""
+    rng = np.random.default_rng(0)
+    return (rng.standard_normal(int(seconds * 16_000)) * 0.05).astype(np.float32)
+
+
+class Speaking:
+    """``count`` requests of an engine, each behind ``CONTEXT`` tokens; a call is one token of each."""
+
+    def __init__(self, engine: Engine, count: int) -> None:
+        self.engine, self.count = engine, count
+        self.handles: list[Handle] = []
+
+    def __call__(self) -> list[int]:
+        if any(h.finished for h in self.handles) or not self.handles:
+            self.close()
+            params = GenerationParams(max_tokens=2000)
+            ids = [list(range(i, i + CONTEXT)) for i in range(self.count)]
+            self.handles = [self.engine.submit(row, (), params) for row in ids]
+            for handle in self.handles:  # the prompts are read before the first token is timed
+                next(handle)
+            for handle in self.handles:
+                handle.take()
+        return [next(handle) for handle in self.handles]
+
+    def close(self) -> None:
+        for handle in self.handles:
+            handle.cancel()
+        self.handles = []
+
+
+def times(call: Callable[[], object], count: int) -> None:
+    for _ in range(count):
+        call()
+
+
+def _alone(engine: Engine) -> Callable[[], object]:
+    """A decode step by the runner itself, behind ``CONTEXT`` tokens."""
+    runner = engine.runner
+    sequence = Sequence(runner.new_pool(CONTEXT + 1, PAGE_SIZE), CONTEXT + 1)
+    for pages in (*sequence.pool.keys, *sequence.pool.values):
+        pages.normal_()
+
+    @torch.inference_mode()
+    def step() -> int:
+        sequence.length = CONTEXT
+        return int(runner.decode(5, sequence).argmax())
+
+    return step
+
+
+def nano_engine() -> Engine:
+    """nano in float32, which never ends an answer by itself."""
+    net = AudioLanguageModel.from_pretrained(find_model("nano"), dtype=torch.float32)
+    return Engine(net, [])
+
+
+def nano() -> Iterator[Case]:
+    """What needs no large model: batching, caches and overhead."""
+    engine = nano_engine()
+    eight, one = Speaking(engine, TOGETHER), Speaking(nano_engine(), 1)
+    yield Case(
+        f"nano, {STEPS} tokens for each of {TOGETHER} requests at once",
+        label="afnext",
+        ours=partial(times, eight, STEPS),
+        peers={"one request after another": partial(times, one, TOGETHER * STEPS)},
+    )
+    eight.close()
+    yield Case(
+        f"nano, {STEPS} decode steps through the engine",
+        label="afnext",
+        ours=partial(times, one, STEPS),
+        peers={"the runner alone": partial(times, _alone(one.engine), STEPS)},
+    )
+    one.close()
+    for seconds in (60.0, 600.0):
+        yield again(seconds)
+
+
+def again(seconds: float) -> Case:
+    """The first token of a second question, and of a first one."""
+    model, samples = afnext.load("nano", dtype="float32"), noise(seconds)
+    windows = list(cut_windows([samples]))
+    ids = [1, *[model.net.config.audio_token_id] * sum(w.num_tokens for w in windows), 2, 3]
+
+    def first(question: int) -> list[int]:
+        params = GenerationParams(max_tokens=1)
+        return model.engine.submit([*ids, question], windows, params).result().tokens
+
+    def cold() -> list[int]:
+        model.engine.clear_caches()
+        return first(4)
+
+    def check() -> None:
+        expected = cold()
+        model.engine.clear_caches()
+        first(5)
+        if first(4) != expected:
+            raise AssertionError("the cached recording is answered otherwise")
+
+    def warm() -> list[int]:
+        if model.engine.stats().kept_pages == 0:
+            first(5)
+        return first(4)
+
+    return Case(
+        f"nano, first token about {seconds:g} s that were asked about before",
+        label="afnext",
+        ours=warm,
+        peers={"for the first time": cold},
+        check=check,
+        rounds=5,
+        slow=seconds > 60,
+    )
+
+
+@cache
+def _released() -> AudioLanguageModel:
+    text = replace(TEXT, vocab_size=VOCABULARY, num_hidden_layers=LAYERS)
+    return random_model(geometry(text, AUDIO))
+
+
+@cache
+def _transformers() -> MusicFlamingoForConditionalGeneration:
+    """On the same weights, read from a folder that is gone afterwards."""
+    with TemporaryDirectory() as folder:
+        _released().save_pretrained(folder)
+        model = MusicFlamingoForConditionalGeneration.from_pretrained(
+            Path(folder), dtype=torch.bfloat16
+        )
+    return model.eval()
+
+
+@cache
+def _engine(quantization: str | None) -> Engine:
+    _engine.cache_clear()  # one at a time
+    return Engine(_released(), [], quantization=quantization)
+
+
+def _prompt() -> tuple[list[int], list[AudioWindow]]:
+    windows = list(cut_windows([noise(30.0)]))
+    sound = geometry(replace(TEXT, vocab_size=VOCABULARY)).audio_token_id
+    return [1, 2, *[sound] * windows[0].num_tokens, *range(3, 40)], windows
+
+
+def _first_token(quantization: str | None) -> object:
+    engine, (ids, windows) = _engine(quantization), _prompt()
+    engine.clear_caches()
+    return engine.submit(ids, windows, GenerationParams(max_tokens=1)).result().tokens
+
+
+@torch.inference_mode()
+def _first_token_of_transformers() -> object:
+    ids, windows = _prompt()
+    features = WhisperFeatureExtractor(feature_size=128)(
+        [w.samples for w in windows],
+        sampling_rate=16_000,
+        return_tensors="pt",
+        return_attention_mask=True,
+    )
+    prompt = torch.tensor([ids])
+    model: Any = _transformers()
+    return model.generate(
+        input_ids=prompt,
+        attention_mask=torch.ones_like(prompt),
+        input_features=features["input_features"].to(torch.bfloat16),
+        input_features_mask=features["attention_mask"],
+        do_sample=False,
+        max_new_tokens=1,
+        eos_token_id=[],
+        pad_token_id=0,
+    )
+
+
+@cache
+def _speaking(quantization: str | None, count: int) -> Speaking:
+    return Speaking(_engine(quantization), count)
+
+
+@cache
+def _step_of_transformers() -> Qwen2:
+    text = _released().config.text
+    shape = (1, text.num_key_value_heads, CONTEXT, text.head_dim)
+    layers = range(text.num_hidden_layers)
+    keys, values = ([torch.randn(shape, dtype=torch.bfloat16) for _ in layers] for _ in "kv")
+    return Qwen2(qwen2(_released()), torch.tensor([40]), keys, values)
+
+
+def released() -> Iterator[Case]:
+    """One request of half a minute, and the tokens of one and of eight, in every format."""
+    about = f"7B, {LAYERS} of 28 layers"
+    for quantization in FORMATS:
+        format = quantization or "bfloat16"
+        yield Case(
+            f"{about} and the whole encoder, first token about 30 s, {format}",
+            label="afnext",
+            ours=partial(_first_token, quantization),
+            peers={"transformers bfloat16": _first_token_of_transformers},
+            rounds=3,
+            slow=True,
+        )
+        yield Case(
+            f"{about}, a token behind {CONTEXT}, {format}",
+            label="afnext",
+            ours=lambda q=quantization: _speaking(q, 1)(),  # type: ignore[misc]
+            peers={"transformers bfloat16": lambda: _step_of_transformers()()},
+            context=torch.inference_mode,
+            slow=True,
+        )
+        yield Case(
+            f"{about}, a token for each of {TOGETHER}, {format}",
+            label="afnext",
+            ours=lambda q=quantization: _speaking(q, TOGETHER)(),  # type: ignore[misc]
+            peers={
+                "one request after another": lambda q=quantization: times(  # type: ignore[misc]
+                    _speaking(q, 1), TOGETHER
+                )
+            },
+            slow=True,
+        )
+
+
+def cases() -> Iterator[Case]:
+    """nano's, then those of the released geometry."""
+    yield from nano()
+    yield from released()

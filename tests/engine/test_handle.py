@@ -1,0 +1,247 @@
+"""Requests from outside: cancelled, forgotten, late, failing, asked for by threads and by asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+
+from afnext.engine import Engine, GenerationParams, Handle, Prompt
+from afnext.engine.runner import Chunk
+from afnext.model import AudioLanguageModel
+from tests.engine.models import heard, window
+
+LONG = GenerationParams(max_tokens=400)
+
+
+def free(engine: Engine) -> bool:
+    """Whether nobody holds a page."""
+    stats = engine.stats()
+    return (stats.free_pages, stats.running, stats.waiting) == (stats.pages, 0, 0)
+
+
+def tokens(engine: Engine, ids: Sequence[int], count: int = 12) -> list[int]:
+    return engine.submit(ids, (), GenerationParams(max_tokens=count)).result().tokens
+
+
+def before_each_step(engine: Engine, act: Callable[[Sequence[Chunk]], None]) -> None:
+    """``act`` while a step is running."""
+    step = engine.runner.step
+
+    def wrapped(chunks: Sequence[Chunk], pool: Any) -> torch.Tensor:
+        act(chunks)
+        return step(chunks, pool)
+
+    engine.runner.step = wrapped  # type: ignore[method-assign]
+
+
+def test_cancelling_frees_the_pages_at_once(net: AudioLanguageModel) -> None:
+    engine = Engine(net, [])
+    handle = engine.submit([1, 2, 3], (), LONG)
+    first = next(handle)
+    assert not free(engine)
+    handle.cancel()
+    assert free(engine)
+    assert list(handle) == []
+    assert handle.record.tokens == [first]
+    assert handle.record.stopped == "cancelled"
+
+
+def test_a_waiting_request_can_be_cancelled(net: AudioLanguageModel) -> None:
+    engine = Engine(net, [], max_running=1)
+    first, second = (engine.submit([1, 2], (), LONG) for _ in range(2))
+    next(first)
+    second.close()
+    assert engine.stats().waiting == 0
+    assert len(first.result().tokens) == 400
+
+
+def test_a_forgotten_iterator_is_a_cancellation(net: AudioLanguageModel) -> None:
+    engine = Engine(net, [])
+    handle = engine.submit([1, 2, 3], (), LONG)
+    next(handle)
+    del handle
+    gc.collect()
+    assert free(engine)
+    several = engine.submit([1, 2], (), GenerationParams(n=3, temperature=1.0))
+    next(several)
+    kept = several.samples[1]
+    del several
+    gc.collect()
+    assert engine.stats().running == 1
+    assert len(kept.result().tokens) > 1
+    assert free(engine)
+
+
+def test_cancelled_while_its_step_runs(net: AudioLanguageModel) -> None:
+    """Its pages are in use until the step ends, and free then; the others' tokens are right."""
+    engine = Engine(net, [])
+    alone = tokens(engine, [5, 6, 7])
+    victim = engine.submit([1, 2, 3], (), LONG)
+    other = engine.submit([5, 6, 7], (), GenerationParams(max_tokens=12))
+
+    ended = []
+
+    def cancel(chunks: Sequence[Chunk]) -> None:
+        if len(victim.record.tokens) == 3 and not victim.finished:
+            victim.cancel()
+            ended.append(victim.finished)
+
+    before_each_step(engine, cancel)
+    assert other.result().tokens == alone
+    assert ended == [False]
+    assert len(victim.record.tokens) == 3
+    assert victim.record.stopped == "cancelled"
+    assert free(engine)
+
+
+def test_a_late_answer_ends_where_it_is(net: AudioLanguageModel) -> None:
+    engine = Engine(net, [], max_running=1)
+    hurried = GenerationParams(max_tokens=400, timeout=0.05)
+    running = engine.submit([1, 2], (), hurried)
+    waiting = engine.submit([3, 4], (), hurried)
+    before_each_step(engine, lambda chunks: threading.Event().wait(0.02))
+    assert running.result().stopped == waiting.result().stopped == "timeout"
+    assert 1 <= len(running.record.tokens) < 10
+    assert waiting.record.tokens == []
+    assert free(engine)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("the device is gone"), MemoryError()])
+def test_a_failed_step_fails_its_requests_and_no_other(
+    net: AudioLanguageModel, error: Exception
+) -> None:
+    engine = Engine(net, [], max_running=1)
+    alone = tokens(engine, [5, 6, 7])
+    fails = engine.submit([1, 2, 3], (), LONG)
+    waits = engine.submit([5, 6, 7], (), GenerationParams(max_tokens=12))
+
+    def fail(chunks: Sequence[Chunk]) -> None:
+        if len(fails.record.tokens) == 2 and not fails.finished:
+            raise error
+
+    before_each_step(engine, fail)
+    with pytest.raises(type(error)):
+        list(fails)
+    assert waits.result().tokens == alone
+    assert free(engine)
+
+
+def test_audio_that_cannot_be_encoded_fails_alone(
+    net: AudioLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(net, [])
+    alone = tokens(engine, [5, 6, 7])
+    clip = window(0.5)
+
+    def broken(audio: object) -> torch.Tensor:
+        raise RuntimeError("no such sound")
+
+    monkeypatch.setattr(engine.runner, "encode", broken)
+    fails = engine.submit(heard([clip], [1], [2]), [clip], LONG)
+    other = engine.submit([5, 6, 7], (), GenerationParams(max_tokens=12))
+    assert other.result().tokens == alone
+    with pytest.raises(RuntimeError, match="no such sound"):
+        fails.result()
+    assert free(engine)
+
+
+def test_an_interrupted_step_is_made_again_by_others(net: AudioLanguageModel) -> None:
+    """Control-C stops the thread that happens to make the step; nobody's answer is lost."""
+    engine = Engine(net, [])
+    alone = tokens(engine, [5, 6, 7])
+    handle = engine.submit([5, 6, 7], (), GenerationParams(max_tokens=12))
+    interrupted = []
+
+    def interrupt(chunks: Sequence[Chunk]) -> None:
+        if len(handle.record.tokens) == 4 and not interrupted:
+            interrupted.append(True)
+            raise KeyboardInterrupt
+
+    before_each_step(engine, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        list(handle)
+    assert handle.result().tokens == alone
+
+
+def test_generate_gives_up_the_rest_when_one_fails(net: AudioLanguageModel) -> None:
+    engine = Engine(net, [])
+    with pytest.raises(ValueError, match="empty"):
+        engine.generate([Prompt([1, 2], (), LONG), Prompt([])])
+    assert free(engine)
+
+
+def test_threads_that_ask_at_once_are_answered_together(net: AudioLanguageModel) -> None:
+    engine = Engine(net, [])
+    prompts = [[i, i + 1, 2] for i in range(20)]
+    alone = [tokens(engine, ids, 60) for ids in prompts]
+    before = engine.stats().steps
+    start = threading.Barrier(len(prompts))
+
+    def ask(ids: list[int]) -> list[int]:
+        start.wait()
+        return list(engine.submit(ids, (), GenerationParams(max_tokens=60)))
+
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        assert list(pool.map(ask, prompts)) == alone
+    # At most 60 steps for each would be one by one; threads do not start at the very same moment.
+    assert engine.stats().steps - before < 20 * 60 / 4
+    assert free(engine)
+
+
+def test_tasks_that_ask_at_once_are_answered_together(net: AudioLanguageModel) -> None:
+    engine = Engine(net, [])
+    prompts = [[i, i + 1, 2] for i in range(20)]
+    alone = [tokens(engine, ids, 30) for ids in prompts]
+    before = engine.stats().steps
+
+    async def ask(ids: list[int]) -> list[int]:
+        return [t async for t in engine.submit(ids, (), GenerationParams(max_tokens=30))]
+
+    async def everybody() -> list[list[int]]:
+        return await asyncio.gather(*map(ask, prompts))
+
+    assert asyncio.run(everybody()) == alone
+    assert engine.stats().steps - before < 20 * 30 / 4
+    assert free(engine)
+
+
+def test_a_cancelled_task_cancels_its_request(net: AudioLanguageModel) -> None:
+    engine = Engine(net, [])
+
+    async def give_up() -> Handle:
+        handle = engine.submit([1, 2, 3], (), LONG)
+
+        async def read() -> None:
+            async for _ in handle:
+                pass
+
+        task = asyncio.create_task(read())
+        while not handle.record.tokens:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return handle
+
+    handle = asyncio.run(give_up())
+    assert handle.record.stopped == "cancelled"
+    assert free(engine)
+
+
+def test_waiting_for_several_returns_those_that_moved(net: AudioLanguageModel) -> None:
+    engine = Engine(net, [], max_running=1)
+    first, second = (engine.submit([i, 2], (), GenerationParams(max_tokens=2)) for i in range(2))
+    assert engine.wait([first, second]) == [first]
+    assert len(first.take()) == 1
+    assert engine.wait([first, second]) == [first]
+    first.take()
+    assert first.exhausted
+    assert engine.wait([second]) == [second]
+    assert engine.wait([]) == []
