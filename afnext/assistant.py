@@ -307,7 +307,7 @@ class Assistant:
         if params is None:
             params = GenerationParams(**asdict(self.variant.sampling))
         params = replace(params, **options)
-        if params.constraint is None and params.grammar is not None:
+        if params.grammar is not None:
             params = replace(params, constraint=self._constraints.compile(*params.grammar))
         return params
 

@@ -255,6 +255,12 @@ def test_a_vocabulary_of_other_pieces_is_refused(
         Constraints(tokenizer, VOCABULARY).compile("choice", ("a",))
 
 
+def test_the_latest_constraint_counts(nano: afnext.Assistant, scene_file: Path) -> None:
+    params = nano.params(choice=["Rain."])
+    assert nano.ask(scene_file, "What?", params=params).text == "Rain."
+    assert nano.ask(scene_file, "What?", params=params, choice=["Wind."]).text == "Wind."
+
+
 def test_without_the_library_the_error_says_what_to_install(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
