@@ -83,6 +83,7 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
         quantize_network(net, "int8", [torch.zeros(3, 256)])
 
 
+@pytest.mark.slow
 def test_a_long_recording_is_used_up_to_its_first_minute(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).standard_normal(70 * 16_000) * 0.01
     soundfile.write(tmp_path / "long.wav", noise, 16_000)

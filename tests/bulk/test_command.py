@@ -68,6 +68,19 @@ def test_killed_and_gone_on_with(folder: Path, tmp_path: Path) -> None:
     assert {json.loads(line)["text"] for line in out.read_text().splitlines()} == {alone}
 
 
+def test_many_at_once_say_what_one_says(folder: Path, tmp_path: Path) -> None:
+    """Threads share the engine's steps; every answer is as if it were alone."""
+    texts = []
+    for concurrency in (1, 6):
+        out = tmp_path / f"{concurrency}.jsonl"
+        done = run("ask", folder, "What sounds, when?", "-o", out, "--concurrency", concurrency)
+        assert (done.returncode, done.stderr) == (0, "")
+        lines = map(json.loads, out.read_text().splitlines())
+        texts.append({line["file"]: line["text"] for line in lines})
+    assert texts[0] == texts[1]
+    assert len(texts[0]) == COUNT
+
+
 def test_an_interrupt_leaves_a_whole_file(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "captions.jsonl"
     process = started(folder, out, 2)

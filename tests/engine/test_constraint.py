@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +254,24 @@ def test_a_vocabulary_of_other_pieces_is_refused(
     monkeypatch.setattr(Tokenizer, "decodes_bytes", False)
     with pytest.raises(ValueError, match="byte-level"):
         Constraints(tokenizer, VOCABULARY).compile("choice", ("a",))
+
+
+def test_bound_and_free_answers_share_steps(nano: afnext.Assistant, scene_file: Path) -> None:
+    """Guesses, several samples and neighbours change nothing of what a bound answer says."""
+    talk = [afnext.Message("user", "What sounds do you hear, and when?", scene_file)]
+    kinds = [
+        {},
+        {"json_schema": SCENE},
+        {"json_schema": SCENE, "speculate": 4},
+        {"choice": ["No."]},
+    ]
+    alone = [nano.reply(talk, **kind).text for kind in kinds]
+    assert alone[1] == alone[2]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda kind: nano.reply(talk, **kind).text, kinds * 4))
+    assert together == alone * 4
+    several = nano.reply(talk, regex="[0-9]{3}", n=3, temperature=1.0, seed=1)
+    assert all(re.fullmatch("[0-9]{3}", r.text) for r in [several, *several.others])
 
 
 def test_the_latest_constraint_counts(nano: afnext.Assistant, scene_file: Path) -> None:
