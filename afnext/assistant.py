@@ -19,10 +19,10 @@ from .audio.windows import SAMPLE_RATE
 from .chat import ChatTemplate, Message, Tokenizer, Variant, build_prompt
 from .chat.messages import AudioSource, as_messages
 from .chat.variants import detect_variant, get_variant
-from .engine import Engine, GenerationParams
+from .engine import AudioStore, Engine, GenerationParams
 from .engine.constraint import Constraints
 from .engine.packed import require_quantization, stored_quantization
-from .engine.packed_cache import PackedCache, cache_root
+from .engine.packed_cache import PackedCache, cache_root, identity
 from .errors import ChatError
 from .hub import find_model
 from .model import AudioLanguageModel
@@ -57,6 +57,7 @@ class Assistant:
         *,
         quantization: str | None = None,
         cache: PackedCache | None = None,
+        audio_store: AudioStore | None = None,
     ) -> None:
         self.net = net.eval()
         self.tokenizer = tokenizer
@@ -64,7 +65,10 @@ class Assistant:
         self.variant = variant
         if len(tokenizer.eos_ids) == 0:
             raise ValueError("tokenizer: no token ends an answer (eos_token)")
-        self.engine = Engine(net, sorted(tokenizer.eos_ids), quantization=quantization, cache=cache)
+        self.engine = Engine(
+            net, sorted(tokenizer.eos_ids), quantization=quantization, cache=cache,
+            audio_store=audio_store,
+        )  # fmt: skip
         self._constraints = Constraints(tokenizer, net.config.text.vocab_size)
 
     @classmethod
@@ -76,6 +80,7 @@ class Assistant:
         dtype: torch.dtype | None = None,
         variant: str | None = None,
         quantization: str | None = None,
+        audio_cache: str | Path | None = None,
     ) -> Assistant:
         """Read a model folder; see ``afnext.load``."""
         config = read_json(folder / "config.json") or {}
@@ -94,12 +99,18 @@ class Assistant:
         template = ChatTemplate.from_folder(
             folder, default_system=chosen.system_prompt, variables=tokenizer.special_tokens
         )
-        cache = None
+        cache = store = None
+        files = sorted(folder.glob("*.safetensors"))
+        # The network's own dtype: the argument may be None, which is the folder's.
+        own = net.language_model.lm_head.weight.dtype
         if quantization is not None and (root := cache_root()) is not None:
-            files = sorted(folder.glob("*.safetensors"))
-            # The network's own dtype: the argument may be None, which is the folder's.
-            cache = PackedCache(files, quantization, net.language_model.lm_head.weight.dtype, root)
-        return cls(net, tokenizer, template, chosen, quantization=quantization, cache=cache)
+            cache = PackedCache(files, quantization, own, root)
+        if audio_cache is not None:
+            store = AudioStore(audio_cache, f"{identity(files)} {own} {quantization}")
+        return cls(
+            net, tokenizer, template, chosen, quantization=quantization, cache=cache,
+            audio_store=store,
+        )  # fmt: skip
 
     def ask(
         self, audio: AudioSource | Sequence[AudioSource], question: str, **options: Any
@@ -328,6 +339,7 @@ def load_model(
     quantization: str | None = None,
     variant: str | None = None,
     revision: str | None = None,
+    audio_cache: str | Path | None = None,
 ) -> Assistant:
     """Load a model to talk to.
 
@@ -343,6 +355,8 @@ def load_model(
         variant: "instruct", "think", "captioner", "music-flamingo", "audio-flamingo-3" or "nano"; by
             default what the folder's config and name say.
         revision: branch, tag or commit of a Hugging Face id.
+        audio_cache: folder where encoded recordings are kept, so that they need not be encoded again
+            in another session; the oldest go when it holds more than 4 GiB.
 
     Raises:
         CheckpointError: the folder is missing, incomplete, corrupt or impossible.
@@ -369,4 +383,5 @@ def load_model(
         dtype=dtype,
         variant=variant,
         quantization=quantization,
+        audio_cache=audio_cache,
     )

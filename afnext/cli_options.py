@@ -98,7 +98,7 @@ class FolderOptions:
     ] = None
     concurrency: Annotated[
         int, typer.Option(min=1, help="With -o: recordings under way at once.")
-    ] = 1
+    ] = 4
     ray_workers: Annotated[
         int | None,
         typer.Option(

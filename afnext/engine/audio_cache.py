@@ -6,6 +6,8 @@ from collections import OrderedDict
 
 from torch import Tensor
 
+from .audio_store import AudioStore
+
 
 class AudioCache:
     """Audio tokens of windows, ``[n, hidden]`` behind the adaptor, the least recently used leaving first.
@@ -14,14 +16,15 @@ class AudioCache:
 
     Args:
         max_bytes: most that it holds; 0 keeps nothing.
+        store: where windows are also kept for later sessions, or None.
 
     Attributes:
         nbytes: held now.
-        hits, misses: windows that were found, or not.
+        hits, misses: windows that were found, or not; those found in the store are hits.
     """
 
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
+    def __init__(self, max_bytes: int, store: AudioStore | None = None) -> None:
+        self.max_bytes, self.store = max_bytes, store
         self.nbytes = self.hits = self.misses = 0
         self._windows: OrderedDict[bytes, Tensor] = OrderedDict()
 
@@ -31,15 +34,23 @@ class AudioCache:
     def get(self, key: bytes) -> Tensor | None:
         """A window's tokens, or None."""
         found = self._windows.get(key)
+        if found is not None:
+            self._windows.move_to_end(key)
+        elif self.store is not None and (found := self.store.load(key)) is not None:
+            self._hold(key, found)
         if found is None:
             self.misses += 1
-            return None
-        self.hits += 1
-        self._windows.move_to_end(key)
+        else:
+            self.hits += 1
         return found
 
     def put(self, key: bytes, tokens: Tensor) -> None:
-        """Keep a window's tokens, and drop others for them; one larger than the cache is not kept."""
+        """Keep a window's tokens, and drop others for them; one larger than the cache is not held."""
+        self._hold(key, tokens)
+        if self.store is not None:
+            self.store.save(key, tokens)
+
+    def _hold(self, key: bytes, tokens: Tensor) -> None:
         if key in self._windows or tokens.nbytes > self.max_bytes:
             return
         self._windows[key] = tokens
@@ -48,7 +59,12 @@ class AudioCache:
             _, dropped = self._windows.popitem(last=False)
             self.nbytes -= dropped.nbytes
 
+    def forget(self) -> None:
+        """The weights changed: nothing encoded so far is true, nor is what the store holds."""
+        self.clear()
+        self.store = None
+
     def clear(self) -> None:
-        """Drop everything."""
+        """Drop everything that is held; the store stays."""
         self._windows.clear()
         self.nbytes = 0

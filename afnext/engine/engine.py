@@ -12,6 +12,7 @@ from afnext.model import AudioLanguageModel
 
 from .allocator import PageAllocator
 from .audio_cache import AudioCache
+from .audio_store import AudioStore
 from .handle import Handle
 from .memory import default_cache_bytes
 from .packed_cache import PackedCache
@@ -91,6 +92,7 @@ class Engine:
         cache_bytes: of keys and values, prompts kept for others included; by default 4 GiB, or one
             context where that is more, but at most half of the free memory. Taken as it is used.
         audio_cache_bytes: of encoded audio that may be asked about again.
+        audio_store: where encoded audio is kept for later sessions; of these very weights.
         max_step_tokens: of one step; prompts beyond that are read in several.
         max_running: requests in one step.
 
@@ -108,6 +110,7 @@ class Engine:
         cache: PackedCache | None = None,
         cache_bytes: int | None = None,
         audio_cache_bytes: int = AUDIO_CACHE_BYTES,
+        audio_store: AudioStore | None = None,
         max_step_tokens: int = PREFILL_CHUNK,
         max_running: int = MAX_RUNNING,
     ) -> None:
@@ -135,7 +138,7 @@ class Engine:
             if self.max_context == context
             else f"the cache (cache_bytes) has room for {self.max_context}"
         )
-        self.audio_cache = AudioCache(audio_cache_bytes)
+        self.audio_cache = AudioCache(audio_cache_bytes, audio_store)
         self.scheduler = Scheduler(PageAllocator(pages), PAGE_SIZE, max_step_tokens, max_running)
         self._stepper = Stepper(self)
         self._changed = Condition()
@@ -270,7 +273,7 @@ class Engine:
             )
 
     def clear_caches(self) -> None:
-        """Drop encoded audio and kept pages; running requests go on."""
+        """Drop encoded audio and kept pages from memory; running requests go on."""
         with self._changed:
             self.scheduler.allocator.forget()
             self.audio_cache.clear()

@@ -26,10 +26,17 @@ def cache_root() -> Path | None:
     return Path(base).expanduser() / "afnext"
 
 
+def identity(files: list[Path]) -> str:
+    """Tells weights apart by their files' sizes and times of change, as build systems do."""
+    digest = hashlib.blake2b(digest_size=16)
+    for file in sorted(files):
+        status = file.resolve().stat()
+        digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns};".encode())
+    return digest.hexdigest()
+
+
 class PackedCache:
     """Where the packed weights of one folder lie, in one quantization of one dtype.
-
-    A file is told by its size and time of change, as build systems do.
 
     Args:
         files: the folder's weights.
@@ -47,11 +54,7 @@ class PackedCache:
         root: Path,
         least_bytes: int = LEAST_BYTES,
     ) -> None:
-        digest = hashlib.blake2b(digest_size=16)
-        for file in sorted(files):
-            status = file.resolve().stat()
-            digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns};".encode())
-        self.source = digest.hexdigest()
+        self.source = identity(files)
         format = f"{quantization}-{str(dtype).removeprefix('torch.')}"
         self.path = root / "packed" / f"{self.source}-{format}.safetensors"
         self.least_bytes = least_bytes

@@ -106,7 +106,7 @@ class Stepper:
         if changed:
             with lock:
                 self.engine.scheduler.forget()
-                self.engine.audio_cache.clear()
+                self.engine.audio_cache.forget()
         return True
 
     def _expire(self, now: float) -> None:

@@ -76,7 +76,6 @@ class Packed:
     def __init__(
         self,
         lengths: Sequence[int],
-        device: torch.device,
         *,
         cu_seqlens: Tensor | None = None,
         causal: bool = False,
@@ -84,7 +83,7 @@ class Packed:
         inv_freq: Tensor | None = None,
     ) -> None:
         if cu_seqlens is None:
-            cu_seqlens = _running_sum(lengths, device)
+            cu_seqlens = _running_sum(lengths)
         self.cu_seqlens, self.causal = cu_seqlens, causal
         self.rotation: ops.Rotation | None = None
         if positions is not None and inv_freq is not None:
@@ -121,12 +120,11 @@ class Branches:
     ) -> None:
         if len(trunks) != len(branches):
             raise ValueError(f"branches: {len(branches)} lists for {len(trunks)} trunks")
-        device = positions.device
         self.first = sum(trunks)
         own = [*trunks, *(length for group in branches for length in group)]
-        self.own = _running_sum(own, device)
-        self.trunks = _running_sum(trunks, device)
-        self.groups = _running_sum([sum(group) for group in branches], device)
+        self.own = _running_sum(own)
+        self.trunks = _running_sum(trunks)
+        self.groups = _running_sum([sum(group) for group in branches])
         times = positions.float()
         self.rotation = ops.Rotation(times, times, inv_freq)
         self.across = ops.Rotation(times[self.first :], times[: self.first], inv_freq)
@@ -146,8 +144,9 @@ class Branches:
         return torch.cat((out[:first], merged))
 
 
-def _running_sum(lengths: Sequence[int], device: torch.device) -> Tensor:
-    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+def _running_sum(lengths: Sequence[int]) -> Tensor:
+    """On the host: kernels on a GPU are told from there, and copying it waits for the device."""
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
 
 
 class Dense:

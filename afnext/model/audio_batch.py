@@ -31,7 +31,7 @@ class WindowPlan:
         conv1, conv2: int64 ``[C, 3]`` and ``[P, 3]``, what each output of a convolution reads.
         positions: int64 ``[P]``, place within the window.
         lengths: positions per window.
-        cu_seqlens: int32 ``[N + 1]``, their running sum.
+        cu_seqlens: int32 ``[N + 1]`` on the host, where attention reads it: their running sum.
         pooled: int64 ``[n, 2]``, the positions behind each audio token.
         window_start: float32 ``[n]``, start of each token's window in its recording, in seconds.
         token_index: int64 ``[n]``, place of each token within its window.
@@ -74,7 +74,7 @@ class WindowPlan:
 
     def to(self, device: torch.device | str) -> WindowPlan:
         """The same plan on ``device``."""
-        names = (n for n, v in vars(self).items() if isinstance(v, Tensor))
+        names = (n for n, v in vars(self).items() if isinstance(v, Tensor) and n != "cu_seqlens")
         return replace(self, **{n: getattr(self, n).to(device) for n in names})
 
 

@@ -142,7 +142,7 @@ class LanguageModel(nn.Module):
     ) -> Packed:
         """Causal attention over packed sequences with positions ``[T]``."""
         return Packed(
-            lengths, positions.device, cu_seqlens=cu_seqlens, causal=True, positions=positions,
+            lengths, cu_seqlens=cu_seqlens, causal=True, positions=positions,
             inv_freq=self.model.inv_freq.values,
         )  # fmt: skip
 

@@ -96,7 +96,7 @@ class AudioEncoder(nn.Module):
         hidden = F.gelu(self.conv1(features.to(self.conv1.weight.dtype), plan.conv1))
         hidden = F.gelu(self.conv2(hidden, plan.conv2))
         hidden = hidden + self.embed_positions(plan.positions)
-        attend = Packed(plan.lengths, hidden.device, cu_seqlens=plan.cu_seqlens)
+        attend = Packed(plan.lengths, cu_seqlens=plan.cu_seqlens)
         for layer in self.layers:
             hidden = layer(hidden, attend)
         pairs = hidden.index_select(0, plan.pooled.flatten()).unflatten(0, plan.pooled.shape)

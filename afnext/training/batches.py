@@ -9,10 +9,12 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from afnext.audio.windows import AudioWindow
 from afnext.chat import ChatTemplate, Tokenizer
 from afnext.errors import AfnextError
+from afnext.ops.runtime import set_num_threads
 from afnext.training.config import StageConfig, TrainConfig, mixture_of
 from afnext.training.conversations import Conversation, Turn
 from afnext.training.packing import NOT_LEARNT, Encoded, PackedBatch, encode, pack
@@ -38,6 +40,22 @@ class Batch:
     weights: Tensor
     seconds: float
 
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on ``device``."""
+        return Batch(
+            self.packed.to(device), self.targets.to(device), self.weights.to(device), self.seconds
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The ``batches`` whose gradients a step adds up; ``left_out``: what was drawn but could not be used, and
+    how often.
+    """
+
+    batches: list[Batch]
+    left_out: dict[str, int]
+
 
 @dataclass(frozen=True, slots=True)
 class _Heard:
@@ -45,7 +63,7 @@ class _Heard:
     scene: Scene | None
 
 
-class Batches:
+class Batches(Dataset[Step]):
     """What a stage trains on.
 
     Args:
@@ -159,8 +177,19 @@ class Batches:
         weights = answer_weights(packed.targets, self.stage.losses.length_power)
         return Batch(packed, targets, weights, seconds)
 
+    def __len__(self) -> int:
+        return self.stage.steps
+
+    def __getitem__(self, step: int) -> Step:
+        """All batches of a step, and what had to be left out for them."""
+        before = self.left_out()
+        batches = [self.batch(step, part) for part in range(self.stage.accumulate)]
+        after = self.left_out()
+        left_out = {why: n - before.get(why, 0) for why, n in after.items()}
+        return Step(batches, {why: n for why, n in left_out.items() if n})
+
     def left_out(self) -> dict[str, int]:
-        """What was drawn but not used so far, and how often: by what was wrong, by its source."""
+        """What this object drew but did not use, and how often: by what was wrong, by its source."""
         found = {
             f"{name}: {kind}": count
             for name, source in self.sources.items()
@@ -168,20 +197,30 @@ class Batches:
         }
         return found | ({"longer than the context": self.too_long} if self.too_long else {})
 
-    def ahead(self, first: int) -> Iterator[list[Batch]]:
-        """The batches of each step from ``first`` on, each step's made while the one before is in use."""
-
-        def made(step: int) -> list[Batch]:
-            return [self.batch(step, part) for part in range(self.stage.accumulate)]
-
+    def ahead(self, first: int, workers: int = 0) -> Iterator[Step]:
+        """Each step from ``first`` on, made while those before are in use: by so many processes, or by one
+        thread of this one.
+        """
+        steps = range(first, len(self))
+        if workers and steps:
+            yield from DataLoader(
+                self, batch_size=None, sampler=steps, num_workers=workers, prefetch_factor=4,
+                worker_init_fn=_one_thread,
+            )  # fmt: skip
+            return
         with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(made, first) if first < self.stage.steps else None
-            for step in range(first, self.stage.steps):
+            waiting = pool.submit(self.__getitem__, first) if steps else None
+            for step in steps:
                 assert waiting is not None
-                batches = waiting.result()
-                if step + 1 < self.stage.steps:
-                    waiting = pool.submit(made, step + 1)
-                yield batches
+                made = waiting.result()
+                if step + 1 < len(self):
+                    waiting = pool.submit(self.__getitem__, step + 1)
+                yield made
+
+
+def _one_thread(_: int) -> None:
+    """So that processes do not fight for cores; torch does the same for its own."""
+    set_num_threads(1)
 
 
 def _direct(item: Conversation) -> Conversation:

@@ -165,7 +165,9 @@ class TrainConfig:
         sources: others, by name.
         seed: of weights and of what is drawn.
         bf16: compute in bfloat16 under autocast.
-        threads, workers: of torch, and processes that make training sets; 0: as many as there are cores.
+        device: what the network is trained on, ``"cpu"`` or ``"cuda"``.
+        threads, workers: of torch, and processes that make training sets (and batches, where the network is
+            not on the CPU itself); 0: as many as there are cores.
         evaluate_every, save_every: steps; 0 for never.
         export_dtype: of the weights in the model folder.
     """
@@ -179,6 +181,7 @@ class TrainConfig:
     sources: dict[str, SourceConfig] = field(default_factory=dict)
     seed: int = 0
     bf16: bool = True
+    device: str = "cpu"
     threads: int = 0
     workers: int = 0
     evaluate_every: int = 250
@@ -223,20 +226,38 @@ def mixture_of(stage: StageConfig, stages: list[StageConfig]) -> dict[str, float
 
 def load_recipe(path: str | Path) -> TrainConfig:
     """Read a chain: a YAML file, or a folder with its ``chain.yaml``. A stage may be a mapping or the name of
-    a YAML file beside the chain's.
+    a YAML file beside the chain's; a mapping with ``of`` is that file's stage with other values for the keys
+    that it names. ``of`` on the chain itself is another chain's file, whose keys it has where it has none of
+    its own.
 
     Raises:
         AfnextError: naming the key at fault.
     """
     path = Path(path)
     path = path / "chain.yaml" if path.is_dir() else path
+    return _build(TrainConfig, _chain(path), path.name)
+
+
+def _chain(path: Path) -> Any:
+    """A chain's values, those of its stages in place of their files' names."""
     values = _read(path)
-    if isinstance(values, dict) and isinstance(values.get("stages"), list):
-        values["stages"] = [
-            _read(path.parent / stage) if isinstance(stage, str) else stage
-            for stage in values["stages"]
-        ]
-    return _build(TrainConfig, values, path.name)
+    if not isinstance(values, dict):
+        return values
+    of = values.pop("of", None)
+    before = _chain(path.parent / of) if isinstance(of, str) else {}
+    if isinstance(values.get("stages"), list):
+        values["stages"] = [_stage(path.parent, stage) for stage in values["stages"]]
+    return before | values
+
+
+def _stage(folder: Path, stage: Any) -> Any:
+    if isinstance(stage, str):
+        return _read(folder / stage)
+    if isinstance(stage, dict) and isinstance(of := stage.get("of"), str):
+        changes = {key: value for key, value in stage.items() if key != "of"}
+        values = _read(folder / of)
+        return values | changes if isinstance(values, dict) else values
+    return stage
 
 
 def _read(path: Path) -> Any:

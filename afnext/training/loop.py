@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections import defaultdict
@@ -110,8 +111,10 @@ class Run:
         self.backend = self._tokenizer()
         self.tokenizer = ChatTokenizer.from_folder(self.model_folder)
         self.template = ChatTemplate.from_folder(self.model_folder)
-        self.words = Words(self.backend)
-        self.net = self._network()
+        self.device = _device(config.device)
+        self.words = Words(self.backend).to(self.device)
+        self.times = self.words.times.tolist()
+        self.net = self._network().to(self.device)
         self.all = nn.ModuleDict({"net": self.net})
         self.heads: Heads | None = None
         if any(stage.losses.frames or stage.losses.spelling for stage in config.stages):
@@ -119,7 +122,7 @@ class Run:
             for name, parameter in self.heads.named_parameters():
                 (nn.init.zeros_ if name.endswith("bias") else nn.init.normal_)(parameter)
                 parameter.data.mul_(0.05)
-            self.all["heads"] = self.heads
+            self.all["heads"] = self.heads.to(self.device)
         self.parameters = {n: p for n, p in self.all.named_parameters() if CONSTANT not in n}
         self.parts = [self._parts(stage) for stage in config.stages]
         for stage in config.stages:
@@ -145,7 +148,7 @@ class Run:
         net = AudioLanguageModel(
             ModelConfig.from_dict(model_config(self.config.model, self.backend))
         )
-        initialise(net, self.words.times, self.config.seed)
+        initialise(net, self.words.times.cpu(), self.config.seed)
         return net
 
     def _parts(self, stage: StageConfig) -> dict[str, list[str]]:
@@ -193,21 +196,27 @@ class Run:
         batches = self.batches(stage, self.sources)
         held_out = self._held_out(stage)
         totals: dict[str, float] = defaultdict(float)
+        left_out: dict[str, int] = defaultdict(int)
+        on_cpu = self.device.type == "cpu"
+        workers = 0 if on_cpu else (config.workers or max(1, (os.cpu_count() or 1) - 1))
         began = time.perf_counter()
-        for step, made in enumerate(batches.ahead(progress.step), progress.step):
+        for step, made in enumerate(batches.ahead(progress.step, workers), progress.step):
             rate = rate_at(stage, step)
             for group in chain.from_iterable(o.param_groups for o in optimizers):
                 group["lr"] = rate * group["peak"]
             losses: dict[str, float] = defaultdict(float)
-            for batch in made:
-                with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
-                    parts = self.losses(batch, stage)
-                loss = torch.stack(list(parts.values())).sum() / stage.accumulate
-                loss.backward()
-                for name, part in parts.items():
-                    losses[f"{name}_loss"] += part.item() / stage.accumulate
+            for batch in made.batches:
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):
+                    parts = self.losses(batch.to(self.device), stage)
+                together = torch.stack(list(parts.values())) / stage.accumulate
+                together.sum().backward()
+                for name, part in zip(parts, together.tolist(), strict=True):
+                    losses[f"{name}_loss"] += part
+            for why, count in made.left_out.items():
+                left_out[why] += count
             norm = clip_grad_norm_([self.parameters[n] for n in trained], stage.clip)
-            if torch.isfinite(norm):
+            finite = bool(torch.isfinite(norm))
+            if finite:
                 for optimizer in optimizers:
                     optimizer.step()
             for optimizer in optimizers:
@@ -216,14 +225,14 @@ class Run:
             spent = time.perf_counter() - began
             began += spent
             progress.seconds += spent
-            counts = losses | {
+            counts = (losses if finite else {}) | {
                 "steps": 1,
                 "seconds": spent,
-                "skipped": int(not torch.isfinite(norm)),
-                "tokens": sum(len(batch.packed.ids) for batch in made),
-                "audio": sum(batch.seconds for batch in made),
+                "skipped": int(not finite),
+                "tokens": sum(len(batch.packed.ids) for batch in made.batches),
+                "audio": sum(batch.seconds for batch in made.batches),
             }
-            progress.check(bool(torch.isfinite(norm)), stage.name)
+            progress.check(finite, stage.name)
             for key, value in counts.items():
                 totals[key] += value
             loss_now = sum(losses.values())
@@ -237,7 +246,7 @@ class Run:
                 began = time.perf_counter()
             if config.save_every and (step + 1) % config.save_every == 0:
                 state.save(self.checkpoint, self.all, optimizers, progress)
-        if left_out := batches.left_out():
+        if left_out:
             self.journal.write("left out", stage=stage.name, **left_out)
         progress.stage, progress.step = index + 1, 0
         state.save(self.checkpoint, self.all, [], progress)
@@ -253,13 +262,14 @@ class Run:
 
     def batches(self, stage: StageConfig, sources: Mapping[str, Source]) -> Batches:
         """What a stage draws from some sources."""
-        return Batches(self.config, stage, sources, self.tokenizer, self.template, self.words)
+        words = self.words.to(torch.device("cpu"))
+        return Batches(self.config, stage, sources, self.tokenizer, self.template, words)
 
     def _held_out(self, stage: StageConfig) -> list[Batch]:
         if not (self.held_out_sources and self.config.evaluate_every and stage.losses.answer):
             return []
         batches = self.batches(stage, self.held_out_sources)
-        return [batches.batch(-1 - i) for i in range(HELD_OUT_BATCHES)]
+        return [batches.batch(-1 - i).to(self.device) for i in range(HELD_OUT_BATCHES)]
 
     def losses(self, batch: Batch, stage: StageConfig) -> dict[str, Tensor]:
         """The weighted objectives of one batch, by name."""
@@ -290,12 +300,12 @@ class Run:
             hidden = hidden_states(self.net, packed, audio)[learnt]
             parts["answer"] = wanted.answer * answer_loss(
                 self.net.language_model.lm_head(hidden), packed.targets[learnt], batch.weights,
-                self.words.times,
+                self.times,
             )  # fmt: skip
         return parts
 
     def _report(self, stage: StageConfig, totals: dict[str, float], rate: float) -> None:
-        steps, seconds = totals["steps"], totals["seconds"]
+        steps, seconds = totals["steps"] - totals["skipped"], totals["seconds"]
         self.journal.write(
             "train",
             stage=stage.name,
@@ -310,9 +320,19 @@ class Run:
 
     def _evaluate(self, stage: StageConfig, batches: Sequence[Batch]) -> None:
         if batches:
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.config.bf16):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
                 scores = task_accuracy(self.net, batches, self.words)
             self.journal.write("held-out", stage=stage.name, step=self.progress.step, **scores)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise AfnextError(f"device: {name!r} cannot be used ({reason})") from None
+    return device
 
 
 def describe(

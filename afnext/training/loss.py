@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,7 +14,7 @@ TIME_SMOOTHING = ((0, 0.6), (-1, 0.15), (1, 0.15), (-2, 0.05), (2, 0.05))
 """How the target mass of a time is shared with its neighbours 0.1 s apart."""
 ONSET_WEIGHT = 5.0
 """Of a beginning among frames without one, which are many."""
-BLANK = 0.05
+BLANK = 0.01
 """What a token that spells nothing weighs."""
 LONGEST = 1.5
 """That an audio token may be, in mean lengths of embeddings."""
@@ -32,17 +34,17 @@ class Heads(nn.Module):
         self.spelling = nn.Linear(width, pieces + 1)
 
 
-def answer_loss(logits: Tensor, targets: Tensor, weights: Tensor, times: Tensor) -> Tensor:
+def answer_loss(logits: Tensor, targets: Tensor, weights: Tensor, times: Sequence[int]) -> Tensor:
     """Weighted next-token loss, divided by the weights' sum; a time also credits its neighbours.
 
     Args:
         logits: ``[N, vocabulary]``; targets: int64 ``[N]``; weights: float32 ``[N]``.
-        times: int64 ``[100]``, the ids of the time tokens in order, consecutive; empty where there are none.
+        times: the ids of the time tokens in order, consecutive; empty where there are none.
     """
     log_p = F.log_softmax(logits.float(), -1)
     loss = -log_p.gather(1, targets[:, None])[:, 0]
     if len(times):
-        first, last = int(times[0]), int(times[-1])
+        first, last = times[0], times[-1]
         near = torch.zeros_like(loss)
         for shift, mass in TIME_SMOOTHING:
             moved = (targets + shift).clamp(first, last)
@@ -68,18 +70,32 @@ def spelling_loss(logits: Tensor, targets: Targets) -> Tensor:
     Args:
         logits: ``[A, pieces + 1]`` of all audio tokens, the blank last.
     """
-    log_p = F.log_softmax(logits.float(), -1)
-    rows = [log_p[first : first + count] for first, count in targets.spoken]
+    counts = [count for _, count in targets.spoken]
+    rows, places = spoken_rows(targets, logits.device)
+    log_p = F.log_softmax(logits[rows].float(), -1)
+    shape = max(counts), len(counts), logits.shape[1]
+    # One copy: the gradient of a copy for each window would be as large as all windows, every time.
+    padded = log_p.new_zeros(shape[0] * shape[1], shape[2]).index_copy(0, places, log_p)
     loss = F.ctc_loss(
-        nn.utils.rnn.pad_sequence(rows),
-        torch.tensor([id for text in targets.spelling for id in text]),
-        torch.tensor([len(row) for row in rows]),
+        padded.view(shape),
+        torch.tensor([id for text in targets.spelling for id in text], device=logits.device),
+        torch.tensor(counts),
         torch.tensor([len(text) for text in targets.spelling]),
         blank=logits.shape[1] - 1,
         reduction="sum",
         zero_infinity=True,
     )
     return loss / max(1, sum(map(len, targets.spelling)))
+
+
+def spoken_rows(targets: Targets, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of all audio tokens in whose windows somebody speaks: which they are, and where they lie in ``[longest
+    window, windows]``, flattened.
+    """
+    count = len(targets.spoken)
+    rows = [torch.arange(first, first + length) for first, length in targets.spoken]
+    places = [torch.arange(len(row)) * count + number for number, row in enumerate(rows)]
+    return torch.cat(rows).to(device), torch.cat(places).to(device)
 
 
 def reading_loss(
@@ -92,7 +108,7 @@ def reading_loss(
     Tokens weigh by how sure it is that they spell something; those of recordings without speech do not
     count: there the head has learnt nothing.
     """
-    rows = torch.cat([torch.arange(first, first + count) for first, count in targets.spoken])
+    rows, _ = spoken_rows(targets, audio.device)
     wanted = spelled[rows].detach().float().softmax(-1)
     pieces = spelled.shape[1] - 1
     read = torch.cat((embedding[:pieces], embedding[words.blank : words.blank + 1])).float()

@@ -8,7 +8,7 @@ Windows are encoded once, however many conversations hear them. Conversations wi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -152,6 +152,11 @@ class PackedBatch:
     targets: Tensor
     conversation: Tensor
     tasks: tuple[str, ...]
+
+    def to(self, device: torch.device) -> PackedBatch:
+        """The same batch on ``device``; whose a token is stays where it is."""
+        moved = {n: getattr(self, n).to(device) for n in ("ids", "positions", "heard", "targets")}
+        return replace(self, audio=self.audio.to(device), **moved)
 
 
 def pack(conversations: Sequence[Encoded], windows: Windows, audio_id: int | None) -> PackedBatch:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 
 import torch
 from tokenizers import Tokenizer
@@ -99,6 +100,11 @@ class Targets:
     spoken: tuple[tuple[int, int], ...]
     spelling: tuple[tuple[int, ...], ...]
 
+    def to(self, device: torch.device) -> Targets:
+        """The same targets on ``device``."""
+        names = ("labelled", "active", "onsets", "seconds")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
 
 class Words:
     """Ids that the losses need: the pieces of each label, the times, and what spells a text.
@@ -119,6 +125,14 @@ class Words:
         times = [tokenizer.token_to_id(t) for t in TIMES]
         self.times = torch.tensor([id for id in times if id is not None], dtype=torch.int64)
         self.blank = int(tokenizer.token_to_id("<|endoftext|>") or 0)
+
+    def to(self, device: torch.device) -> Words:
+        """The same ids on ``device``."""
+        moved = copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(moved, name, value.to(device))
+        return moved
 
     def spell(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer.encode(text, add_special_tokens=False).ids)

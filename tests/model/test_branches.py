@@ -43,9 +43,7 @@ def test_a_branch_is_its_trunk_and_itself() -> None:
         else:
             out = torch.zeros(total, 4, 8)
             for at in places:
-                attend = Packed(
-                    [len(at)], q.device, causal=True, positions=positions[at], inv_freq=INV_FREQ
-                )
+                attend = Packed([len(at)], causal=True, positions=positions[at], inv_freq=INV_FREQ)
                 alone = attend(*(x[at] for x in inputs))
                 own = at >= sum(TRUNKS)
                 out = out.index_put((at[own],), alone[own])
@@ -60,7 +58,7 @@ def test_a_trunk_sees_itself_alone() -> None:
     q, k, v = (torch.randn(len(positions), 2, 8) for _ in "qkv")
     out = Branches(TRUNKS, BRANCHES, positions, INV_FREQ)(q, k, v)
     first = sum(TRUNKS)
-    attend = Packed(TRUNKS, q.device, causal=True, positions=positions[:first], inv_freq=INV_FREQ)
+    attend = Packed(TRUNKS, causal=True, positions=positions[:first], inv_freq=INV_FREQ)
     assert torch.equal(out[:first], attend(q[:first], k[:first], v[:first]))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -17,8 +18,8 @@ CODECS = (("MP3", "MPEG_LAYER_III"), ("OGG", "VORBIS"), ("OGG", "OPUS"))
 BLOCK = 1 << 16  # samples that an encoder is given at once
 
 
-def decibel(value: float) -> float:
-    """The factor of amplitude that so many decibels are."""
+def decibel(value: Any) -> Any:
+    """The factor of amplitude that so many decibels are: of a number, or of each of an array."""
     return 10.0 ** (value / 20)
 
 
@@ -64,6 +65,25 @@ def narrow(mix: Samples, rng: np.random.Generator) -> Samples:
     there = soxr.resample(mix, SAMPLE_RATE, rate)
     back = soxr.resample(there, rate, SAMPLE_RATE)[: len(mix)]
     return np.pad(back, (0, len(mix) - len(back)))
+
+
+def stretch(wave: NDArray[np.float32], factor: float) -> NDArray[np.float32]:
+    """So many times as long, everything in it so much lower, as of a tape that runs slower."""
+    rates = SAMPLE_RATE, SAMPLE_RATE * factor
+    stretched: NDArray[np.float32] = soxr.resample(wave, *rates, quality="HQ")
+    return stretched
+
+
+def resonate(wave: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+    """Another body around the same source: a few broad resonances and gaps of up to 8 dB; unit RMS."""
+    size = 1 << max(1, (len(wave) - 1).bit_length())
+    octave = np.log2(np.maximum(np.fft.rfftfreq(size, 1 / SAMPLE_RATE), 50.0) / 1000)
+    gain = np.zeros_like(octave)
+    for _ in range(int(rng.integers(2, 6))):
+        centre, width = rng.uniform(-3, 3), rng.uniform(0.15, 0.8)
+        gain += rng.uniform(-8, 8) * np.exp(-0.5 * ((octave - centre) / width) ** 2)
+    shaped = np.fft.irfft(np.fft.rfft(wave, size) * decibel(gain), size)[: len(wave)]
+    return (shaped / (np.sqrt(np.mean(np.square(shaped))) + 1e-6)).astype(np.float32)
 
 
 def clip(mix: Samples, rng: np.random.Generator) -> Samples:

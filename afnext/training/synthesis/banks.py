@@ -1,8 +1,8 @@
 """What scenes are put together from and takes programs to make: spoken sentences, notes of instruments.
 
 A bank is made once, in parallel, and kept on disk. ``train`` and ``held-out`` banks share no voice, no
-sentence and no soundfont; ``known voices`` has the voices and soundfont of ``train`` with sentences that are
-held out.
+sentence and no soundfont; ``known voices`` has the voices and a soundfont of ``train`` with sentences that
+are held out.
 """
 
 from __future__ import annotations
@@ -20,9 +20,14 @@ from numpy.typing import NDArray
 
 from afnext.training.synthesis import music
 from afnext.training.synthesis.sentences import sentence
-from afnext.training.synthesis.speech import HELD_OUT_VOICES, VOICES, Voice, speak
+from afnext.training.synthesis.speech import HELD_OUT_VOICES, VOICES, speak, who_says
 
 SPLITS = ("train", "held-out", "known voices")
+SOUNDFONTS = {
+    "train": music.SOUNDFONTS,
+    "held-out": (music.HELD_OUT_SOUNDFONT,),
+    "known voices": music.SOUNDFONTS[:1],
+}
 CHUNK = 50  # sentences of a task
 FULL_SCALE = 3000.0  # int16 of a spoken sentence's unit RMS
 
@@ -39,9 +44,14 @@ class Spoken:
 
 @dataclass(frozen=True)
 class Banks:
-    """The banks of one split, as :func:`make` leaves them in ``folder``."""
+    """The banks of one split, as :func:`make` leaves them in ``folder``.
+
+    ``varied``: what is taken from them is to be changed (by ``scenes``): another
+    length of throat, another body of an instrument, so that a model does not learn a few by heart.
+    """
 
     folder: Path
+    varied: bool = False
 
     @cached_property
     def spoken(self) -> list[Spoken]:
@@ -66,9 +76,9 @@ class Banks:
         return part.astype(np.float32) / FULL_SCALE
 
     @cached_property
-    def music(self) -> Path:
-        """The folder of its instruments."""
-        return next(path for path in self.folder.iterdir() if path.is_dir())
+    def music(self) -> tuple[Path, ...]:
+        """The folders of its instruments, one of each soundfont."""
+        return tuple(sorted(path for path in self.folder.iterdir() if path.is_dir()))
 
 
 def make(
@@ -88,13 +98,15 @@ def make(
     number = SPLITS.index(split)
     where = Path(folder) / split
     where.mkdir(parents=True, exist_ok=True)
-    music.make_banks(where, music.HELD_OUT_SOUNDFONT if split == "held-out" else music.SOUNDFONT)
+    for soundfont in SOUNDFONTS[split]:
+        music.make_banks(where, soundfont)
+    finished = Banks(where, varied=split == "train")
     wanted = {"seed": seed, "sentences": sentences}
     manifest = where / "manifest.json"
     if manifest.exists():
         if (found := json.loads(manifest.read_text())) != wanted:
             raise ValueError(f"make: {where} holds banks of {found}, asked for {wanted}")
-        yield sentences, Banks(where)
+        yield sentences, finished
         return
     firsts = range(0, sentences, CHUNK)
     lasts = [min(sentences, first + CHUNK) for first in firsts]
@@ -111,7 +123,7 @@ def make(
     (where / "speech.part.npy").replace(where / "speech.npy")
     (where / "speech.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
     manifest.write_text(json.dumps(wanted))
-    yield sentences, Banks(where)
+    yield sentences, finished
 
 
 def _say_some(
@@ -121,7 +133,7 @@ def _say_some(
     done = []
     for index in range(first, last):
         rng = np.random.default_rng([seed, split, index])
-        voice: Voice = voices[index % len(voices)]
+        voice = who_says(index, voices)
         text = sentence(rng, SPLITS[split] != "train")
         wave = speak(text, voice, rng.uniform(0.85, 1.2), rng.uniform(0.88, 1.12))
         samples = np.clip(wave * FULL_SCALE, -32768, 32767).astype(np.int16)

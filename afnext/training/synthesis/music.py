@@ -19,12 +19,17 @@ import soundfile
 from numpy.typing import NDArray
 
 from afnext.errors import AfnextError
+from afnext.training.synthesis.acoustics import stretch
 from afnext.training.synthesis.sounds import SAMPLE_RATE
 
-SOUNDFONTS = Path("/usr/share/sounds/sf2")
-SOUNDFONT = "FluidR3_GM.sf2"  # fluid-soundfont-gm
+FOLDERS = (Path("/usr/share/sounds/sf2"), Path("/usr/share/sounds/sf3"))
+# fluid-soundfont-gm, musescore-general-soundfont-small, csound-soundfont
+SOUNDFONTS = ("FluidR3_GM.sf2", "MuseScore_General_Lite.sf3", "sf_GMbank.sf2")
 HELD_OUT_SOUNDFONT = "TimGM6mb.sf2"  # timgm6mb-soundfont
-PACKAGES = "the Debian packages fluidsynth, fluid-soundfont-gm and timgm6mb-soundfont"
+PACKAGES = (
+    "the Debian packages fluidsynth, fluid-soundfont-gm, musescore-general-soundfont-small, "
+    "csound-soundfont and timgm6mb-soundfont"
+)
 PYTHON_PACKAGE = 'pip install "afnext[train]"'
 
 VELOCITIES = (50, 80, 115)
@@ -101,7 +106,7 @@ class Melody:
         return self.notes[-1].offset
 
 
-def make_banks(folder: Path, soundfont: str = SOUNDFONT) -> Path:
+def make_banks(folder: Path, soundfont: str) -> Path:
     """Have every instrument's notes in ``folder``; those that are there stay. Gives their folder.
 
     Raises:
@@ -127,8 +132,14 @@ def bank(folder: Path, instrument: str) -> NDArray[np.int16]:
 
 def missing_programs() -> list[str]:
     """What is not installed."""
-    fonts = [f for f in (SOUNDFONT, HELD_OUT_SOUNDFONT) if not (SOUNDFONTS / f).exists()]
+    fonts = [f for f in (*SOUNDFONTS, HELD_OUT_SOUNDFONT) if not _find(f).exists()]
     return fonts if shutil.which("fluidsynth") else ["fluidsynth", *fonts]
+
+
+def _find(soundfont: str) -> Path:
+    """Where it lies; where it would lie, if nowhere."""
+    places = [folder / soundfont for folder in FOLDERS]
+    return next((path for path in places if path.exists()), places[0])
 
 
 def _play(instrument: Instrument, soundfont: str) -> NDArray[np.int16]:
@@ -151,7 +162,7 @@ def _play(instrument: Instrument, soundfont: str) -> NDArray[np.int16]:
         midi, wave = Path(temporary, "notes.mid"), Path(temporary, "notes.wav")
         file.save(midi)
         command = ["fluidsynth", "-niq", "-R", "0", "-C", "0", "-g", "0.6", "-r", str(SAMPLE_RATE),
-                   "-F", str(wave), str(SOUNDFONTS / soundfont), str(midi)]  # fmt: skip
+                   "-F", str(wave), str(_find(soundfont)), str(midi)]  # fmt: skip
         try:
             subprocess.run(command, capture_output=True, check=True, timeout=SECONDS)
             samples, _ = soundfile.read(wave, dtype="int16", always_2d=True)
@@ -166,7 +177,11 @@ def _play(instrument: Instrument, soundfont: str) -> NDArray[np.int16]:
 
 
 def play(
-    seconds: float, rng: np.random.Generator, folder: Path, onset: float = 0.0
+    seconds: float,
+    rng: np.random.Generator,
+    folder: Path,
+    onset: float = 0.0,
+    borrowed: int = 0,
 ) -> tuple[Melody, NDArray[np.float32]]:
     """A random melody of at most ``seconds``, and its samples: float32 ``[S]``, unit RMS.
 
@@ -175,6 +190,8 @@ def play(
         rng: decides everything.
         folder: the banks of one soundfont, as ``make_banks`` gives it.
         onset: added to all times of the melody.
+        borrowed: semitones; each note is one so much lower in the bank, played faster: an instrument of
+            another size. Where the bank has none, the nearest that it has.
     """
     instrument = INSTRUMENTS[rng.integers(len(INSTRUMENTS))]
     tempo = int(rng.integers(TEMPOS[0] // 5, TEMPOS[1] // 5 + 1)) * 5
@@ -202,10 +219,21 @@ def play(
         gain = float(np.interp(start, (0, max(end, 1e-3)), ramp))
         level = 0 if gain < 0.4 else 1 if gain < 0.75 else 2
         first, size = round(start * SAMPLE_RATE), round(length * SAMPLE_RATE)
-        sound = bank(folder, instrument.name)[level, pitch, :size].astype(np.float32) * gain
+        sound = _note(bank(folder, instrument.name)[level], pitch, size, borrowed) * gain
         fade = min(size, round(RELEASE * SAMPLE_RATE))
         sound[size - fade :] *= np.linspace(1, 0, fade, dtype=np.float32)
         wave[first : first + size] += sound[: len(wave) - first]
         notes.append(Note(instrument.low + pitch, onset + start, onset + start + length))
     wave /= np.sqrt(np.mean(np.square(wave))) + 1e-6
     return Melody(instrument.name, tuple(notes), tempo, loudness), wave
+
+
+def _note(notes: NDArray[np.int16], pitch: int, size: int, borrowed: int) -> NDArray[np.float32]:
+    """``size`` samples of a note of ``[pitches, samples]``."""
+    lent = int(np.clip(pitch - borrowed, 0, len(notes) - 1))
+    if lent == pitch:
+        return notes[pitch, :size].astype(np.float32)
+    faster = 2 ** ((pitch - lent) / 12)
+    taken = notes[lent, : round(size * faster) + 1].astype(np.float32)
+    sound = stretch(taken, 1 / faster)[:size]
+    return np.pad(sound, (0, size - len(sound)))

@@ -58,6 +58,18 @@ def most_events(seconds: float) -> int:
     return 8 if seconds <= 30 else 10
 
 
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """A sentence as it is heard in a scene."""
+
+    item: Spoken
+    wave: NDArray[np.float32]
+
+    @property
+    def seconds(self) -> float:
+        return len(self.wave) / SAMPLE_RATE
+
+
 @dataclass
 class _Track:
     """A scene in the making: the mix at unit RMS of a sound at 0 dB, and where there is something."""
@@ -70,6 +82,7 @@ class _Track:
     events: list[Event] = field(default_factory=list)
     utterances: list[Utterance] = field(default_factory=list)
     melodies: list[Melody] = field(default_factory=list)
+    throats: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.mix = np.zeros(round(self.seconds * SAMPLE_RATE))
@@ -117,21 +130,34 @@ class _Track:
         self.spans.append((label, onset, onset + audible))
         return True
 
-    def say(self, item: Spoken, onset: float, level: float) -> None:
-        wave = self.banks.speech(item)
-        offset = onset + len(wave) / SAMPLE_RATE
-        self.add(wave, onset, level)
-        self.utterances.append(Utterance(item.speaker, item.text, onset, offset))
+    def say(self, said: _Said, onset: float, level: float) -> None:
+        offset = onset + said.seconds
+        self.add(said.wave, onset, level)
+        self.utterances.append(Utterance(said.item.speaker, said.item.text, onset, offset))
         self.spans.append(("speech", onset, offset))
 
-    def pick(self, speaker: str, longest: float) -> Spoken | None:
+    def pick(self, speaker: str, longest: float) -> _Said | None:
         """A sentence of a speaker that is not longer than that, in seconds."""
-        own = self.banks.by_speaker[speaker]
+        own, throat = self.banks.by_speaker[speaker], self.throat(speaker)
         for _ in range(20):
             item = own[self.rng.integers(len(own))]
-            if item.size <= longest * SAMPLE_RATE:
-                return item
+            if item.size * throat <= longest * SAMPLE_RATE:
+                wave = self.banks.speech(item)
+                if throat != 1.0:
+                    wave = acoustics.stretch(wave, throat)
+                if self.banks.varied and self.rng.random() < 0.3:
+                    wave = acoustics.resonate(wave, self.rng)
+                return _Said(item, wave)
         return None
+
+    def throat(self, speaker: str) -> float:
+        """How many times as long as the bank's a speaker's throat is, throughout the scene."""
+        if not self.banks.varied:
+            return 1.0
+        if speaker not in self.throats:
+            other = self.rng.random() < 0.5
+            self.throats[speaker] = float(np.exp(self.rng.uniform(-0.13, 0.13))) if other else 1.0
+        return self.throats[speaker]
 
     def speaker(self) -> str:
         return str(self.rng.choice(list(self.banks.by_speaker)))
@@ -141,7 +167,13 @@ class _Track:
         length = float(self.rng.uniform(min(2.0, longest), longest))
         if length < 1.5 or (onset := self.free("music", length, overlaps)) is None:
             return False
-        melody, wave = music.play(length, self.rng, self.banks.music, onset)
+        fonts, borrowed = self.banks.music, 0
+        if self.banks.varied and self.rng.random() < 0.5:
+            borrowed = int(self.rng.integers(-4, 5))
+        font = fonts[self.rng.integers(len(fonts))] if len(fonts) > 1 else fonts[0]
+        melody, wave = music.play(length, self.rng, font, onset, borrowed)
+        if self.banks.varied and self.rng.random() < 0.4:
+            wave = acoustics.resonate(wave, self.rng)
         self.add(wave, onset, self.rng.uniform(-8, 2))
         self.melodies.append(melody)
         self.spans.append(("music", melody.onset, melody.offset))
@@ -208,7 +240,7 @@ def _mixed(track: _Track) -> None:
     if parts[0]:
         for _ in range(budget):
             item = track.pick(track.speaker(), 0.5 * track.seconds)
-            if item and (onset := track.free("speech", item.size / SAMPLE_RATE)) is not None:
+            if item and (onset := track.free("speech", item.seconds)) is not None:
                 track.say(item, onset, track.rng.uniform(-6, 2))
     if parts[1]:
         track.tune(min(6.0, 0.5 * track.seconds))
@@ -229,7 +261,7 @@ def _sparse(track: _Track) -> None:
             track.sound(others[track.rng.integers(len(others))])
         elif roll < 0.85:
             item = track.pick(track.speaker(), 6.0)
-            if item and (onset := track.free("speech", item.size / SAMPLE_RATE)) is not None:
+            if item and (onset := track.free("speech", item.seconds)) is not None:
                 track.say(item, onset, track.rng.uniform(-6, 2))
         else:
             track.tune(6.0)

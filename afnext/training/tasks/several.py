@@ -16,19 +16,28 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
         "In which of the two do you hear {a}?",
         "Which of the two recordings contains {a}?",
         "Where do you hear {a}, in the first or in the second recording?",
+        "Tell me which recording has {a}.",
+        "In which recording is there {a}?",
+        "Is {a} in the first or in the second recording?",
     ),
     "same_sounds": (
         "Do both recordings have the same sounds?",
         "Are the sounds in the two recordings the same?",
         "Is the same heard in both?",
+        "Tell me whether the two have the same sounds.",
+        "Do you hear the same sounds in both?",
     ),
     "in_both": (
         "Is {a} heard in both recordings?",
         "Do both recordings have {a}?",
+        "Do you hear {a} in both?",
+        "Is there {a} in both recordings?",
     ),
     "more": (
         "Which recording has more sounds?",
         "In which of the two happens more?",
+        "Tell me which recording has more sounds.",
+        "Where are there more sounds, in the first or in the second recording?",
     ),
 }
 FIRST, SECOND = "The first.", "The second."

@@ -11,7 +11,7 @@ import pytest
 from afnext.training.synthesis import banks as module
 from afnext.training.synthesis import music
 from afnext.training.synthesis.banks import FULL_SCALE, Banks, make
-from afnext.training.synthesis.music import HELD_OUT_SOUNDFONT, SOUNDFONT, Instrument
+from afnext.training.synthesis.music import HELD_OUT_SOUNDFONT, SOUNDFONTS, Instrument
 from afnext.training.synthesis.sentences import is_held_out, words
 from afnext.training.synthesis.speech import (
     HELD_OUT_VOICES,
@@ -58,7 +58,9 @@ def test_sentences_come_from_the_bank_as_they_were_spoken(tmp_path: Path, fonts:
     banks = made(tmp_path, "train")
     assert len(banks.spoken) == 60
     assert banks.folder == tmp_path / "train"
-    assert banks.music == tmp_path / "train" / "FluidR3_GM"
+    fonts = ("FluidR3_GM", "MuseScore_General_Lite", "sf_GMbank")
+    assert banks.music == tuple(tmp_path / "train" / name for name in fonts)
+    assert banks.varied
     assert sum(map(len, banks.by_speaker.values())) == 60
     for item in banks.spoken:
         wave = banks.speech(item)
@@ -72,7 +74,7 @@ def test_sentences_come_from_the_bank_as_they_were_spoken(tmp_path: Path, fonts:
 def test_nothing_of_evaluation_is_in_training(tmp_path: Path, fonts: list[str]) -> None:
     """No sentence, no voice, no soundfont; of each a call for one split sees none of the other."""
     train = made(tmp_path, "train", 200)
-    assert set(fonts) == {SOUNDFONT}
+    assert set(fonts) == set(SOUNDFONTS)
     fonts.clear()
     held_out = made(tmp_path, "held-out", 200)
     assert set(fonts) == {HELD_OUT_SOUNDFONT}
@@ -80,13 +82,14 @@ def test_nothing_of_evaluation_is_in_training(tmp_path: Path, fonts: list[str]) 
     assert set(held_out.by_speaker) == {voice.name for voice in HELD_OUT_VOICES}
     assert not any(is_held_out(item.text) for item in train.spoken)
     assert all(is_held_out(item.text) for item in held_out.spoken)
-    assert train.music.name != held_out.music.name
+    assert not {font.name for font in train.music} & {font.name for font in held_out.music}
+    assert not held_out.varied
 
 
 def test_known_voices_say_what_no_training_set_says(tmp_path: Path, fonts: list[str]) -> None:
     """So that an evaluation can tell new voices from new sentences."""
-    known = made(tmp_path, "known voices")
-    assert set(fonts) == {SOUNDFONT}
+    known = made(tmp_path, "known voices", 200)
+    assert set(fonts) == {SOUNDFONTS[0]}
     assert set(known.by_speaker) == {voice.name for voice in VOICES}
     assert all(is_held_out(item.text) for item in known.spoken)
 
@@ -168,6 +171,6 @@ def test_banks_for_tests_are_like_real_ones(banks: Banks, held_out_banks: Banks)
         assert 0.5 < item.size / 16_000 < 4
         assert banks.speech(item).std() == pytest.approx(1, abs=0.01)
     for instrument in music.INSTRUMENTS:
-        notes = music.bank(banks.music, instrument.name)
+        notes = music.bank(banks.music[0], instrument.name)
         assert notes.shape == (3, instrument.high - instrument.low + 1, 28_800)
         assert np.abs(notes[:, :, :160]).max(axis=(0, 2)).min() > 1000

@@ -1,0 +1,126 @@
+"""Encoded audio on disk: found again, told apart, bounded; damage and full disks are warnings."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import afnext
+from afnext.engine import AudioStore, Engine, GenerationParams
+from tests.engine.models import heard, small_model, window
+
+ROWS = torch.arange(12, dtype=torch.float32).reshape(4, 3)
+
+
+def test_a_window_is_found_again_by_its_model(tmp_path: Path) -> None:
+    AudioStore(tmp_path / "new", "one").save(b"key", ROWS.bfloat16())
+    found = AudioStore(tmp_path / "new", "one").load(b"key")
+    assert found is not None
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, ROWS.bfloat16())
+    assert AudioStore(tmp_path / "new", "one").load(b"other") is None
+    assert AudioStore(tmp_path / "new", "two").load(b"key") is None
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "empty"])
+def test_a_damaged_file_is_a_warning(tmp_path: Path, damage: str) -> None:
+    store = AudioStore(tmp_path, "model")
+    store.save(b"key", ROWS)
+    path = store.path(b"key")
+    data = bytearray(path.read_bytes())
+    if damage == "changed":
+        data[-2] ^= 1
+    path.write_bytes(data[:-5] if damage == "cut" else b"" if damage == "empty" else data)
+    with pytest.warns(UserWarning, match="damaged"):
+        assert store.load(b"key") is None
+    assert not path.exists()
+    store.save(b"key", ROWS)
+    assert store.load(b"key") is not None
+
+
+def test_the_window_not_asked_for_in_longest_goes_first(tmp_path: Path) -> None:
+    store = AudioStore(tmp_path, "model")
+    store.save(b"a", ROWS)
+    size = store.path(b"a").stat().st_size
+    store = AudioStore(tmp_path, "model", max_bytes=3 * size)
+    (tmp_path / "left.part").write_bytes(b"of somebody who was killed")
+    for age, key in enumerate((b"b", b"c")):
+        store.save(key, ROWS)
+        os.utime(store.path(key), (age, age))
+    os.utime(store.path(b"a"), (0, 0))
+    assert store.load(b"a") is not None
+    store.save(b"d", ROWS)
+    kept = {key for key in (b"a", b"b", b"c", b"d") if store.load(key) is not None}
+    assert kept == {b"a", b"c", b"d"}
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_folder_that_cannot_be_written_is_one_warning(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"")
+    store = AudioStore(file / "folder", "model")
+    with pytest.warns(UserWarning, match="not kept"):
+        store.save(b"a", ROWS)
+    store.save(b"b", ROWS)
+    with pytest.raises(ValueError, match="max_bytes"):
+        AudioStore(tmp_path, "model", max_bytes=-1)
+
+
+def test_killed_while_writing_nothing_half_written_is_found(tmp_path: Path) -> None:
+    code = f"""
+import os, threading, torch
+from afnext.engine import AudioStore
+store = AudioStore({str(tmp_path)!r}, "model")
+store.save(b"first", torch.ones(1000, 1000))
+print("begun", flush=True)
+number = 0
+while True:
+    store.save(bytes([number % 256]), torch.full((1000, 1000), float(number % 256)))
+    number += 1
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begun\n"
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.1)
+    process.kill()
+    process.wait()
+    store = AudioStore(tmp_path, "model")
+    assert store.load(b"first") is not None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for number in range(256):
+            found = store.load(bytes([number]))
+            assert found is None or bool((found == number).all())
+
+
+def test_an_engine_of_the_next_day_does_not_encode(tmp_path: Path) -> None:
+    net, clip = small_model(), window(2.0)
+    ids, params = heard([clip], [1], [2]), GenerationParams(max_tokens=8)
+    said = []
+    for misses in (1, 0):
+        engine = Engine(net, [], audio_store=AudioStore(tmp_path, "model"))
+        said.append(engine.submit(ids, [clip], params).result().tokens)
+        assert engine.stats().audio_misses == misses
+    assert said[0] == said[1]
+    with torch.no_grad():
+        net.audio_tower.conv1.weight.mul_(2.0)
+    engine.submit(ids, [clip], params).result()
+    assert engine.audio_cache.store is None  # it is of other weights
+    assert engine.stats().audio_misses == 1
+
+
+def test_load_takes_a_folder(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).standard_normal(20_000).astype(np.float32) * 0.01
+    for name, misses in (("float32", 1), ("float32", 0), ("bfloat16", 1)):
+        model = afnext.load("nano", dtype=name, audio_cache=tmp_path)
+        model.ask(noise, "What?", max_tokens=1)
+        assert model.engine.stats().audio_misses == misses, name
+    assert len(list(tmp_path.iterdir())) == 2
