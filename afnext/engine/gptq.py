@@ -7,6 +7,8 @@ rounding one of them does to the output is taken back by the columns that are st
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -18,6 +20,9 @@ from afnext.ops.quantize import QuantizedWeight
 FORMAT, GROUP, LEVELS, ZERO = "int4-g32", 32, 15, 8
 _BLOCK = 128  # columns whose effect on the rest is applied in one product
 _DAMPING = 0.01  # of the mean of the diagonal: inputs that hardly vary must not be inverted
+
+
+_SMALL = 2048  # of K: one thread has the matrix turned round before several have met
 
 
 class InputStatistics:
@@ -54,43 +59,66 @@ class Rounding:
 
     Args:
         moments: ``[K, K]`` of the inputs; layers that share their input share a ``Rounding``.
+
+    Raises:
+        ValueError: they hold NaN or infinity.
     """
 
     def __init__(self, moments: Tensor) -> None:
+        if not moments.isfinite().all():
+            raise ValueError("calibration: a layer's inputs hold NaN or infinity")
         loud = moments.diagonal()
         self.order = loud.argsort(descending=True, stable=True)
-        moments = moments[self.order][:, self.order].clone()
-        floor = loud.mean().clamp(min=1e-12)
-        damping = _DAMPING
-        while True:
-            moments.diagonal().add_(damping * floor)
-            lower, failed = torch.linalg.cholesky_ex(moments)
-            if not failed:
-                break
-            damping *= 10
-        self.passed_on = torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)
+        with _one_thread() if len(loud) < _SMALL else nullcontext():
+            self.passed_on = _passed_on(moments[self.order][:, self.order])
 
     def __call__(self, weight: Tensor) -> QuantizedWeight:
         """Round ``weight [N, K]``, float32 or bfloat16, to "int4-g32"; scales are those of ``quantize``."""
         nearest = ops.quantize(weight, FORMAT)
         n, k = nearest.shape
-        scales = nearest.scales.float().repeat_interleave(GROUP, 1)[:, :k][:, self.order]
-        left = weight.detach().float()[:, self.order]
-        codes = torch.empty(n, k, dtype=torch.uint8)
+        # A column of the weight is a row here, one stretch of memory.
+        scales = nearest.scales.float().repeat_interleave(GROUP, 1)[:, :k].T[self.order]
+        left = weight.detach().float().T[self.order].contiguous()
+        codes = torch.empty(k, n, dtype=torch.uint8)
         inverse = torch.where(scales == 0, 0, 1 / scales)
         for start in range(0, k, _BLOCK):
             end = min(start + _BLOCK, k)
-            block, within = left[:, start:end], self.passed_on[start:end, start:end]
+            block, within = left[start:end], self.passed_on[start:end, start:end]
             errors = torch.empty_like(block)
-            for i in range(end - start):
-                column = start + i
-                code = (block[:, i] * inverse[:, column] + ZERO).round_().clamp_(0, LEVELS)
-                error = block[:, i] - (code - ZERO) * scales[:, column]
-                errors[:, i] = error / within[i, i]
-                block[:, i:] -= errors[:, i, None] * within[i, i:]
-                codes[:, self.order[column]] = code.to(torch.uint8)
-            left[:, end:] -= errors @ self.passed_on[start:end, end:]
+            with _one_thread():
+                for i in range(end - start):
+                    column = start + i
+                    code = (block[i] * inverse[column] + ZERO).round_().clamp_(0, LEVELS)
+                    rest = block[i] - (code - ZERO) * scales[column]
+                    torch.div(rest, within[i, i], out=errors[i])
+                    block[i:].addr_(within[i, i:], errors[i], alpha=-1)
+                    codes[self.order[column]] = code.to(torch.uint8)
+            left[end:].addmm_(self.passed_on[start:end, end:].T, errors, alpha=-1)
+        codes = codes.T.contiguous()
         return replace(nearest, values=_nibbles(codes))
+
+
+def _passed_on(moments: Tensor) -> Tensor:
+    """The upper Cholesky factor of the inverse, damped as much as it takes."""
+    floor = moments.diagonal().mean().clamp(min=1e-12)
+    moments, damping = moments.clone(), _DAMPING
+    while True:
+        moments.diagonal().add_(damping * floor)
+        lower, failed = torch.linalg.cholesky_ex(moments)
+        if not failed:
+            return torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)
+        damping *= 10
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """For steps so small that threads would wait for each other longer than they work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _nibbles(codes: Tensor) -> Tensor:

@@ -80,3 +80,8 @@ def test_bfloat16_weights() -> None:
     weight = torch.randn(6, 64, generator=torch.Generator().manual_seed(6)).bfloat16()
     rounding = Rounding(moments(inputs(64, 8)))
     assert torch.equal(rounding(weight).values, rounding(weight.float()).values)
+
+
+def test_inputs_that_are_no_numbers_are_refused() -> None:
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        Rounding(torch.full((3, 3), torch.nan))
