@@ -211,7 +211,9 @@ def convert(
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="A recipe's name (nano, 7b) or a YAML file.")],
+    recipe: Annotated[
+        str, typer.Argument(help="A recipe's name (nano, nano-gpu, 7b) or a YAML file.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")],
     resume: Annotated[bool, typer.Option("--resume", help="Go on where it stopped.")] = False,
     data: Annotated[
@@ -220,6 +222,9 @@ def train(
     stage: Annotated[
         list[str] | None, typer.Option(help="Stop after this stage; may be given several times.")
     ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu or cuda; by default what the recipe says.")
+    ] = None,
 ) -> None:
     """Train a model by a chain of stages; print the folder of the finished model."""
     from .evaluation.samples import write_samples
@@ -227,7 +232,9 @@ def train(
 
     path = Path(__file__).parent / "recipes" / recipe
     chain = path if (path / "chain.yaml").is_file() else recipe
-    made = run(chain, out, resume=resume, data=data, stages=stage or (), show=write_samples)
+    made = run(
+        chain, out, resume=resume, data=data, stages=stage or (), device=device, show=write_samples
+    )
     _print(str(made))
 
 

@@ -168,7 +168,6 @@ def _transformers() -> MusicFlamingoForConditionalGeneration:
 
 @cache
 def _engine(quantization: str | None) -> Engine:
-    _engine.cache_clear()  # one at a time
     return Engine(_released(), [], quantization=quantization)
 
 
@@ -253,6 +252,18 @@ def released() -> Iterator[Case]:
             },
             slow=True,
         )
+        _forget()
+    _forget(everything=True)
+
+
+def _forget(*, everything: bool = False) -> None:
+    """Let go of one format's engine, and of all weights in the end."""
+    _speaking.cache_clear()
+    _engine.cache_clear()
+    if everything:
+        _step_of_transformers.cache_clear()
+        _transformers.cache_clear()
+        _released.cache_clear()
 
 
 def cases() -> Iterator[Case]:

@@ -66,8 +66,8 @@ class PagedAttend:
         self._lengths = self._start + self._ends.diff()
         spans = zip(starts, ends[:-1], ends[1:], strict=True)
         positions = torch.cat(
-            [torch.arange(s, s + b - a, dtype=torch.float32, device=device) for s, a, b in spans]
-        )
+            [torch.arange(s, s + b - a, dtype=torch.float32) for s, a, b in spans]
+        ).to(device)
         self._rotation = (positions, inv_freq)
         self._own = ops.Rotation(positions, positions, inv_freq)
         self._fresh = not any(starts)

@@ -141,6 +141,8 @@ class Scheduler:
         return max(0, -(-tokens // self.page_size) - len(request.pages))
 
     def _admit_waiting(self, left: int) -> None:
+        if len(self.running) >= self.max_running:
+            return
         for request in list(self.waiting):
             begun = sum(r.pending > 1 for r in self.running)
             if len(self.running) >= self.max_running or begun >= left:

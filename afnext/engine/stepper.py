@@ -51,12 +51,14 @@ class Stepper:
         self.new = False
         self.done = Done()
         self._pool: PagePool | None = None
+        self._timed = False
 
     def prepare(self, request: Request) -> None:
         """Give a new request what chooses its tokens."""
         config, params = self.engine.runner.net.config, request.params
         request.sampler = Sampler(params, request.tokens, config.text.vocab_size)
         request.lookup = PromptLookup(config.audio_token_id) if params.speculate else None
+        self._timed = self._timed or params.timeout is not None
 
     @torch.inference_mode()
     def step(self, lock: Condition) -> None:
@@ -103,6 +105,9 @@ class Stepper:
             with lock:
                 self._fail_all(error)
             return False
+        except BaseException:
+            self.new = True
+            raise
         if changed:
             with lock:
                 self.engine.scheduler.forget()
@@ -110,6 +115,8 @@ class Stepper:
         return True
 
     def _expire(self, now: float) -> None:
+        if not self._timed:
+            return
         scheduler = self.engine.scheduler
         for request in [*scheduler.waiting, *scheduler.running]:
             if request.deadline is not None and request.deadline <= now:
@@ -154,6 +161,7 @@ class Stepper:
             timings.mel += (taken := perf_counter() - clock)
             tokens = runner.encode(features)
             timings.encode += perf_counter() - clock - taken
+            self.done.model_seconds += perf_counter() - clock
             cache.put(key, tokens)
         if not stretch.ends:
             request.encoded[stretch.window] = tokens

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -57,6 +58,7 @@ def train(
     resume: bool = False,
     data: str | Path | None = None,
     stages: Sequence[str] = (),
+    device: str | None = None,
     show: Show | None = None,
 ) -> Path:
     """Run a chain from data to a model folder.
@@ -67,6 +69,7 @@ def train(
         resume: go on from ``out/checkpoint.pt``; otherwise that file must not exist.
         data: folder for synthesised recordings, kept between runs; by default ``out/data``.
         stages: stop after the last of these; by default run all.
+        device: what to train on, ``"cpu"`` or ``"cuda"``; by default what the recipe says.
         show: called after each stage that trains answers about audio.
 
     Returns:
@@ -76,6 +79,8 @@ def train(
         AfnextError: the recipe is wrong, or ``out`` holds another run.
     """
     config = recipe if isinstance(recipe, TrainConfig) else load_recipe(recipe)
+    if device is not None:
+        config = replace(config, device=device)
     out = Path(out)
     if (out / "checkpoint.pt").exists() and not resume:
         raise AfnextError(f"{out} holds a run already; resume it or choose another folder")

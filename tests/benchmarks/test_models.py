@@ -16,7 +16,7 @@ from afnext import ops
 from afnext.engine.packed import FORMATS, PackedEncoder, Packing
 from afnext.hub import find_model
 from afnext.model import AudioLanguageModel
-from benchmarks import decoder, encoder, memory, quantization, timing
+from benchmarks import decoder, encoder, engine, memory, quantization, timing
 from benchmarks.models import llama_cpp
 from benchmarks.models.released import AUDIO, NO_AUDIO, TEXT, geometry, random_model, slice_of
 from benchmarks.models.torch_quantized import Int4Linear, Int8Linear
@@ -223,3 +223,25 @@ def test_llama_cpp_gives_the_same_logits(
     with llama_cpp.LlamaCpp(net, format, ids.tolist(), 0, 1) as llama:
         llama()
         assert (llama.logits() - expected).norm() < most * expected.norm()
+
+
+def test_the_engines_rows_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a small geometry: the contestants give a token each, or as many as there are requests."""
+    monkeypatch.setattr(engine, "TEXT", replace(SMALL, max_position_embeddings=4096))
+    monkeypatch.setattr(engine, "AUDIO", SMALL_AUDIO)
+    engine._forget(everything=True)
+    try:
+        names = set()
+        for case in engine.released():
+            with case.context():
+                ours = case.ours()
+                theirs = [peer() for peer in case.peers.values()]
+            names.add(case.name)
+            if "first token" in case.name:
+                assert len(ours) == 1
+                assert theirs[0].shape == (1, len(engine._prompt()[0]) + 1)
+            elif "for each of" in case.name:
+                assert len(ours) == engine.TOGETHER
+        assert len(names) == 3 * len(engine.FORMATS)
+    finally:
+        engine._forget(everything=True)

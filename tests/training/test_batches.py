@@ -39,6 +39,21 @@ def test_a_batch_is_a_function_of_seed_stage_and_step(run: loop.Run) -> None:
     assert not torch.equal(one.batch(3, 0).packed.ids, one.batch(3, 1).packed.ids)
 
 
+def test_processes_make_the_same_batches_as_a_thread(run: loop.Run) -> None:
+    """In order, whichever is ready first, with what each had to leave out."""
+    short = dataclasses.replace(run.config.stages[2], steps=6, context_tokens=150)
+    here, there = (list(run.batches(short, run.sources).ahead(1, n)) for n in (0, 2))
+    assert len(here) == len(there) == 5
+    for a, b in zip(here, there, strict=True):
+        assert a.left_out == b.left_out
+        for one, other in zip(a.batches, b.batches, strict=True):
+            assert torch.equal(one.packed.ids, other.packed.ids)
+            assert torch.equal(one.packed.audio.features, other.packed.audio.features)
+            assert torch.equal(one.weights, other.weights)
+            assert one.targets.spelling == other.targets.spelling
+    assert any(step.left_out for step in here), "nothing was left out: the test proves less"
+
+
 def test_recordings_of_one_name_in_two_sources_are_two(run: loop.Run) -> None:
     """The names of synthesised recordings repeat from source to source; lengths and sounds differ."""
     both = stage("both", ["net", "heads"], [], audio_seconds=40.0, batch_tokens=8000,

@@ -258,3 +258,10 @@ def test_transformers_gives_the_same_logits(
         ).logits
         got = ours(ids, AudioBatch.collate([[window]]))
     assert (got - wanted).abs().max() < 1e-4 * wanted.abs().max()
+
+
+def test_a_device_that_is_not_there_is_one_line(
+    recipe: TrainConfig, tmp_path: Path, shared_data: Path
+) -> None:
+    with pytest.raises(AfnextError, match="device: 'cuda:99' cannot be used"):
+        loop.train(recipe, tmp_path, data=shared_data, device="cuda:99")
