@@ -20,7 +20,8 @@ from .chat import ChatTemplate, Message, Tokenizer, Variant, build_prompt
 from .chat.messages import AudioSource, as_messages
 from .chat.variants import detect_variant, get_variant
 from .engine import AudioStore, Engine, GenerationParams
-from .engine.packed import require_quantization
+from .engine.constraint import Constraints
+from .engine.packed import require_quantization, stored_quantization
 from .engine.packed_cache import PackedCache, cache_root, identity
 from .errors import ChatError
 from .hub import find_model
@@ -69,6 +70,7 @@ class Assistant:
             net, sorted(tokenizer.eos_ids), quantization=quantization, cache=cache,
             audio_store=audio_store, cache_bytes=cache_bytes,
         )  # fmt: skip
+        self._constraints = Constraints(tokenizer, net.config.text.vocab_size)
 
     @classmethod
     def from_folder(
@@ -85,7 +87,16 @@ class Assistant:
         """Read a model folder; see ``afnext.load``."""
         config = read_json(folder / "config.json") or {}
         chosen = get_variant(variant) if variant else detect_variant(folder, config)
-        net = AudioLanguageModel.from_pretrained(folder, dtype=dtype, device=device)
+        on_cpu = torch.device(device).type == "cpu"
+        net = AudioLanguageModel.from_pretrained(
+            folder, dtype=dtype, device=device, integers_alone=on_cpu
+        )
+        if (stored := stored_quantization(net)) is not None:
+            if quantization not in (None, stored):
+                raise ValueError(
+                    f"quantization: {folder} holds {stored} weights, cannot be {quantization}"
+                )
+            quantization = stored if on_cpu else None
         tokenizer = Tokenizer.from_folder(folder)
         template = ChatTemplate.from_folder(
             folder, default_system=chosen.system_prompt, variables=tokenizer.special_tokens
@@ -227,7 +238,8 @@ class Assistant:
             partial: use what precedes the damage in a broken file, with an ``AudioWarning``, instead of
                 refusing it.
             options: fields of ``GenerationParams`` to change: max_tokens, temperature, top_k, top_p,
-                min_p, repetition_penalty, seed, stop, n, logprobs, timeout, speculate.
+                min_p, repetition_penalty, seed, stop, n, logprobs, timeout, speculate; json_schema, choice or
+                regex.
 
         Returns:
             An iterator of pieces; the last one holds the whole ``Reply``. Closing it early stops the
@@ -280,15 +292,23 @@ class Assistant:
             self.template,
             max_tokens=self.engine.max_context - 1,
         )
-        handle = self.engine.submit(prompt.ids, prompt.windows, params)
-        seconds = [sum(w.valid_samples for w in windows) / SAMPLE_RATE for windows in recordings]
         tail = self.tokenizer.decode(prompt.ids[-4:], skip_special=False)
         opened = tail.rstrip().endswith("<think>")
+        if opened and params.grammar is not None:
+            raise ChatError(
+                f"{params.grammar[0]}: this model's template has every answer begin with thinking"
+            )
+        handle = self.engine.submit(prompt.ids, prompt.windows, params)
+        seconds = [sum(w.valid_samples for w in windows) / SAMPLE_RATE for windows in recordings]
         samples = [
             (h, ReplyWriter(self.tokenizer, params.stop, seconds, opened, decoding))
             for h in handle.samples
         ]
         return Answer(self.engine, samples)
+
+    def params(self, **options: Any) -> GenerationParams:
+        """How the variant generates, with ``options`` changed, checked and ready for ``stream``."""
+        return self._params(None, options)
 
     def _params(
         self, params: GenerationParams | None, options: Mapping[str, Any]
@@ -299,7 +319,10 @@ class Assistant:
                 raise TypeError(f"unknown option {name!r}; there are: {', '.join(sorted(known))}")
         if params is None:
             params = GenerationParams(**asdict(self.variant.sampling))
-        return replace(params, **options)
+        params = replace(params, **options)
+        if params.grammar is not None:
+            params = replace(params, constraint=self._constraints.compile(*params.grammar))
+        return params
 
     def _windows(self, source: AudioSource, **options: Any) -> list[AudioWindow]:
         rate: int | None = None

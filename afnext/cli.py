@@ -10,13 +10,22 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .cli_options import DType, Json, ModelOptions, ReadingOptions, SamplingOptions, spread
+from .cli_options import (
+    DType,
+    FolderOptions,
+    Json,
+    ModelOptions,
+    ReadingOptions,
+    SamplingOptions,
+    spread,
+)
 from .errors import AfnextError, AudioError
 
 if TYPE_CHECKING:
@@ -32,7 +41,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Audio = Annotated[list[str], typer.Argument(metavar="AUDIO...", help="One file or several.")]
+Audio = Annotated[
+    list[str], typer.Argument(metavar="AUDIO...", help="One file or several; a folder with -o.")
+]
 
 
 @app.command()
@@ -41,14 +52,16 @@ def ask(
     words: Annotated[
         list[str],
         typer.Argument(
-            metavar="AUDIO... QUESTION", help="One file or several, then the question in quotes."
+            metavar="AUDIO... QUESTION",
+            help="One file or several, or a folder with -o; then the question in quotes.",
         ),
     ],
     model: ModelOptions,
     sampling: SamplingOptions,
     reading: ReadingOptions,
+    many: FolderOptions,
 ) -> None:
-    """Answer a question about one recording or several."""
+    """Answer a question about one recording or several, or about each of a folder."""
     *audio, question = words
     if not audio:
         raise typer.BadParameter("give a recording, then the question in quotes")
@@ -57,6 +70,10 @@ def ask(
     for file in audio:
         if not Path(file).exists():
             raise AudioError(f"{file}: no such file (the question comes last, in quotes)")
+    if many.output is not None:
+        options = {"model": model, "sampling": sampling, "reading": reading, "many": many}
+        _answer_each(audio, {"question": question}, lambda _: question, **options)
+        return
     _answer(_load(model), audio, question, sampling, reading)
 
 
@@ -67,6 +84,7 @@ def transcribe(
     model: ModelOptions,
     sampling: SamplingOptions,
     reading: ReadingOptions,
+    many: FolderOptions,
     task: Annotated[
         str,
         typer.Option(help="transcribe, translate, lyrics, diarize or timestamps."),
@@ -81,9 +99,15 @@ def transcribe(
         raise typer.BadParameter("must be text, srt or vtt", param_hint="--format")
     if format != "text" and task == "transcribe":
         task = "timestamps"  # subtitles need times
+    if many.output is not None:
+        if format != "text":
+            raise typer.BadParameter("a file of answers holds their text", param_hint="--format")
+        prompt = partial(_prompt, task=task, target=target)
+        options = {"model": model, "sampling": sampling, "reading": reading, "many": many}
+        _answer_each(audio, {"task": task, "target": target}, prompt, **options)
+        return
     assistant = _load(model)
-    prompt = assistant.variant.prompt(task, target=target)
-    _answer(assistant, audio, prompt, sampling, reading, format)
+    _answer(assistant, audio, _prompt(assistant, task, target), sampling, reading, format)
 
 
 @app.command()
@@ -93,12 +117,17 @@ def caption(
     model: ModelOptions,
     sampling: SamplingOptions,
     reading: ReadingOptions,
+    many: FolderOptions,
     detailed: Annotated[bool, typer.Option("--detailed", help="A long caption.")] = False,
 ) -> None:
     """Describe a recording."""
+    task = "describe" if detailed else "caption"
+    if many.output is not None:
+        options = {"model": model, "sampling": sampling, "reading": reading, "many": many}
+        _answer_each(audio, {"task": task}, partial(_prompt, task=task), **options)
+        return
     assistant = _load(model)
-    prompt = assistant.variant.prompt("describe" if detailed else "caption")
-    _answer(assistant, audio, prompt, sampling, reading)
+    _answer(assistant, audio, _prompt(assistant, task), sampling, reading)
 
 
 @app.command()
@@ -155,11 +184,29 @@ def convert(
     model: Annotated[str, typer.Argument(help="nano, a model folder, or a Hugging Face id.")],
     out: Annotated[Path, typer.Argument(help="New folder.")],
     dtype: DType = None,
+    quantization: Annotated[
+        str | None, typer.Option(help="int8 or int4: weights in fewer bits, for afnext on a CPU.")
+    ] = None,
+    calibrate: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="For int4: a recording, or a folder of them, that rounding goes by; may be given "
+            "several times."
+        ),
+    ] = None,
 ) -> None:
-    """Write a model folder anew, in another dtype; transformers loads it too."""
+    """Write a model folder anew, in another dtype (transformers loads it too) or in fewer bits."""
+    from .bulk import find_recordings
     from .convert import convert as convert_model
 
-    _print(str(convert_model(model, out, dtype=dtype)))
+    recordings: list[Path] = []
+    for path in calibrate or ():
+        recordings += [path / f for f in find_recordings(path)] if path.is_dir() else [path]
+    with _progress() as told:
+        made = convert_model(
+            model, out, dtype=dtype, quantization=quantization, calibrate=recordings, told=told
+        )
+    _print(str(made))
 
 
 @app.command()
@@ -248,6 +295,27 @@ def _load(options: ModelOptions) -> Assistant:
         return load_model(**asdict(options))
 
 
+def _prompt(assistant: Assistant, task: str, target: str = "English") -> str:
+    return assistant.variant.prompt(task, target=target)
+
+
+def _answer_each(
+    audio: list[str],
+    task: dict[str, str],
+    question: Callable[[Assistant], str],
+    **options: Any,
+) -> None:
+    """Answer every recording of a folder; exit with 1 if any failed."""
+    from .cli_folder import answer_each
+
+    done = answer_each(audio, task, question, _load, **options)
+    out = options["many"].output
+    _print(str(out))
+    if done.failed:
+        _note(f'{done.failed} failed: see "error" in {out}, and --retry-failed')
+        sys.exit(1)
+
+
 def _answer(
     assistant: Assistant,
     audio: list[str],
@@ -259,6 +327,9 @@ def _answer(
     """Stream an answer to a terminal, or print it whole."""
     from .chat import Message, to_srt, to_vtt
 
+    for file in audio:
+        if Path(file).is_dir():
+            raise AudioError(f"{file}: is a folder; -o FILE answers about each recording in it")
     with _waiting("listening"):
         pieces = assistant.stream(
             [Message("user", question, audio)],

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass
 from functools import wraps
+from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -47,9 +48,29 @@ class SamplingOptions:
         int | None, typer.Option(help="Of sampling; the same seed gives the same text.")
     ] = None
 
+    json_schema: Annotated[
+        Path | None, typer.Option(help="File with a JSON schema that the answer fulfils.")
+    ] = None
+    choice: Annotated[
+        list[str] | None,
+        typer.Option(help="Answers to choose from: a,b,c, or one an option where given again."),
+    ] = None
+    regex: Annotated[
+        str | None, typer.Option(help="Regular expression that the whole answer matches.")
+    ] = None
+
     def given(self) -> dict[str, Any]:
-        """Those that were set."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        """Those that were set, as ``Assistant`` takes them.
+
+        Raises:
+            OSError: the schema's file cannot be read.
+        """
+        given = {name: value for name, value in asdict(self).items() if value not in (None, [])}
+        if self.json_schema is not None:
+            given["json_schema"] = self.json_schema.read_text()
+        if self.choice and len(self.choice) == 1:
+            given["choice"] = self.choice[0].split(",")
+        return given
 
 
 @dataclass(frozen=True)
@@ -62,6 +83,30 @@ class ReadingOptions:
     ] = False
     partial: Annotated[
         bool, typer.Option("--partial", help="Use what precedes the damage in a broken file.")
+    ] = False
+
+
+@dataclass(frozen=True)
+class FolderOptions:
+    """How a folder of recordings is answered."""
+
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Answer a folder: write a line of JSON for each recording here."
+        ),
+    ] = None
+    concurrency: Annotated[
+        int, typer.Option(min=1, help="With -o: recordings under way at once.")
+    ] = 4
+    ray_workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="With -o: answer by so many processes of a Ray cluster (RAY_ADDRESS)."
+        ),
+    ] = None
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="With -o: try again what failed before.")
     ] = False
 
 

@@ -1,12 +1,19 @@
-"""Write a model folder anew: another dtype, other shards."""
+"""Write a model folder anew: another dtype, weights in fewer bits, other shards."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .errors import CheckpointError
 from .hub import find_model
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .assistant import Assistant
 
 # What a folder holds besides config and weights, which are written anew.
 COMPANIONS = (
@@ -21,37 +28,101 @@ COMPANIONS = (
     "preprocessor_config.json",
     "processor_config.json",
 )
+# What the model is asked about recordings that it is calibrated on, as far as it was trained for it.
+CALIBRATION_TASKS = ("caption", "transcribe", "timestamps")
+CALIBRATION_SECONDS, CALIBRATION_TOKENS = 60.0, 128
 
 
-def convert(model: str | Path, out: str | Path, *, dtype: str | None = None) -> Path:
-    """Write a model in another dtype, with its tokenizer and templates.
+def convert(
+    model: str | Path,
+    out: str | Path,
+    *,
+    dtype: str | None = None,
+    quantization: str | None = None,
+    calibrate: Sequence[str | Path] = (),
+    told: Callable[[str, float], None] = lambda what, share: None,
+) -> Path:
+    """Write a model in another dtype, or in fewer bits, with its tokenizer and templates.
 
     Args:
         model: "nano", a folder, or a Hugging Face id.
         out: a folder that does not exist yet, or is empty.
         dtype: "float32" or "bfloat16"; by default the model's own.
+        quantization: "int8" or "int4": weights of linear layers become integers with scales, as
+            ``ops.QuantizedWeight.tensors`` names them; ``dtype`` is that of the rest.
+        calibrate: for int4: recordings like those that the model is for, each used up to its first minute.
+            The decoder's layers are then rounded so that what they put out about these changes least.
+        told: of what is done, and its share.
 
     Returns:
-        ``out``, in the layout that transformers reads.
+        ``out``; in the layout that transformers reads where there is no ``quantization``.
 
     Raises:
         CheckpointError: the model cannot be read, or ``out`` is in use.
-        ValueError: an unknown dtype.
+        AudioError: a recording cannot be used.
+        ValueError: an unknown dtype or quantization, or ``calibrate`` with another than int4.
     """
     from .assistant import DTYPES
     from .chat.variants import detect_variant, mark_variant
+    from .engine.packed import require_quantization
+    from .engine.quantize_network import quantize_network
     from .model import AudioLanguageModel
     from .model.checkpoint import read_json
+    from .model.quantized import kept_in
 
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype: must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    require_quantization(quantization)
+    if calibrate and quantization != "int4":
+        raise ValueError(f"calibrate: is for quantization int4, got {quantization}")
     source, target = find_model(model), Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise CheckpointError(f"{target}: exists already; give a new folder")
     net = AudioLanguageModel.from_pretrained(source, dtype=DTYPES[dtype] if dtype else None)
+    if quantization is not None:
+        if kept_in(net):
+            raise CheckpointError(f"{source}: is quantised already; convert the model it came from")
+        heard = _conversations(source, calibrate, told) if calibrate else ()
+        quantize_network(net, quantization, heard, lambda share: told("rounding", share))
     net.save_pretrained(target)
     mark_variant(target, detect_variant(source, read_json(source / "config.json")).name)
     for name in COMPANIONS:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
     return target
+
+
+def _conversations(
+    source: Path, recordings: Sequence[str | Path], told: Callable[[str, float], None]
+) -> list[Tensor]:
+    """Embeddings of what the model is asked about recordings, and of what it answers."""
+    from .assistant import Assistant
+
+    assistant = Assistant.from_folder(source)
+    prompts = [
+        assistant.variant.prompts[t] for t in CALIBRATION_TASKS if t in assistant.variant.prompts
+    ]
+    found = []
+    for index, recording in enumerate(recordings):
+        told(f"listening to {Path(recording).name}", index / len(recordings))
+        found += [_conversation(assistant, recording, prompt) for prompt in prompts]
+    return found
+
+
+def _conversation(assistant: Assistant, recording: str | Path, question: str) -> Tensor:
+    import torch
+
+    from .audio import load
+    from .chat import Message, build_prompt
+    from .model import AudioBatch
+
+    windows = load(recording, max_seconds=CALIBRATION_SECONDS, truncate=True)
+    message = Message("user", question, recording)
+    ids = build_prompt([message], [windows], assistant.tokenizer, assistant.template).ids
+    reply = assistant.reply(
+        message, max_seconds=CALIBRATION_SECONDS, truncate=True, max_tokens=CALIBRATION_TOKENS
+    )
+    answer = [*assistant.tokenizer.encode_plain(reply.text), min(assistant.tokenizer.eos_ids)]
+    with torch.no_grad():
+        tokens = torch.tensor([[*ids, *answer]])
+        return assistant.net.embed(tokens, AudioBatch.collate([windows]))[0]

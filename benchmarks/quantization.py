@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from unittest.mock import patch
 
+import soundfile
 import torch
 from torch import Tensor, nn
 
 import afnext
 from afnext import ops
-from afnext.audio.windows import cut_windows
+from afnext.audio.windows import SAMPLE_RATE, cut_windows
 from afnext.chat import ChatTemplate, Message, Tokenizer, build_prompt
+from afnext.convert import convert
 from afnext.engine.packed import ACTIVATIONS, PackedModel
 from afnext.engine.pages import PagePool
 from afnext.engine.pages import Sequence as CachedSequence
@@ -36,6 +39,8 @@ from .results import Failure, Table
 SEED = 90_212  # of no training set
 LENGTHS = (3.1, 4.4, 5.7, 7.2, 8.6)
 CLIPS, QUICK_CLIPS = 20, 1  # of each length
+CALIBRATION, QUICK_CALIBRATION = 20, 2  # clips, about each of which the model is asked for itself
+OTHERS = 10_000  # index of the first of these
 ASKED = 3  # questions about a clip
 PAGE = 32
 ROWS = 512  # of a layer's input that its error is taken on
@@ -60,12 +65,14 @@ class Variant:
         quantization: as ``afnext.load`` takes it.
         dtype: of what is not quantised.
         activations: how products round x, if not as the engine does.
+        calibrated: the folder was converted with recordings to calibrate on.
     """
 
     name: str
     quantization: str | None = None
     dtype: torch.dtype = torch.float32
     activations: str | None = None
+    calibrated: bool = False
 
     def packing(self) -> AbstractContextManager[object]:
         """What to load the model in: the engine has no switch for ``activations``."""
@@ -81,6 +88,7 @@ VARIANTS = (
     Variant("int8, x int16", "int8", activations="int16"),
     Variant("int4", "int4"),
     Variant("int4, x int16", "int4", activations="int16"),
+    Variant("int4, calibrated", "int4", calibrated=True),
 )
 
 
@@ -103,8 +111,22 @@ def outcomes(quick: bool) -> Iterator[Table | Failure]:
             nano_products(folder, asked[:: ASKED * len(LENGTHS)]),
         )
         yield from errors("products [256, 3584] x [3584, 3584], synthetic", synthetic_products())
-        yield divergences(folder, asked)
-    yield scores(folder, clips)
+    with TemporaryDirectory() as scratch:
+        recordings = QUICK_CALIBRATION if quick else CALIBRATION
+        calibrated = calibrated_folder(folder, Path(scratch), recordings)
+        homes = {v: calibrated if v.calibrated else folder for v in (EXACT, *VARIANTS)}
+        with torch.inference_mode():
+            yield divergences(homes, asked)
+        yield scores(homes, clips)
+
+
+def calibrated_folder(folder: Path, scratch: Path, count: int) -> Path:
+    """The model in int4, calibrated on so many clips beside those that are asked about."""
+    recordings = []
+    for index in range(OTHERS, OTHERS + count):
+        recordings.append(scratch / f"{index}.wav")
+        soundfile.write(recordings[-1], scene(index).samples, SAMPLE_RATE)
+    return convert(folder, scratch / "int4", quantization="int4", calibrate=recordings)
 
 
 # --- one product ---------------------------------------------------------------------------------------
@@ -242,15 +264,15 @@ class Listener:
         return self.packed.logits(hidden[-prompt.answer - 1 : -1]).double().log_softmax(-1)
 
 
-def divergences(folder: Path, asked: Sequence[Prompt]) -> Table:
+def divergences(homes: Mapping[Variant, Path], asked: Sequence[Prompt]) -> Table:
     """Each variant against float32, over all tokens of the true answers.
 
     Kullback-Leibler divergence in nats, its mean and 99th percentile; and the share of tokens that are the
     likeliest of both.
     """
-    exact = Listener(folder, EXACT)
+    exact = Listener(homes[EXACT], EXACT)
     expected = [exact.log_probabilities(p) for p in asked]
-    rows = {v.name: _divergence(Listener(folder, v), asked, expected) for v in VARIANTS}
+    rows = {v.name: _divergence(Listener(homes[v], v), asked, expected) for v in VARIANTS}
     tokens = sum(p.answer for p in asked)
     name = f"next tokens against float32, {tokens} tokens of {len(asked)} true answers"
     formats = {"mean KL": ".2e", "99th percentile": ".2e", "same likeliest": ".2%"}
@@ -276,9 +298,9 @@ def _divergence(
 # --- answers -------------------------------------------------------------------------------------------
 
 
-def scores(folder: Path, clips: int) -> Table:
+def scores(homes: Mapping[Variant, Path], clips: int) -> Table:
     """What each variant answers about held-out clips, run by the engine as a user's would be."""
-    rows = {variant.name: _answers(folder, variant, clips) for variant in (EXACT, *VARIANTS)}
+    rows = {v.name: _answers(home, v, clips) for v, home in homes.items()}
     name = f"right answers about {clips} held-out clips of {min(LENGTHS)} to {max(LENGTHS)} s"
     formats = {column: ".1%" for column in rows[EXACT.name] if column != "onset error"}
     return Table("quantization", name, rows, formats | {"onset error": ".3f"})

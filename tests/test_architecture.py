@@ -19,8 +19,8 @@ LEVELS = [
     {"chat", "model", "parallel"},
     {"hub"},
     {"engine", "training", "evaluation", "speech"},
-    {"assistant", "reply", "convert", "report"},
-    {"terminal", "server", "cli_options", "cli"},
+    {"assistant", "bulk", "reply", "convert", "report"},
+    {"terminal", "server", "cli_options", "cli_folder", "cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 
@@ -95,6 +95,7 @@ def test_the_core_knows_neither_torch_nor_python() -> None:
     [
         ("afnext", ["torch", "numpy", "jinja2", "tokenizers", "soundfile", "rich"]),
         ("afnext.cli", ["torch", "numpy", "jinja2", "tokenizers", "soundfile"]),
+        ("afnext.bulk", ["torch", "numpy", "rich"]),
         ("afnext.chat", ["torch", "jinja2", "tokenizers"]),
         ("afnext.audio", ["torch", "soundfile", "soxr", "av"]),
         (

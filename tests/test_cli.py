@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,25 @@ def test_subtitles(scene_file: Path) -> None:
     assert " --> " in run.stdout
 
 
+def test_answers_bound_to_a_choice_a_schema_or_an_expression(
+    scene_file: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("llguidance")
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "array", "items": {"enum": ["rain", "siren"]}, "maxItems": 2}')
+    question = "What sounds do you hear?"
+    assert afnext("ask", scene_file, question, "--choice", "rain,siren").stdout in (
+        "rain\n",
+        "siren\n",
+    )
+    one = afnext("ask", scene_file, question, "--choice", "rain, or", "--choice", "a siren, or")
+    assert one.stdout in ("rain, or\n", "a siren, or\n")
+    answer = json.loads(afnext("ask", scene_file, question, "--json-schema", schema).stdout)
+    assert set(answer) <= {"rain", "siren"}
+    bound = afnext("ask", scene_file, question, "--regex", "[0-9]{3}")
+    assert re.fullmatch("[0-9]{3}\n", bound.stdout), bound.stderr
+
+
 def test_chat_from_a_pipe(scene_file: Path) -> None:
     talk = "What sounds do you hear?\n/files\nHow many are there?\n/reset\n/nonsense\n/quit\n"
     run = afnext("chat", scene_file, stdin=talk)
@@ -89,6 +109,16 @@ def test_convert_writes_a_folder_that_loads(tmp_path: Path, scene_file: Path) ->
     assert "exists" in again.stderr
 
 
+def test_convert_to_fewer_bits_by_recordings(tmp_path: Path, scene_file: Path) -> None:
+    out = tmp_path / "int4"
+    run = afnext("convert", "nano", out, "--quantization", "int4", "--calibrate", scene_file.parent)
+    assert (run.returncode, run.stdout, run.stderr) == (0, f"{out}\n", "")
+    assert "<t>" in afnext("ask", scene_file, "What sounds, and when?", "-m", out).stdout
+    wrong = afnext("convert", "nano", tmp_path / "x", "--calibrate", scene_file)
+    assert wrong.returncode == 1
+    assert "int4" in wrong.stderr
+
+
 @pytest.mark.parametrize(
     ("args", "code", "said"),
     [
@@ -104,6 +134,12 @@ def test_convert_writes_a_folder_that_loads(tmp_path: Path, scene_file: Path) ->
         (["ask", __file__, "b", "--model", "someone/some-model"], 1, "HF_HUB_OFFLINE"),
         (["ask", __file__, "b", "--variant", "poet"], 1, "poet"),
         (["pull", "not an id"], 1, "hub id"),
+        (["ask", __file__, "b", "--json-schema", "no.json"], 1, "no.json"),
+        (
+            ["ask", __file__, "b", "--regex", "(", "--choice", "a"],
+            1,
+            "regex: cannot go with choice",
+        ),
         (["info", "--geometry", "900b"], 1, "900b"),
         (["train", "no-such-recipe", "--out", "x"], 1, "no-such-recipe"),
         (["frobnicate"], 2, "frobnicate"),

@@ -25,8 +25,10 @@ COMMANDS = [
 
 @pytest.fixture
 def folder(tmp_path: Path, scene_file: Path) -> Path:
-    """An empty folder with a recording ``clip.wav``."""
-    shutil.copy(scene_file, tmp_path / "clip.wav")
+    """A folder with a recording ``clip.wav``, and two more in ``recordings``."""
+    (tmp_path / "recordings").mkdir()
+    for name in ("clip.wav", "recordings/one.wav", "recordings/two.wav"):
+        shutil.copy(scene_file, tmp_path / name)
     return tmp_path
 
 

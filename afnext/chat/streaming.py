@@ -33,7 +33,7 @@ class StreamDecoder:
         if self._tokenizer.is_special(id):
             return ""
         if self._bytes:
-            return self._utf8.decode(_piece_bytes(self._tokenizer.token(id) or ""))
+            return self._utf8.decode(piece_bytes(self._tokenizer.token(id) or ""))
         self._fresh.append(id)
         text = self._tokenizer.decode(self._context + self._fresh)
         whole = text.rstrip(_REPLACEMENT)
@@ -62,7 +62,7 @@ def _byte_alphabet() -> dict[str, int]:
 _BYTES = _byte_alphabet()
 
 
-def _piece_bytes(piece: str) -> bytes:
+def piece_bytes(piece: str) -> bytes:
     """The bytes of a piece; one with a character outside the alphabet (an added token) is text."""
     try:
         return bytes(_BYTES[c] for c in piece)

@@ -21,6 +21,7 @@ from afnext.model.config import TextConfig
 from afnext.model.decoder import DecoderLayer, LanguageModel
 from afnext.model.encoder import EncoderLayer, PackedConv1d, gathered
 from afnext.model.layers import Linear
+from afnext.model.quantized import kept, kept_in
 
 from .packed_cache import PackedCache
 from .pages import PagePool, Sequence
@@ -37,6 +38,13 @@ def require_quantization(quantization: str | None) -> None:
     if quantization is not None and quantization not in FORMATS:
         known = ", ".join(FORMATS)
         raise ValueError(f"quantization: must be one of {known}, got {quantization!r}")
+
+
+def stored_quantization(net: AudioLanguageModel) -> str | None:
+    """The quantization whose integers ``net`` carries in its decoder's layers; None for none."""
+    layers = "language_model.model.layers."
+    formats = {w.format for name, w in kept_in(net).items() if name.startswith(layers)}
+    return next((q for q, (format, _, _) in FORMATS.items() if formats == {format}), None)
 
 
 class PackedModel:
@@ -98,8 +106,9 @@ class Packing:
             *(found.n, found.k, found.format, found.activations),
         ):
             self.made += 1
-            weight = rows[0].detach() if len(rows) == 1 else torch.cat([r.detach() for r in rows])
-            found = ops.pack(weight, format, gate_up=gate_up, activations=activations)
+            found = ops.pack(
+                _stacked(rows, format), format, gate_up=gate_up, activations=activations
+            )
         self.weights[name] = found
         return found
 
@@ -108,7 +117,10 @@ class Packing:
         weight = self(name, [m.weight for m in modules], format)
         if all(m.bias is None for m in modules):
             return PackedLinear(weight, None)
-        parts = [m.weight.new_zeros(len(m.weight)) if m.bias is None else m.bias for m in modules]
+        dtype = modules[0].weight.dtype  # not new_zeros: a weight of integers alone has no device
+        parts = [
+            torch.zeros(len(m.weight), dtype=dtype) if m.bias is None else m.bias for m in modules
+        ]
         return PackedLinear(weight, torch.cat([p.detach() for p in parts]))
 
     def convolution(self, name: str, module: PackedConv1d, format: str) -> PackedLinear:
@@ -242,13 +254,28 @@ def _decoder_layer(
     )
 
 
+def _stacked(rows: Rows[Tensor], format: str) -> Tensor | ops.QuantizedWeight:
+    """Weights one above the other: the integers that they carry where all have them in this format."""
+    integers = [w for w in map(kept, rows) if w is not None and w.format == format]
+    if len(integers) < len(rows):
+        return rows[0].detach() if len(rows) == 1 else torch.cat([r.detach() for r in rows])
+    zeros = [w.zeros for w in integers if w.zeros is not None]
+    return ops.QuantizedWeight(
+        torch.cat([w.values for w in integers]),
+        torch.cat([w.scales for w in integers]),
+        torch.cat(zeros) if zeros else None,
+        format,
+        (sum(w.shape[0] for w in integers), integers[0].shape[1]),
+    )
+
+
 def _norm(module: nn.LayerNorm, x: Tensor, pooled: Tensor | None = None) -> Tensor:
     return ops.layer_norm(x, module.weight, module.bias, module.eps, pooled)
 
 
 def can_pack(net: AudioLanguageModel) -> bool:
     """Whether every product is a plain layer of the model's: adapters and replaced modules are not."""
-    if net.language_model.lm_head.weight.device.type != "cpu":
+    if net.language_model.model.embed_tokens.weight.device.type != "cpu":
         return False
     wanted = {nn.Linear: Linear, nn.Conv1d: PackedConv1d, nn.LayerNorm: nn.LayerNorm}
     return all(

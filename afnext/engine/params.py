@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .constraint import Constraint
 
 SEED_LIMIT = 2**63
 
@@ -28,6 +33,11 @@ class GenerationParams:
         timeout: seconds after which the answer ends where it is.
         speculate: tokens that are guessed from what the prompt and the answer repeat, and checked at once.
             What is said stays the same.
+        json_schema: the answer is JSON that fulfils this schema, an object or its text; it is cut off where
+            ``max_tokens`` comes first. At most one of this and the two below.
+        choice: the answer is one of these strings.
+        regex: the whole answer matches, in the syntax of Rust's ``regex``; no look-around.
+        constraint: what one of these three was compiled to; ``Assistant`` does that.
 
     Raises:
         ValueError: naming the value that is out of its range, or the two that contradict each other.
@@ -45,6 +55,10 @@ class GenerationParams:
     logprobs: int | None = None
     timeout: float | None = None
     speculate: int = 0
+    json_schema: str | Mapping[str, Any] | None = None
+    choice: tuple[str, ...] | None = None
+    regex: str | None = None
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.stop, Iterable):
@@ -81,3 +95,38 @@ class GenerationParams:
             raise ValueError(f"n: {self.n} greedy answers are the same one: set a temperature")
         if self.n > 1 and seed is not None and seed + self.n > SEED_LIMIT:
             raise ValueError(f"seed: seed + n must stay within 2**63, got {seed} + {self.n}")
+        self._check_constraint()
+
+    @property
+    def grammar(self) -> tuple[str, Any] | None:
+        """What the answer is bound to, as (kind, source), or None."""
+        sources = {"json_schema": self.json_schema, "choice": self.choice, "regex": self.regex}
+        return next(((kind, s) for kind, s in sources.items() if s is not None), None)
+
+    def _check_constraint(self) -> None:
+        given = [n for n in ("json_schema", "choice", "regex") if getattr(self, n) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{given[1]}: cannot go with {given[0]}; give one of them")
+        if self.json_schema is not None:
+            object.__setattr__(self, "json_schema", _schema_text(self.json_schema))
+        if self.choice is not None:
+            texts = self.choice
+            listed = isinstance(texts, Iterable) and not isinstance(texts, str)
+            choice = tuple(texts) if listed else ()
+            if not choice or not all(isinstance(c, str) and c for c in choice):
+                raise ValueError(f"choice: must be a list of non-empty strings, got {texts!r}")
+            object.__setattr__(self, "choice", choice)
+        if self.regex is not None and (not isinstance(self.regex, str) or not self.regex):
+            raise ValueError(f"regex: must be a regular expression, got {self.regex!r}")
+
+
+def _schema_text(schema: Any) -> str:
+    """A JSON schema as canonical text, so that equal ones are compiled once."""
+    try:
+        parsed = json.loads(schema) if isinstance(schema, str) else dict(schema)
+        text = json.dumps(parsed)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"json_schema: is not JSON ({error})") from None
+    if not isinstance(parsed, dict):
+        raise ValueError(f"json_schema: must be an object, got {text}")
+    return text

@@ -10,6 +10,8 @@ from torch import Tensor
 from .params import GenerationParams
 from .request import TokenLogprob
 
+_LEAST = -1e30
+
 
 class Sampler:
     """Chooses the next token of one request.
@@ -33,11 +35,12 @@ class Sampler:
         if params.repetition_penalty != 1.0:
             self._seen = torch.zeros(vocabulary, dtype=torch.bool)
             self._seen[torch.tensor(sorted(set(prompt)), dtype=torch.int64)] = True
+        self._constraint = None if params.constraint is None else params.constraint.start()
 
     @property
     def greedy(self) -> bool:
         """Whether it takes the likeliest token, whatever was said before."""
-        return self._generator is None and self._seen is None
+        return self._generator is None and self._seen is None and self._constraint is None
 
     def __call__(self, logits: Tensor) -> int:
         """The next token for ``logits [vocabulary]``."""
@@ -47,9 +50,14 @@ class Sampler:
             scores = torch.where(
                 self._seen, torch.where(scores < 0, scores * penalty, scores / penalty), scores
             )
+        if self._constraint is not None:
+            # Of tokens that the model rules out, one that is allowed is still the better.
+            scores = scores.clamp(min=_LEAST).masked_fill(~self._constraint.mask(), -torch.inf)
         token = int(scores.argmax()) if self._generator is None else self._draw(scores)
         if self._seen is not None:
             self._seen[token] = True
+        if self._constraint is not None:
+            self._constraint.advance(token)
         return token
 
     def _draw(self, scores: Tensor) -> int:

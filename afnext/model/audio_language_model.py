@@ -60,6 +60,7 @@ class AudioLanguageModel(nn.Module):
         *,
         dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
+        integers_alone: bool = False,
     ) -> AudioLanguageModel:
         """Read a folder in transformers' layout, ``musicflamingo`` or ``audioflamingo3``.
 
@@ -70,6 +71,8 @@ class AudioLanguageModel(nn.Module):
             folder: holds ``config.json`` and ``model.safetensors``, or shards with their index.
             dtype: float32 or bfloat16; by default the file's (float32 for one in float16).
             device: where the weights go.
+            integers_alone: weights that the folder holds as integers stay so, for the engine alone: the
+                network's own parameters of them have no values. By default they have, in ``dtype``.
 
         Raises:
             CheckpointError: when something is missing, corrupt, mis-shaped or impossible.
@@ -78,7 +81,9 @@ class AudioLanguageModel(nn.Module):
         weights = checkpoint.Weights.open(folder)
         with torch.device("meta"):
             model = cls(config)
-        weights.load_into(model, dtype=dtype, device=torch.device(device))
+        weights.load_into(
+            model, dtype=dtype, device=torch.device(device), integers_alone=integers_alone
+        )
         model.generation_config = checkpoint.read_json(Path(folder) / "generation_config.json")
         return model.eval()
 

@@ -22,6 +22,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from afnext.errors import CheckpointError
+from afnext.ops.quantize import QuantizedWeight
+
+from . import quantized
 
 if TYPE_CHECKING:
     from .audio_language_model import AudioLanguageModel
@@ -99,9 +102,17 @@ class Weights:
         return cls(folder, tensors)
 
     def load_into(
-        self, model: AudioLanguageModel, *, dtype: torch.dtype | None, device: torch.device
+        self,
+        model: AudioLanguageModel,
+        *,
+        dtype: torch.dtype | None,
+        device: torch.device,
+        integers_alone: bool = False,
     ) -> None:
         """Give ``model`` (built on the meta device) these weights.
+
+        Those that are stored as integers are also turned into numbers of ``dtype``; with
+        ``integers_alone`` they stay on the meta device, and only carry their integers.
 
         Raises:
             CheckpointError: naming the tensors that are missing, mis-shaped or of an odd dtype.
@@ -112,11 +123,20 @@ class Weights:
         tied = model.config.text.tie_word_embeddings and HEAD not in self.tensors
         if tied:
             del expected[HEAD]
-        self._check(expected)
+        integers = self._quantized({HEAD, *expected})
+        for name in integers.keys() & expected.keys():
+            _require_shape(self.folder, name, integers[name].shape, expected[name])
+        self._check({n: s for n, s in expected.items() if n not in integers}, integers)
         if dtype is None:
             dtype = DTYPES[self.tensors[EMBEDDING].dtype]
             dtype = torch.float32 if dtype == torch.float16 else dtype
-        loaded = self._read(expected, dtype, device)
+        loaded = self._read([n for n in expected if n not in integers], dtype, device)
+        for name in integers.keys() & expected.keys():
+            shape = expected[name]
+            if integers_alone:
+                loaded[name] = torch.empty(shape, dtype=dtype, device="meta")
+            else:
+                loaded[name] = integers[name].dequantize(dtype).to(device)
         if model.config.text.tie_word_embeddings and not tied:
             tied = torch.equal(loaded[HEAD], loaded[EMBEDDING])
             if not tied:
@@ -130,23 +150,34 @@ class Weights:
         model.load_state_dict(loaded, assign=True)
         if tied:
             model.language_model.lm_head.weight = model.language_model.model.embed_tokens.weight
-        model.to(device)
+        if not integers_alone:
+            model.to(device)
+        for name, weight in integers.items():
+            quantized.keep(model.get_parameter(name), weight)
 
-    def _check(self, expected: Mapping[str, tuple[int, ...]]) -> None:
+    def _quantized(self, names: Iterable[str]) -> dict[str, QuantizedWeight]:
+        """Those of the named weights that are stored as integers."""
+        names = [name for name in names if f"{name}.quantization" in self.tensors]
+        pieces = (f"{name}.{part}" for name in names for part in quantized.PARTS)
+        tensors = self._read([p for p in pieces if p in self.tensors], None, torch.device("cpu"))
+        try:
+            return {name: QuantizedWeight.from_tensors(tensors, name) for name in names}
+        except ValueError as error:
+            raise CheckpointError(f"{self.folder}: {error}") from None
+
+    def _check(self, expected: Mapping[str, tuple[int, ...]], integers: Iterable[str]) -> None:
         missing = [name for name in expected if name not in self.tensors]
         if missing:
             raise CheckpointError(f"{self.folder}: lacks {_listed(missing)}")
         for name, shape in expected.items():
             stored = self.tensors[name]
-            if stored.shape != shape:
-                raise CheckpointError(
-                    f"{self.folder}: {name} is {list(stored.shape)}, config.json asks for {list(shape)}"
-                )
+            _require_shape(self.folder, name, stored.shape, shape)
             if stored.dtype not in DTYPES:
                 raise CheckpointError(
                     f"{self.folder}: {name} has dtype {stored.dtype}; need one of {', '.join(DTYPES)}"
                 )
-        extra = [t.name for name, t in self.tensors.items() if name not in expected]
+        used = {*expected, *(f"{name}.{part}" for name in integers for part in quantized.PARTS)}
+        extra = [t.name for name, t in self.tensors.items() if name not in used]
         if extra:
             warnings.warn(
                 f"{self.folder}: ignoring tensors that the model lacks: {_listed(extra)}",
@@ -154,9 +185,9 @@ class Weights:
             )
 
     def _read(
-        self, names: Iterable[str], dtype: torch.dtype, device: torch.device
+        self, names: Iterable[str], dtype: torch.dtype | None, device: torch.device
     ) -> dict[str, Tensor]:
-        """The named tensors, file by file."""
+        """The named tensors, file by file, in ``dtype`` or as they are."""
         by_file: dict[Path, list[str]] = {}
         for name in names:
             by_file.setdefault(self.tensors[name].file, []).append(name)
@@ -212,6 +243,15 @@ def _header(file: Path) -> dict[str, StoredTensor]:
         raise CheckpointError(f"{file}: cannot be read ({error})") from None
 
 
+def _require_shape(
+    folder: Path, name: str, found: tuple[int, ...], wanted: tuple[int, ...]
+) -> None:
+    if found != wanted:
+        raise CheckpointError(
+            f"{folder}: {name} is {list(found)}, config.json asks for {list(wanted)}"
+        )
+
+
 def _listed(names: list[str], most: int = 12) -> str:
     """The first few names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
@@ -247,6 +287,9 @@ def _write(model: AudioLanguageModel, folder: Path, max_shard_bytes: int) -> Non
     tensors = {name: t.detach().contiguous() for name, t in model.state_dict().items()}
     # transformers never ties lm_head here, so it is always stored, on its own.
     tensors[HEAD] = tensors[HEAD].clone()
+    for name, weight in quantized.kept_in(model).items():
+        del tensors[name]
+        tensors.update(weight.tensors(name))
     shards = _shards(tensors, max_shard_bytes)
     weight_map = {}
     for i, names in enumerate(shards, start=1):

@@ -1,0 +1,159 @@
+"""The command over a folder, with nano: killed and gone on with, interrupted, broken files."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow  # every test starts processes that import torch
+
+COMMAND = str(Path(sys.executable).with_name("afnext"))
+COUNT = 30
+
+
+def run(*words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([COMMAND, *map(str, words)], capture_output=True, text=True, timeout=120)
+
+
+def files(out: Path) -> list[str]:
+    return [json.loads(line)["file"] for line in out.read_bytes().split(b"\n")[:-1]]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, scene_file: Path) -> Path:
+    folder = tmp_path / "recordings"
+    (folder / "sub").mkdir(parents=True)
+    for n in range(COUNT):
+        shutil.copy(scene_file, folder / ("sub" if n % 2 else "") / f"{n}.wav")
+    return folder
+
+
+def started(folder: Path, out: Path, least: int) -> subprocess.Popen[str]:
+    """A run that has written at least so many lines more."""
+    least += out.read_bytes().count(b"\n") if out.exists() else 0
+    process = subprocess.Popen(
+        [COMMAND, "caption", str(folder), "-o", str(out)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not out.exists() or out.read_bytes().count(b"\n") < least:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    return process
+
+
+def test_killed_and_gone_on_with(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "captions.jsonl"
+    for least in (1, 5):
+        process = started(folder, out, least)
+        process.send_signal(signal.SIGSTOP)  # it holds the file, and gets no further
+        assert "another process" in run("caption", folder, "-o", out).stderr
+        process.kill()
+        process.wait()
+    assert 6 <= len(files(out)) < COUNT, "the kill came too late to show anything"
+    last = run("caption", folder, "-o", out)
+    assert (last.returncode, last.stderr, last.stdout) == (0, "", f"{out}\n")
+    assert len(files(out)) == COUNT
+    assert len(set(files(out))) == COUNT
+    alone = run("caption", folder / "0.wav").stdout.strip()
+    assert {json.loads(line)["text"] for line in out.read_text().splitlines()} == {alone}
+
+
+def test_many_at_once_say_what_one_says(folder: Path, tmp_path: Path) -> None:
+    """Threads share the engine's steps; every answer is as if it were alone."""
+    texts = []
+    for concurrency in (1, 6):
+        out = tmp_path / f"{concurrency}.jsonl"
+        done = run("ask", folder, "What sounds, when?", "-o", out, "--concurrency", concurrency)
+        assert (done.returncode, done.stderr) == (0, "")
+        lines = map(json.loads, out.read_text().splitlines())
+        texts.append({line["file"]: line["text"] for line in lines})
+    assert texts[0] == texts[1]
+    assert len(texts[0]) == COUNT
+
+
+def test_an_interrupt_leaves_a_whole_file(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "captions.jsonl"
+    process = started(folder, out, 2)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 130
+    assert out.read_bytes().endswith(b"\n")
+    assert 2 <= len(files(out)) < COUNT
+
+
+def test_broken_files_are_listed_and_skipped(folder: Path, tmp_path: Path) -> None:
+    for extra in folder.rglob("[1-9]*.wav"):
+        extra.unlink()
+    (folder / "broken.wav").write_bytes(b"RIFF but no sound")
+    out = tmp_path / "answers.jsonl"
+    question = "What sounds do you hear, and when?"
+    first = run("ask", folder, question, "-o", out)
+    assert first.returncode == 1
+    assert first.stderr.startswith("afnext: broken.wav: ")
+    assert "1 failed" in first.stderr.splitlines()[-1]
+    assert first.stderr.count("\n") == 2
+    good, bad = sorted(map(json.loads, out.read_text().splitlines()), key=lambda a: "error" in a)
+    assert good["file"] == "0.wav"
+    assert "<t>" in good["text"]
+    assert good["usage"]["audio_seconds"] == 8.0
+    assert good["timings"]["total"] > 0
+    assert bad["file"] == "broken.wav"
+    other = run("ask", folder, "Who speaks?", "-o", out)
+    assert other.returncode == 1
+    assert "another question" in other.stderr
+    (folder / "broken.wav").write_bytes((folder / "0.wav").read_bytes())
+    again = run("ask", folder, question, "-o", out, "--retry-failed")
+    assert (again.returncode, again.stderr) == (0, "")
+    assert len(files(out)) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["caption", ".", "--max-tokens", "0", "-o", "x.jsonl"], 1, "max_tokens"),
+        (["caption", ".", "--concurrency", "0", "-o", "x.jsonl"], 2, "concurrency"),
+        (["caption", ".", ".", "-o", "x.jsonl"], 2, "one folder"),
+        (["caption", ".", "-o", "missing/x.jsonl"], 1, "cannot be written"),
+        (["caption", "."], 1, "-o"),
+        (["caption", "0.wav", "-o", "x.jsonl"], 1, "is no folder"),
+        (["transcribe", ".", "--format", "srt", "-o", "x.jsonl"], 2, "--format"),
+    ],
+)
+def test_misuse(
+    words: list[str], code: int, said: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    answer = run(*words)
+    assert answer.returncode == code
+    assert said in answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert not Path("x.jsonl").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a terminal")
+def test_a_bar_on_a_terminal(folder: Path, tmp_path: Path) -> None:
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        [COMMAND, "transcribe", str(folder), "-o", str(tmp_path / "out.jsonl")],
+        stderr=theirs, stdout=subprocess.PIPE, env={**os.environ, "COLUMNS": "120", "TERM": "xterm"},
+    )  # fmt: skip
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(ours, 4096)
+        except OSError:  # Linux's end of a terminal whose other side is closed
+            break
+    assert process.wait() == 0
+    os.close(ours)
+    assert b"of 30 files" in shown
+    assert b" left" in shown

@@ -1,0 +1,75 @@
+"""Time left follows seconds of audio, not the number of files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from afnext.bulk.estimate import Estimate
+from afnext.bulk.progress import clock, describe, progress
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_long_file_at_the_end_counts_for_what_it_is() -> None:
+    time = Clock()
+    estimate = Estimate(["short", "also", "long"], time)
+    for file, seconds in (("short", 10.0), ("also", 10.0), ("long", 1000.0)):
+        estimate.learn(file, seconds)
+    assert estimate.time_left() is None
+    time.now = 4.0
+    estimate.finish("short", 10.0)
+    estimate.finish("also", 10.0)
+    assert estimate.time_left() == 4.0 * 1000 / 20
+    time.now = 204.0
+    estimate.finish("long", 1000.0)
+    assert estimate.time_left() == 0
+
+
+def test_unknown_lengths_are_the_mean_of_the_known() -> None:
+    time = Clock()
+    estimate = Estimate(["a", "b", "c", "d"], time)
+    assert estimate.audio() is None
+    estimate.learn("a", 10.0)
+    estimate.learn("b", 30.0)
+    estimate.learn("c", None)
+    assert estimate.audio() == (0.0, 80.0)
+    time.now = 1.0
+    estimate.finish("a", 10.0)
+    assert estimate.audio() == (10.0, 70.0)
+    estimate.finish("d", 50.0)
+    estimate.learn("d", 1e9)  # the header reader comes late
+    assert estimate.audio() == (60.0, 60.0)
+
+
+def test_broken_files_do_not_make_the_rest_look_fast() -> None:
+    time = Clock()
+    estimate = Estimate(["a", "b", "broken"], time)
+    estimate.learn("a", 10.0)
+    estimate.learn("b", 10.0)
+    estimate.learn("broken", 0.0)
+    time.now = 2.0
+    estimate.finish("a", 10.0)
+    estimate.finish("broken", None)
+    assert estimate.time_left() == 2.0
+
+
+def test_words() -> None:
+    time = Clock()
+    estimate = Estimate(["a", "b"], time)
+    assert describe(estimate, 3) == "3 of 5 files, estimating"
+    estimate.learn("b", 3661.0)
+    time.now = 5.0
+    estimate.finish("a", 36.61)
+    assert describe(estimate, 3) == "4 of 5 files, 1:01:01 of audio to hear, 8:20 left"
+    assert clock(59.6) == "1:00"
+
+
+def test_nothing_is_shown_in_a_pipe(capsys, tmp_path: Path) -> None:
+    with progress(tmp_path, ["a"], 0) as estimate:
+        estimate.finish("a", 1.0)
+    assert capsys.readouterr() == ("", "")

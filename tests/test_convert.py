@@ -1,0 +1,91 @@
+"""Folders in fewer bits: they answer as a model quantised at load does; calibration brings them nearer."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import afnext
+from afnext.convert import convert
+from afnext.engine.calibrate import calibrated
+from afnext.engine.quantize_network import quantize_network
+from afnext.hub import find_model
+from afnext.model import AudioLanguageModel
+from benchmarks import quantization as harness
+
+QUESTION = "What sounds do you hear, and when?"
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_it_answers_as_one_quantised_at_load(
+    tmp_path: Path, scene_file: Path, quantization: str
+) -> None:
+    out = convert("nano", tmp_path / "small", quantization=quantization)
+    model = afnext.load(out)
+    wanted = afnext.load("nano", quantization=quantization)
+    assert model.ask(scene_file, QUESTION).text == wanted.ask(scene_file, QUESTION).text
+    assert model.variant.name == "nano"
+    assert afnext.load(out, quantization=quantization).ask(scene_file, QUESTION).text
+    other = {"int8": "int4", "int4": "int8"}[quantization]
+    with pytest.raises(ValueError, match=rf"quantization: .*{quantization}"):
+        afnext.load(out, quantization=other)
+    with pytest.raises(afnext.CheckpointError, match="quantised already"):
+        convert(out, tmp_path / "again", quantization="int8")
+
+
+@pytest.mark.slow
+def test_calibrated_it_is_nearer_to_the_model(tmp_path: Path) -> None:
+    """The divergence of next tokens over other scenes falls by a third at least (with 20 recordings, by
+    two thirds: ``benchmarks/quantization.py``)."""
+    recordings = []
+    for index in range(100, 108):
+        recordings.append(tmp_path / f"{index}.wav")
+        soundfile.write(recordings[-1], harness.scene(index).samples, 16_000)
+    told: list[float] = []
+    out = convert(
+        "nano", tmp_path / "calibrated", quantization="int4", calibrate=recordings,
+        told=lambda what, share: told.append(share),
+    )  # fmt: skip
+    assert told[-1] == 1.0
+    asked = list(harness.prompts(find_model("nano"), 15))
+    with torch.inference_mode():
+        listener = harness.Listener(find_model("nano"), harness.EXACT)
+        expected = [listener.log_probabilities(p) for p in asked]
+        far, near = (
+            harness._divergence(
+                harness.Listener(folder, harness.Variant("", "int4")), asked, expected
+            )
+            for folder in (find_model("nano"), out)
+        )
+    assert near["mean KL"] < far["mean KL"] / 1.5
+    assert math.isfinite(near["99th percentile"])
+
+
+def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"calibrate: .*int4"):
+        convert("nano", tmp_path / "a", quantization="int8", calibrate=["a.wav"])
+    with pytest.raises(ValueError, match=r"calibrate: .*int4"):
+        convert("nano", tmp_path / "a", calibrate=["a.wav"])
+    with pytest.raises(ValueError, match="quantization: must be one of"):
+        convert("nano", tmp_path / "a", quantization="int3")
+    with pytest.raises(afnext.AudioError, match=r"missing\.wav"):
+        convert("nano", tmp_path / "a", quantization="int4", calibrate=[tmp_path / "missing.wav"])
+    assert not (tmp_path / "a").exists()
+    net = AudioLanguageModel.from_pretrained(find_model("nano"))
+    with pytest.raises(ValueError, match="a recording"):
+        calibrated(net.language_model, [])
+    with pytest.raises(ValueError, match="calibrate"):
+        quantize_network(net, "int8", [torch.zeros(3, 256)])
+
+
+@pytest.mark.slow
+def test_a_long_recording_is_used_up_to_its_first_minute(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).standard_normal(70 * 16_000) * 0.01
+    soundfile.write(tmp_path / "long.wav", noise, 16_000)
+    out = convert("nano", tmp_path / "out", quantization="int4", calibrate=[tmp_path / "long.wav"])
+    assert (out / "model.safetensors").is_file()
