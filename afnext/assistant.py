@@ -23,6 +23,7 @@ from .engine import AudioStore, Engine, GenerationParams
 from .engine.constraint import Constraints
 from .engine.packed import require_quantization, stored_quantization
 from .engine.packed_cache import PackedCache, cache_root, identity
+from .engine.pages import kv_dtype
 from .errors import ChatError
 from .hub import find_model
 from .model import AudioLanguageModel
@@ -56,6 +57,7 @@ class Assistant:
         variant: Variant,
         *,
         quantization: str | None = None,
+        kv_cache_dtype: str | None = None,
         cache: PackedCache | None = None,
         audio_store: AudioStore | None = None,
     ) -> None:
@@ -67,7 +69,7 @@ class Assistant:
             raise ValueError("tokenizer: no token ends an answer (eos_token)")
         self.engine = Engine(
             net, sorted(tokenizer.eos_ids), quantization=quantization, cache=cache,
-            audio_store=audio_store,
+            kv_cache_dtype=kv_cache_dtype, audio_store=audio_store,
         )  # fmt: skip
         self._constraints = Constraints(tokenizer, net.config.text.vocab_size)
 
@@ -80,6 +82,7 @@ class Assistant:
         dtype: torch.dtype | None = None,
         variant: str | None = None,
         quantization: str | None = None,
+        kv_cache_dtype: str | None = None,
         audio_cache: str | Path | None = None,
     ) -> Assistant:
         """Read a model folder; see ``afnext.load``."""
@@ -109,7 +112,7 @@ class Assistant:
             store = AudioStore(audio_cache, f"{identity(files)} {own} {quantization}")
         return cls(
             net, tokenizer, template, chosen, quantization=quantization, cache=cache,
-            audio_store=store,
+            kv_cache_dtype=kv_cache_dtype, audio_store=store,
         )  # fmt: skip
 
     def ask(
@@ -337,6 +340,7 @@ def load_model(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     quantization: str | None = None,
+    kv_cache_dtype: str | None = None,
     variant: str | None = None,
     revision: str | None = None,
     audio_cache: str | Path | None = None,
@@ -352,6 +356,8 @@ def load_model(
         quantization: "int8" or "int4" (CPU only): products read weights of so many bits, quantised as they
             are loaded; "int4" keeps the encoder, the adaptor and the head in 8. By default weights keep
             ``dtype``.
+        kv_cache_dtype: "int8", or on CUDA "fp8": keys and values are kept in 8 bits, so that half of
+            bfloat16's memory holds as long a recording. By default they keep ``dtype``.
         variant: "instruct", "think", "captioner", "music-flamingo", "audio-flamingo-3" or "nano"; by
             default what the folder's config and name say.
         revision: branch, tag or commit of a Hugging Face id.
@@ -377,11 +383,13 @@ def load_model(
     require_quantization(quantization)
     if quantization is not None and device.type != "cpu":
         raise ValueError(f"quantization: {quantization} needs the CPU, got device {device!s}")
+    kv_dtype(kv_cache_dtype, torch.float32, device)  # refused before the weights are read
     return Assistant.from_folder(
         find_model(model, revision=revision),
         device=device,
         dtype=dtype,
         variant=variant,
         quantization=quantization,
+        kv_cache_dtype=kv_cache_dtype,
         audio_cache=audio_cache,
     )

@@ -34,6 +34,9 @@ class ModelOptions:
     quantization: Annotated[
         str | None, typer.Option(help="int8 or int4: store weights in fewer bits, on a CPU.")
     ] = None
+    kv_cache_dtype: Annotated[
+        str | None, typer.Option(help="int8, on CUDA fp8: store keys and values in 8 bits.")
+    ] = None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from .audio_store import AudioStore
 from .handle import Handle
 from .memory import default_cache_bytes
 from .packed_cache import PackedCache
-from .pages import page_bytes
 from .params import GenerationParams
 from .prompt_audio import PromptAudio
 from .request import Generation, Request, State
@@ -45,7 +44,7 @@ class EngineStats:
 
     Attributes:
         running, waiting: requests.
-        pages: of the cache of keys and values.
+        pages, page_bytes: of the cache of keys and values, and the bytes of one of them.
         free_pages: held by nobody, kept ones included.
         kept_pages: of these, pages that later prompts may share.
         evicted_pages: kept ones that had to go.
@@ -62,6 +61,7 @@ class EngineStats:
     running: int
     waiting: int
     pages: int
+    page_bytes: int
     free_pages: int
     kept_pages: int
     evicted_pages: int
@@ -89,6 +89,7 @@ class Engine:
         eos: token ids that end an answer.
         max_context: most tokens of prompt and answer together; by default the model's.
         quantization, cache: how the weights are stored; see ``Runner``.
+        kv_cache_dtype: how keys and values are stored; see ``Runner``.
         cache_bytes: of keys and values, prompts kept for others included; by default 4 GiB, or one
             context where that is more, but at most half of the free memory. Taken as it is used.
         audio_cache_bytes: of encoded audio that may be asked about again.
@@ -108,17 +109,18 @@ class Engine:
         max_context: int | None = None,
         quantization: str | None = None,
         cache: PackedCache | None = None,
+        kv_cache_dtype: str | None = None,
         cache_bytes: int | None = None,
         audio_cache_bytes: int = AUDIO_CACHE_BYTES,
         audio_store: AudioStore | None = None,
         max_step_tokens: int = PREFILL_CHUNK,
         max_running: int = MAX_RUNNING,
     ) -> None:
-        self.runner = Runner(net, quantization, cache)
+        self.runner = Runner(net, quantization, cache, kv_cache_dtype)
         self.eos = frozenset(eos)
         text = net.config.text
         context = max_context or text.max_position_embeddings
-        page = page_bytes(text, PAGE_SIZE, self.runner.dtype)
+        self.page_bytes = page = self.runner.cache_bytes(PAGE_SIZE)
         needed = -(-context // PAGE_SIZE)
         if cache_bytes is None:
             cache_bytes = default_cache_bytes(self.runner.device, needed * page)
@@ -257,6 +259,7 @@ class Engine:
                 running=len(self.scheduler.running),
                 waiting=len(self.scheduler.waiting),
                 pages=allocator.num_pages,
+                page_bytes=self.page_bytes,
                 free_pages=allocator.available,
                 kept_pages=allocator.kept,
                 evicted_pages=allocator.evictions,

@@ -253,10 +253,8 @@ class Stepper:
             return
         timings.tokens_per_second = steps / timings.generate
         runner = self.engine.runner
-        text = runner.net.config.text
-        cache = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
         context = record.prompt_tokens + len(record.tokens) / 2
-        read = runner.bytes_per_token + cache * runner.dtype.itemsize * context
+        read = runner.bytes_per_token + runner.cache_bytes(1) * context
         timings.gigabytes_per_second = read * timings.tokens_per_second / 1e9
 
     def _fail(self, request: Request, error: BaseException) -> None:
