@@ -37,6 +37,10 @@ class ModelOptions:
     kv_cache_dtype: Annotated[
         str | None, typer.Option(help="int8, on CUDA fp8: store keys and values in 8 bits.")
     ] = None
+    draft: Annotated[
+        str | None,
+        typer.Option(help="A smaller model with the same tokenizer, to guess ahead with."),
+    ] = None
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from afnext.model import AudioLanguageModel
 from .allocator import PageAllocator
 from .audio_cache import AudioCache
 from .audio_store import AudioStore
+from .draft import Draft
 from .handle import Handle
 from .memory import default_cache_bytes
 from .packed_cache import PackedCache
@@ -54,6 +55,7 @@ class EngineStats:
         audio_bytes: held by encoded windows.
         preemptions: requests that had to give their pages back.
         tokens: generated.
+        draft_tokens, accepted_tokens: guessed and checked, and of these right.
         steps: made.
         step_seconds, model_seconds: in steps, and of these inside the model.
     """
@@ -72,6 +74,8 @@ class EngineStats:
     audio_bytes: int
     preemptions: int
     tokens: int
+    draft_tokens: int
+    accepted_tokens: int
     steps: int
     step_seconds: float
     model_seconds: float
@@ -90,15 +94,18 @@ class Engine:
         max_context: most tokens of prompt and answer together; by default the model's.
         quantization, cache: how the weights are stored; see ``Runner``.
         kv_cache_dtype: how keys and values are stored; see ``Runner``.
-        cache_bytes: of keys and values, prompts kept for others included; by default 4 GiB, or one
-            context where that is more, but at most half of the free memory. Taken as it is used.
+        draft: a smaller model with the same tokenizer, in eval mode: requests that ``speculate`` are
+            guessed by it, not from what their tokens repeat. What is said stays the same.
+        cache_bytes: of keys and values, the draft's and prompts kept for others included; by default
+            4 GiB, or one context where that is more, but at most half of the free memory. Taken as it is
+            used.
         audio_cache_bytes: of encoded audio that may be asked about again.
         audio_store: where encoded audio is kept for later sessions; of these very weights.
         max_step_tokens: of one step; prompts beyond that are read in several.
         max_running: requests in one step.
 
     Raises:
-        ValueError: a limit that leaves room for nothing.
+        ValueError: a limit that leaves room for nothing, or a draft with other tokens.
     """
 
     def __init__(
@@ -110,6 +117,7 @@ class Engine:
         quantization: str | None = None,
         cache: PackedCache | None = None,
         kv_cache_dtype: str | None = None,
+        draft: AudioLanguageModel | None = None,
         cache_bytes: int | None = None,
         audio_cache_bytes: int = AUDIO_CACHE_BYTES,
         audio_store: AudioStore | None = None,
@@ -120,7 +128,12 @@ class Engine:
         self.eos = frozenset(eos)
         text = net.config.text
         context = max_context or text.max_position_embeddings
+        self.draft = None
+        if draft is not None:
+            self.draft = Draft(draft, net, quantization, kv_cache_dtype)
         self.page_bytes = page = self.runner.cache_bytes(PAGE_SIZE)
+        if self.draft is not None:  # as many pages as the model has
+            page += self.draft.runner.cache_bytes(PAGE_SIZE)
         needed = -(-context // PAGE_SIZE)
         if cache_bytes is None:
             cache_bytes = default_cache_bytes(self.runner.device, needed * page)
@@ -142,6 +155,8 @@ class Engine:
         )
         self.audio_cache = AudioCache(audio_cache_bytes, audio_store)
         self.scheduler = Scheduler(PageAllocator(pages), PAGE_SIZE, max_step_tokens, max_running)
+        if self.draft is not None:
+            self.draft.allot(pages, PAGE_SIZE, max_step_tokens)
         self._stepper = Stepper(self)
         self._changed = Condition()
         self._stepping = False
@@ -270,6 +285,8 @@ class Engine:
                 audio_bytes=audio.nbytes,
                 preemptions=self.scheduler.preemptions,
                 tokens=done.tokens,
+                draft_tokens=done.draft_tokens,
+                accepted_tokens=done.accepted_tokens,
                 steps=done.steps,
                 step_seconds=done.step_seconds,
                 model_seconds=done.model_seconds,
@@ -280,6 +297,16 @@ class Engine:
         with self._changed:
             self.scheduler.allocator.forget()
             self.audio_cache.clear()
+            if self.draft is not None:
+                self.draft.forget()
+
+    def forget_draft(self) -> None:
+        """The draft's weights changed: what it holds of any request is of no use."""
+        assert self.draft is not None
+        self.draft.forget()
+        for request in self.scheduler.running:
+            if request.draft is not None:
+                request.draft.release()
 
     def _cancel(self, request: Request) -> None:
         if request.state is State.DONE or request.cancelled:
