@@ -46,14 +46,14 @@ def modules_only(engine: Engine) -> Engine:
 
 
 def test_answers_are_nearly_all_the_same() -> None:
-    """Greedy answers to two questions about eight recordings; one flipped token may change a tail."""
+    """Greedy answers to two questions about six recordings; one flipped token may change a tail."""
     exact = afnext.load("nano", dtype="float32")
     small = afnext.load("nano", dtype="float32", kv_cache_dtype="int8")
     questions = ("What sounds do you hear?", "Describe the recording.")
-    asked = [(recording(seed), q) for seed in range(8) for q in questions]
-    said = [[m.ask(clip, q, max_tokens=40).text for clip, q in asked] for m in (exact, small)]
+    asked = [(recording(seed), q) for seed in range(6) for q in questions]
+    said = [[m.ask(clip, q, max_tokens=24).text for clip, q in asked] for m in (exact, small)]
     assert len(set(said[0])) > 4  # otherwise it would prove little
-    assert sum(a == b for a, b in zip(*said, strict=True)) >= 14
+    assert sum(a == b for a, b in zip(*said, strict=True)) >= 10
     assert small.engine.runner.kv_dtype == torch.int8
 
 
