@@ -62,6 +62,7 @@ class Assistant:
         draft: AudioLanguageModel | None = None,
         cache: PackedCache | None = None,
         audio_store: AudioStore | None = None,
+        cache_bytes: int | None = None,
     ) -> None:
         self.net = net.eval()
         self.tokenizer = tokenizer
@@ -72,7 +73,7 @@ class Assistant:
         self.engine = Engine(
             net, sorted(tokenizer.eos_ids), quantization=quantization, cache=cache,
             kv_cache_dtype=kv_cache_dtype, draft=None if draft is None else draft.eval(),
-            audio_store=audio_store,
+            audio_store=audio_store, cache_bytes=cache_bytes,
         )  # fmt: skip
         self._constraints = Constraints(tokenizer, net.config.text.vocab_size)
 
@@ -88,6 +89,7 @@ class Assistant:
         kv_cache_dtype: str | None = None,
         draft: Path | None = None,
         audio_cache: str | Path | None = None,
+        cache_bytes: int | None = None,
     ) -> Assistant:
         """Read a model folder; see ``afnext.load``."""
         config = read_json(folder / "config.json") or {}
@@ -123,7 +125,7 @@ class Assistant:
             store = AudioStore(audio_cache, f"{identity(files)} {own} {quantization}")
         return cls(
             net, tokenizer, template, chosen, quantization=quantization, cache=cache,
-            kv_cache_dtype=kv_cache_dtype, draft=drafter, audio_store=store,
+            kv_cache_dtype=kv_cache_dtype, draft=drafter, audio_store=store, cache_bytes=cache_bytes,
         )  # fmt: skip
 
     def ask(
@@ -358,6 +360,7 @@ def load_model(
     variant: str | None = None,
     revision: str | None = None,
     audio_cache: str | Path | None = None,
+    cache_bytes: int | None = None,
 ) -> Assistant:
     """Load a model to talk to.
 
@@ -378,7 +381,9 @@ def load_model(
             default what the folder's config and name say.
         revision: branch, tag or commit of a Hugging Face id.
         audio_cache: folder where encoded recordings are kept, so that they need not be encoded again
-            in another session; the oldest go when it holds more than 4 GiB.
+            in another run; the oldest go when it holds more than 4 GiB.
+        cache_bytes: memory for keys and values, of what runs and of what may be asked about again; see
+            ``Engine``.
 
     Raises:
         CheckpointError: the folder is missing, incomplete, corrupt or impossible.
@@ -410,4 +415,5 @@ def load_model(
         kv_cache_dtype=kv_cache_dtype,
         draft=None if draft is None else find_model(draft),
         audio_cache=audio_cache,
+        cache_bytes=cache_bytes,
     )

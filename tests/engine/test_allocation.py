@@ -16,8 +16,8 @@ ROUNDS = 5  # 100,000 tokens
 
 @pytest.mark.slow
 def test_python_memory_does_not_grow_over_100_000_tokens(net: AudioLanguageModel) -> None:
-    """Two hundred answers of 100 tokens at a time. What a round leaves behind (pages that are kept, their digests)
-    is bounded by the cache, which the first round fills; a byte a token would be 80,000."""
+    """Two hundred answers of 100 tokens at a time. What a round leaves behind (pages that are kept, their
+    digests) is bounded by the cache, which the first round fills; a byte a token would be 80,000."""
     page = Engine(net, []).page_bytes
     engine = Engine(net, [], cache_bytes=1000 * page, max_running=BATCH)
 
