@@ -23,6 +23,7 @@ from .engine import AudioStore, Engine, GenerationParams
 from .engine.constraint import Constraints
 from .engine.packed import require_quantization, stored_quantization
 from .engine.packed_cache import PackedCache, cache_root, identity
+from .engine.pages import kv_dtype
 from .errors import ChatError
 from .hub import find_model
 from .model import AudioLanguageModel
@@ -35,6 +36,7 @@ Conversation = str | Message | Iterable[Message | Mapping[str, Any]]
 
 READING = ("max_seconds", "truncate", "partial")
 AT_ONCE = 64  # conversations whose audio is in memory
+DRAFTED = 4  # tokens that a draft model guesses where nobody says how many
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -56,6 +58,8 @@ class Assistant:
         variant: Variant,
         *,
         quantization: str | None = None,
+        kv_cache_dtype: str | None = None,
+        draft: AudioLanguageModel | None = None,
         cache: PackedCache | None = None,
         audio_store: AudioStore | None = None,
         cache_bytes: int | None = None,
@@ -68,6 +72,7 @@ class Assistant:
             raise ValueError("tokenizer: no token ends an answer (eos_token)")
         self.engine = Engine(
             net, sorted(tokenizer.eos_ids), quantization=quantization, cache=cache,
+            kv_cache_dtype=kv_cache_dtype, draft=None if draft is None else draft.eval(),
             audio_store=audio_store, cache_bytes=cache_bytes,
         )  # fmt: skip
         self._constraints = Constraints(tokenizer, net.config.text.vocab_size)
@@ -81,6 +86,8 @@ class Assistant:
         dtype: torch.dtype | None = None,
         variant: str | None = None,
         quantization: str | None = None,
+        kv_cache_dtype: str | None = None,
+        draft: Path | None = None,
         audio_cache: str | Path | None = None,
         cache_bytes: int | None = None,
     ) -> Assistant:
@@ -107,11 +114,18 @@ class Assistant:
         own = net.language_model.lm_head.weight.dtype
         if quantization is not None and (root := cache_root()) is not None:
             cache = PackedCache(files, quantization, own, root)
+        drafter = None
+        if draft is not None:
+            if not Tokenizer.from_folder(draft).agrees_with(tokenizer):
+                raise ValueError(f"draft: {draft} has another tokenizer than {folder}")
+            drafter = AudioLanguageModel.from_pretrained(
+                draft, dtype=own, device=device, integers_alone=on_cpu
+            )
         if audio_cache is not None:
             store = AudioStore(audio_cache, f"{identity(files)} {own} {quantization}")
         return cls(
             net, tokenizer, template, chosen, quantization=quantization, cache=cache,
-            audio_store=store, cache_bytes=cache_bytes,
+            kv_cache_dtype=kv_cache_dtype, draft=drafter, audio_store=store, cache_bytes=cache_bytes,
         )  # fmt: skip
 
     def ask(
@@ -319,6 +333,8 @@ class Assistant:
                 raise TypeError(f"unknown option {name!r}; there are: {', '.join(sorted(known))}")
         if params is None:
             params = GenerationParams(**asdict(self.variant.sampling))
+            if self.engine.draft is not None:
+                params = replace(params, speculate=DRAFTED)
         params = replace(params, **options)
         if params.grammar is not None:
             params = replace(params, constraint=self._constraints.compile(*params.grammar))
@@ -339,6 +355,8 @@ def load_model(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     quantization: str | None = None,
+    kv_cache_dtype: str | None = None,
+    draft: str | Path | None = None,
     variant: str | None = None,
     revision: str | None = None,
     audio_cache: str | Path | None = None,
@@ -355,6 +373,10 @@ def load_model(
         quantization: "int8" or "int4" (CPU only): products read weights of so many bits, quantised as they
             are loaded; "int4" keeps the encoder, the adaptor and the head in 8. By default weights keep
             ``dtype``.
+        kv_cache_dtype: "int8", or on CUDA "fp8": keys and values are kept in 8 bits, so that half of
+            bfloat16's memory holds as long a recording. By default they keep ``dtype``.
+        draft: a smaller model with the same tokenizer, named as ``model``: it guesses ``speculate`` tokens (4
+            unless given) that ``model`` checks at once. Answers stay the same.
         variant: "instruct", "think", "captioner", "music-flamingo", "audio-flamingo-3" or "nano"; by
             default what the folder's config and name say.
         revision: branch, tag or commit of a Hugging Face id.
@@ -366,6 +388,7 @@ def load_model(
     Raises:
         CheckpointError: the folder is missing, incomplete, corrupt or impossible.
         ChatError: its tokenizer or template is.
+        ValueError: an argument that cannot be, or a ``draft`` with another tokenizer.
     """
     if isinstance(dtype, str):
         if dtype not in DTYPES:
@@ -382,12 +405,15 @@ def load_model(
     require_quantization(quantization)
     if quantization is not None and device.type != "cpu":
         raise ValueError(f"quantization: {quantization} needs the CPU, got device {device!s}")
+    kv_dtype(kv_cache_dtype, torch.float32, device)  # refused before the weights are read
     return Assistant.from_folder(
         find_model(model, revision=revision),
         device=device,
         dtype=dtype,
         variant=variant,
         quantization=quantization,
+        kv_cache_dtype=kv_cache_dtype,
+        draft=None if draft is None else find_model(draft),
         audio_cache=audio_cache,
         cache_bytes=cache_bytes,
     )

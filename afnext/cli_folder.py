@@ -47,7 +47,8 @@ def answer_each(
     options = {"truncate": reading.truncate, "partial": reading.partial, **given}
     source = str(Path(model.model).resolve()) if Path(model.model).is_dir() else model.model
     held = {"model": source, "variant": model.variant, "dtype": model.dtype}
-    settings = {**task, **held, "quantization": model.quantization, **options}
+    held |= {"quantization": model.quantization, "kv_cache_dtype": model.kv_cache_dtype}
+    settings = {**task, **held, **options}
 
     def prepare() -> Answer:
         assistant = load(model)

@@ -34,6 +34,13 @@ class ModelOptions:
     quantization: Annotated[
         str | None, typer.Option(help="int8 or int4: store weights in fewer bits, on a CPU.")
     ] = None
+    kv_cache_dtype: Annotated[
+        str | None, typer.Option(help="int8, on CUDA fp8: store keys and values in 8 bits.")
+    ] = None
+    draft: Annotated[
+        str | None,
+        typer.Option(help="A smaller model with the same tokenizer, to guess ahead with."),
+    ] = None
 
 
 @dataclass(frozen=True)

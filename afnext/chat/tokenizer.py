@@ -112,6 +112,11 @@ class Tokenizer:
         decoder = self._definition.get("decoder") or {}
         return decoder.get("type") == "ByteLevel"
 
+    def agrees_with(self, other: Tokenizer) -> bool:
+        """Whether every id stands for the same token in both."""
+        ours, theirs = (t._backend.get_vocab(with_added_tokens=True) for t in (self, other))
+        return ours == theirs
+
     def token_id(self, text: str) -> int | None:
         """The id of one token, or None."""
         return self._backend.token_to_id(text) if text else None

@@ -47,6 +47,10 @@ class ConstraintState:
     def finished(self) -> bool:
         return self._matcher.is_stopped()
 
+    def fork(self) -> ConstraintState:
+        """A copy that goes on by itself."""
+        return ConstraintState(self._matcher.deep_copy(), self._vocabulary)
+
     def mask(self) -> Tensor:
         """Which tokens may come next, bool ``[vocabulary]``; tokens that end an answer are among them
         where the grammar is fulfilled. At least one is.

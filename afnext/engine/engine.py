@@ -13,10 +13,10 @@ from afnext.model import AudioLanguageModel
 from .allocator import PageAllocator
 from .audio_cache import AudioCache
 from .audio_store import AudioStore
+from .draft import Draft
 from .handle import Handle
 from .memory import default_cache_bytes
 from .packed_cache import PackedCache
-from .pages import page_bytes
 from .params import GenerationParams
 from .prompt_audio import PromptAudio
 from .request import Generation, Request, State
@@ -45,7 +45,7 @@ class EngineStats:
 
     Attributes:
         running, waiting: requests.
-        pages: of the cache of keys and values.
+        pages, page_bytes: of the cache of keys and values, and the bytes of one of them.
         free_pages: held by nobody, kept ones included.
         kept_pages: of these, pages that later prompts may share.
         evicted_pages: kept ones that had to go.
@@ -55,6 +55,7 @@ class EngineStats:
         audio_bytes: held by encoded windows.
         preemptions: requests that had to give their pages back.
         tokens: generated.
+        draft_tokens, accepted_tokens: guessed and checked, and of these right.
         steps: made.
         step_seconds, model_seconds: in steps, and of these inside the model.
     """
@@ -62,6 +63,7 @@ class EngineStats:
     running: int
     waiting: int
     pages: int
+    page_bytes: int
     free_pages: int
     kept_pages: int
     evicted_pages: int
@@ -72,6 +74,8 @@ class EngineStats:
     audio_bytes: int
     preemptions: int
     tokens: int
+    draft_tokens: int
+    accepted_tokens: int
     steps: int
     step_seconds: float
     model_seconds: float
@@ -89,15 +93,19 @@ class Engine:
         eos: token ids that end an answer.
         max_context: most tokens of prompt and answer together; by default the model's.
         quantization, cache: how the weights are stored; see ``Runner``.
-        cache_bytes: of keys and values, prompts kept for others included; by default 4 GiB, or one
-            context where that is more, but at most half of the free memory. Taken as it is used.
+        kv_cache_dtype: how keys and values are stored; see ``Runner``.
+        draft: a smaller model with the same tokenizer, in eval mode: requests that ``speculate`` are
+            guessed by it, not from what their tokens repeat. What is said stays the same.
+        cache_bytes: of keys and values, the draft's and prompts kept for others included; by default
+            4 GiB, or one context where that is more, but at most half of the free memory. Taken as it is
+            used.
         audio_cache_bytes: of encoded audio that may be asked about again.
         audio_store: where encoded audio is kept for later runs; of these very weights.
         max_step_tokens: of one step; prompts beyond that are read in several.
         max_running: requests in one step.
 
     Raises:
-        ValueError: a limit that leaves room for nothing.
+        ValueError: a limit that leaves room for nothing, or a draft with other tokens.
     """
 
     def __init__(
@@ -108,17 +116,24 @@ class Engine:
         max_context: int | None = None,
         quantization: str | None = None,
         cache: PackedCache | None = None,
+        kv_cache_dtype: str | None = None,
+        draft: AudioLanguageModel | None = None,
         cache_bytes: int | None = None,
         audio_cache_bytes: int = AUDIO_CACHE_BYTES,
         audio_store: AudioStore | None = None,
         max_step_tokens: int = PREFILL_CHUNK,
         max_running: int = MAX_RUNNING,
     ) -> None:
-        self.runner = Runner(net, quantization, cache)
+        self.runner = Runner(net, quantization, cache, kv_cache_dtype)
         self.eos = frozenset(eos)
         text = net.config.text
         context = max_context or text.max_position_embeddings
-        page = page_bytes(text, PAGE_SIZE, self.runner.dtype)
+        self.draft = None
+        if draft is not None:
+            self.draft = Draft(draft, net, quantization, kv_cache_dtype)
+        self.page_bytes = page = self.runner.cache_bytes(PAGE_SIZE)
+        if self.draft is not None:  # as many pages as the model has
+            page += self.draft.runner.cache_bytes(PAGE_SIZE)
         needed = -(-context // PAGE_SIZE)
         if cache_bytes is None:
             cache_bytes = default_cache_bytes(self.runner.device, needed * page)
@@ -140,6 +155,8 @@ class Engine:
         )
         self.audio_cache = AudioCache(audio_cache_bytes, audio_store)
         self.scheduler = Scheduler(PageAllocator(pages), PAGE_SIZE, max_step_tokens, max_running)
+        if self.draft is not None:
+            self.draft.allot(pages, PAGE_SIZE, max_step_tokens)
         self._stepper = Stepper(self)
         self._changed = Condition()
         self._stepping = False
@@ -257,6 +274,7 @@ class Engine:
                 running=len(self.scheduler.running),
                 waiting=len(self.scheduler.waiting),
                 pages=allocator.num_pages,
+                page_bytes=self.page_bytes,
                 free_pages=allocator.available,
                 kept_pages=allocator.kept,
                 evicted_pages=allocator.evictions,
@@ -267,6 +285,8 @@ class Engine:
                 audio_bytes=audio.nbytes,
                 preemptions=self.scheduler.preemptions,
                 tokens=done.tokens,
+                draft_tokens=done.draft_tokens,
+                accepted_tokens=done.accepted_tokens,
                 steps=done.steps,
                 step_seconds=done.step_seconds,
                 model_seconds=done.model_seconds,
@@ -277,6 +297,16 @@ class Engine:
         with self._changed:
             self.scheduler.allocator.forget()
             self.audio_cache.clear()
+            if self.draft is not None:
+                self.draft.forget()
+
+    def forget_draft(self) -> None:
+        """The draft's weights changed: what it holds of any request is of no use."""
+        assert self.draft is not None
+        self.draft.forget()
+        for request in self.scheduler.running:
+            if request.draft is not None:
+                request.draft.release()
 
     def _cancel(self, request: Request) -> None:
         if request.state is State.DONE or request.cancelled:

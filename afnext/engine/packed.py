@@ -79,7 +79,10 @@ class PackedModel:
         self, hidden: Tensor, pool: PagePool, table: Tensor, ends: Tensor, start: Tensor
     ) -> Tensor:
         """As ``layers``, over several sequences at once; arguments as those of ``ops.Decoder``."""
-        return self._decoder.layers(hidden, pool.keys, pool.values, table, ends, start)
+        return self._decoder.layers(
+            hidden, pool.keys, pool.values, table, ends, start,
+            k_scales=pool.k_scales, v_scales=pool.v_scales,
+        )  # fmt: skip
 
 
 class Packing:

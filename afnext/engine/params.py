@@ -31,8 +31,8 @@ class GenerationParams:
         logprobs: None, or for each token its log-probability and those of so many likeliest ones, before
             temperature and penalties.
         timeout: seconds after which the answer ends where it is.
-        speculate: tokens that are guessed from what the prompt and the answer repeat, and checked at once.
-            What is said stays the same.
+        speculate: tokens that are guessed, by the engine's draft model or else from what the prompt and
+            the answer repeat, and checked at once. What is said stays the same.
         json_schema: the answer is JSON that fulfils this schema, an object or its text; it is cut off where
             ``max_tokens`` comes first. At most one of this and the two below.
         choice: the answer is one of these strings.

@@ -15,6 +15,7 @@ from .prefix import PageDigests
 from .prompt_audio import PromptAudio
 
 if TYPE_CHECKING:
+    from .draft import DraftSequence
     from .sampler import Sampler
     from .speculation import PromptLookup
 
@@ -112,7 +113,8 @@ class Request:
         cancelled: nobody wants the answer any more.
         in_flight: it is part of the step that is running.
         encoded: audio tokens of the window that the next chunk begins in.
-        sampler, lookup: what chooses its tokens, and what guesses them (or None).
+        sampler: what chooses its tokens.
+        lookup, draft: what guesses them, at most one of the two: earlier tokens, or a draft model.
     """
 
     sampler: Sampler
@@ -137,6 +139,7 @@ class Request:
         self.proposals: list[int] = []
         self.stale = self.cancelled = self.in_flight = False
         self.error: BaseException | None = None
+        self.draft: DraftSequence | None = None
         self.encoded: dict[int, Tensor] = {}
         self.submitted = perf_counter()
         self.deadline = None if params.timeout is None else self.submitted + params.timeout
@@ -160,6 +163,8 @@ class Request:
         self.computed = self.published = self._tabled = 0
         self.proposals, self.after = [], None
         self.encoded.clear()
+        if self.draft is not None:
+            self.draft.release()
         return pages
 
     def table(self) -> np.ndarray:

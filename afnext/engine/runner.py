@@ -17,7 +17,7 @@ from afnext.ops.runtime import named_range
 
 from .packed import PackedModel, can_pack, require_quantization, version
 from .packed_cache import PackedCache
-from .pages import PagePool, Sequence
+from .pages import PagePool, Sequence, kv_dtype, page_bytes
 
 PREFILL_CHUNK = 2048
 
@@ -70,22 +70,26 @@ class PagedAttend:
         ).to(inv_freq.device)
         self._rotation = (positions, inv_freq)
         self._own = ops.Rotation(positions, positions, inv_freq)
-        self._fresh = not any(starts)
+        # Pages of 8 bits are read even so: what is said must not depend on who else is in the step.
+        self._fresh = not any(starts) and pool.k_scales is None
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         keys, values = self._pool.keys[self._layer], self._pool.values[self._layer]
+        k_scales, v_scales = self._pool.scales(self._layer)
         self._layer += 1
         ops.paged_append(
-            k, v, keys, values, self._table, self._ends, self._start, rotation=self._rotation
-        )
+            k, v, keys, values, self._table, self._ends, self._start, rotation=self._rotation,
+            k_scales=k_scales, v_scales=v_scales,
+        )  # fmt: skip
         if self._fresh:  # nothing but the new keys to see, and they still lie in order
             out, _ = ops.attention(
                 q, k, v, cu_seqlens_q=self._ends, causal=True, rotation=self._own
             )
             return out
         out, _ = ops.paged_attention(
-            q, keys, values, self._table, self._ends, self._lengths, rotation=self._rotation
-        )
+            q, keys, values, self._table, self._ends, self._lengths, rotation=self._rotation,
+            k_scales=k_scales, v_scales=v_scales,
+        )  # fmt: skip
         return out
 
 
@@ -99,12 +103,15 @@ class Runner:
         net: its parameters must be on one device; weights in one dtype.
         quantization: how packed weights are stored: "int8", "int4", or None for their own dtype.
         cache: where the packing of these very weights is kept, for as long as they do not change.
+        kv_cache_dtype: how keys and values are kept: "int8", on CUDA "fp8", or None for the weights' dtype.
 
     Attributes:
+        kv_dtype: of keys and values.
         bytes_per_token: weights that a decode step reads.
 
     Raises:
-        ValueError: no such quantization, or weights that cannot be packed are to be quantised.
+        ValueError: no such quantization or kv_cache_dtype, or weights that cannot be packed are to be
+            quantised.
     """
 
     def __init__(
@@ -112,11 +119,13 @@ class Runner:
         net: AudioLanguageModel,
         quantization: str | None = None,
         cache: PackedCache | None = None,
+        kv_cache_dtype: str | None = None,
     ) -> None:
         require_quantization(quantization)
         self.net = net
         weight = net.language_model.model.embed_tokens.weight
         self.dtype, self.device = weight.dtype, weight.device
+        self.kv_dtype = kv_dtype(kv_cache_dtype, self.dtype, self.device)
         self.quantization = quantization
         self._cache = cache
         self._packed: PackedModel | None = None
@@ -200,7 +209,11 @@ class Runner:
     def new_pool(self, tokens: int, page_size: int) -> PagePool:
         """A pool that holds ``tokens`` tokens."""
         pages = -(-tokens // page_size)
-        return PagePool(self.net.config.text, pages, page_size, self.dtype, self.device)
+        return PagePool(self.net.config.text, pages, page_size, self.kv_dtype, self.device)
+
+    def cache_bytes(self, tokens: int) -> int:
+        """Of the keys and values of so many tokens."""
+        return page_bytes(self.net.config.text, tokens, self.kv_dtype)
 
     def _count_bytes(self) -> int:
         if self._packed is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 
 import torch
@@ -41,6 +42,18 @@ class Sampler:
     def greedy(self) -> bool:
         """Whether it takes the likeliest token, whatever was said before."""
         return self._generator is None and self._seen is None and self._constraint is None
+
+    def fork(self) -> Sampler:
+        """One that will draw what this one would, while this one stays where it is."""
+        other = copy.copy(self)
+        if self._generator is not None:
+            other._generator = torch.Generator()
+            other._generator.set_state(self._generator.get_state())
+        if self._seen is not None:
+            other._seen = self._seen.clone()
+        if self._constraint is not None:
+            other._constraint = self._constraint.fork()
+        return other
 
     def __call__(self, logits: Tensor) -> int:
         """The next token for ``logits [vocabulary]``."""

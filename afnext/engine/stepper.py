@@ -20,6 +20,7 @@ from .scheduler import Part
 from .speculation import PromptLookup
 
 if TYPE_CHECKING:
+    from .draft import Draft
     from .engine import Engine
 
 
@@ -30,6 +31,8 @@ class Done:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     tokens: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
     steps: int = 0
     step_seconds: float = 0.0
     model_seconds: float = 0.0
@@ -57,7 +60,11 @@ class Stepper:
         """Give a new request what chooses its tokens."""
         config, params = self.engine.runner.net.config, request.params
         request.sampler = Sampler(params, request.tokens, config.text.vocab_size)
-        request.lookup = PromptLookup(config.audio_token_id) if params.speculate else None
+        request.lookup = None
+        if params.speculate and self.engine.draft is not None:
+            request.draft = self.engine.draft.start()
+        elif params.speculate:
+            request.lookup = PromptLookup(config.audio_token_id)
         self._timed = self._timed or params.timeout is not None
 
     @torch.inference_mode()
@@ -67,6 +74,8 @@ class Stepper:
         scheduler = self.engine.scheduler
         if self.new and not self._refresh(lock):
             return
+        if self.engine.draft is not None:
+            self._guess(self.engine.draft, lock)
         with lock:
             self._expire(begun)
             parts = scheduler.schedule()
@@ -101,6 +110,7 @@ class Stepper:
         self.new = False
         try:
             changed = self.engine.runner.refresh()
+            drafted = self.engine.draft is not None and self.engine.draft.runner.refresh()
         except Exception as error:
             with lock:
                 self._fail_all(error)
@@ -112,7 +122,40 @@ class Stepper:
             with lock:
                 self.engine.scheduler.forget()
                 self.engine.audio_cache.forget()
+        if drafted:
+            with lock:
+                self.engine.forget_draft()
         return True
+
+    def _guess(self, draft: Draft, lock: Condition) -> None:
+        """Have the draft model propose for all that decode."""
+        with lock:
+            running = self.engine.scheduler.running
+            asked = [r for r in running if r.draft is not None and r.pending == 1]
+            for request in asked:
+                request.in_flight = True
+        if not asked:
+            return
+        clock = perf_counter()
+        try:
+            draft.propose(asked, self.engine.eos)
+        except Exception as error:
+            with lock:
+                for request in asked:
+                    self._fail(request, error)
+            return
+        except BaseException:  # as in ``step``
+            with lock:
+                for request in asked:
+                    self._undo(request)
+            raise
+        self.done.model_seconds += perf_counter() - clock
+        with lock:
+            for request in asked:
+                request.in_flight = False
+                if request.cancelled:
+                    request.record.stopped = "cancelled"
+                    self.engine.scheduler.finish(request)
 
     def _expire(self, now: float) -> None:
         if not self._timed:
@@ -200,7 +243,10 @@ class Stepper:
                 if part.chooses:
                     assert logits is not None
                     greedy = None if likeliest is None else likeliest[rows]
-                    count += self._choose(request, logits[rows], greedy, guesses)
+                    right = self._choose(request, logits[rows], greedy, guesses)
+                    count += right
+                    self.done.draft_tokens += len(guesses)
+                    self.done.accepted_tokens += right
                 self.engine.scheduler.computed(part, count)
             except Exception as error:  # logits that are no numbers, say
                 self._fail(request, error)
@@ -253,10 +299,8 @@ class Stepper:
             return
         timings.tokens_per_second = steps / timings.generate
         runner = self.engine.runner
-        text = runner.net.config.text
-        cache = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
         context = record.prompt_tokens + len(record.tokens) / 2
-        read = runner.bytes_per_token + cache * runner.dtype.itemsize * context
+        read = runner.bytes_per_token + runner.cache_bytes(1) * context
         timings.gigabytes_per_second = read * timings.tokens_per_second / 1e9
 
     def _fail(self, request: Request, error: BaseException) -> None:
