@@ -58,6 +58,7 @@ class Assistant:
         quantization: str | None = None,
         cache: PackedCache | None = None,
         audio_store: AudioStore | None = None,
+        cache_bytes: int | None = None,
     ) -> None:
         self.net = net.eval()
         self.tokenizer = tokenizer
@@ -67,7 +68,7 @@ class Assistant:
             raise ValueError("tokenizer: no token ends an answer (eos_token)")
         self.engine = Engine(
             net, sorted(tokenizer.eos_ids), quantization=quantization, cache=cache,
-            audio_store=audio_store,
+            audio_store=audio_store, cache_bytes=cache_bytes,
         )  # fmt: skip
         self._constraints = Constraints(tokenizer, net.config.text.vocab_size)
 
@@ -81,6 +82,7 @@ class Assistant:
         variant: str | None = None,
         quantization: str | None = None,
         audio_cache: str | Path | None = None,
+        cache_bytes: int | None = None,
     ) -> Assistant:
         """Read a model folder; see ``afnext.load``."""
         config = read_json(folder / "config.json") or {}
@@ -109,7 +111,7 @@ class Assistant:
             store = AudioStore(audio_cache, f"{identity(files)} {own} {quantization}")
         return cls(
             net, tokenizer, template, chosen, quantization=quantization, cache=cache,
-            audio_store=store,
+            audio_store=store, cache_bytes=cache_bytes,
         )  # fmt: skip
 
     def ask(
@@ -340,6 +342,7 @@ def load_model(
     variant: str | None = None,
     revision: str | None = None,
     audio_cache: str | Path | None = None,
+    cache_bytes: int | None = None,
 ) -> Assistant:
     """Load a model to talk to.
 
@@ -356,7 +359,9 @@ def load_model(
             default what the folder's config and name say.
         revision: branch, tag or commit of a Hugging Face id.
         audio_cache: folder where encoded recordings are kept, so that they need not be encoded again
-            in another session; the oldest go when it holds more than 4 GiB.
+            in another run; the oldest go when it holds more than 4 GiB.
+        cache_bytes: memory for keys and values, of what runs and of what may be asked about again; see
+            ``Engine``.
 
     Raises:
         CheckpointError: the folder is missing, incomplete, corrupt or impossible.
@@ -384,4 +389,5 @@ def load_model(
         variant=variant,
         quantization=quantization,
         audio_cache=audio_cache,
+        cache_bytes=cache_bytes,
     )

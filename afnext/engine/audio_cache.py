@@ -16,7 +16,7 @@ class AudioCache:
 
     Args:
         max_bytes: most that it holds; 0 keeps nothing.
-        store: where windows are also kept for later sessions, or None.
+        store: where windows are also kept for later runs, or None.
 
     Attributes:
         nbytes: held now.

@@ -92,7 +92,7 @@ class Engine:
         cache_bytes: of keys and values, prompts kept for others included; by default 4 GiB, or one
             context where that is more, but at most half of the free memory. Taken as it is used.
         audio_cache_bytes: of encoded audio that may be asked about again.
-        audio_store: where encoded audio is kept for later sessions; of these very weights.
+        audio_store: where encoded audio is kept for later runs; of these very weights.
         max_step_tokens: of one step; prompts beyond that are read in several.
         max_running: requests in one step.
 

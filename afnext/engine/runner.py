@@ -48,7 +48,7 @@ class PagedAttend:
 
     Args:
         pool: where the pages are.
-        table: int32 ``[N, pages]``.
+        table: int32 ``[N, pages]``, on the host.
         ends: where sequences begin and end among the new tokens, from 0.
         starts: tokens each sequence holds already.
         inv_freq: float32 ``[D / 2]``.
@@ -57,17 +57,17 @@ class PagedAttend:
     def __init__(
         self, pool: PagePool, table: Tensor, ends: Items[int], starts: Items[int], inv_freq: Tensor
     ) -> None:
-        device = inv_freq.device
         self._pool = pool
         self._layer = 0
-        self._table = table.to(device)
-        self._ends = torch.tensor(ends, dtype=torch.int32, device=device)
-        self._start = torch.tensor(starts, dtype=torch.int32, device=device)
+        # The batch stays on the host, where kernels on a GPU are told it from.
+        self._table = table
+        self._ends = torch.tensor(ends, dtype=torch.int32)
+        self._start = torch.tensor(starts, dtype=torch.int32)
         self._lengths = self._start + self._ends.diff()
         spans = zip(starts, ends[:-1], ends[1:], strict=True)
         positions = torch.cat(
             [torch.arange(s, s + b - a, dtype=torch.float32) for s, a, b in spans]
-        ).to(device)
+        ).to(inv_freq.device)
         self._rotation = (positions, inv_freq)
         self._own = ops.Rotation(positions, positions, inv_freq)
         self._fresh = not any(starts)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -36,6 +35,7 @@ from afnext.training.monitor import Journal
 from afnext.training.sources import Source
 from afnext.training.synthesis.banks import Banks
 from afnext.training.synthesis.dataset import SceneSet
+from afnext.training.tasks.exchange import Plainly
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "ablations"
 AT_ONCE = "at-once"
@@ -224,7 +224,7 @@ class Study:
             pass
         for length in groups:
             for key, scene in self.recordings.scenes(length):
-                yield from q.about_sounds(Asker(key, scene, random.Random(key), f", {length}"))
+                yield from q.about_sounds(Asker(key, scene, Plainly(key), f", {length}"))
 
     def finished(self) -> dict[str, dict[int, dict[str, Any]]]:
         """Scores of the runs that have them, by variant and seed."""

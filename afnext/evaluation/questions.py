@@ -141,7 +141,7 @@ class Asker:
 
     def unseen(self, task: str, judge: Judge, kind: str = "", label: str = "") -> Question:
         """A question in words that training never uses."""
-        text = ask(task, UNSEEN[task], "", self.rng, label).question
+        text = ask(task, [self.rng.choice(UNSEEN[task])], "", self.rng, label).question
         return self.question(task, text, judge, f"{kind}, unseen phrasing".removeprefix(", "))
 
     def question(self, task: str, text: str, judge: Judge, kind: str = "") -> Question:

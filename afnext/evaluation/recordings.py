@@ -6,7 +6,6 @@ What a recording holds is what its name in the package says; nobody's ears but a
 
 from __future__ import annotations
 
-import random
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from afnext.training.lexicon import WORDS
 from afnext.training.synthesis.music import INSTRUMENTS
 from afnext.training.synthesis.sounds import CLASSES
 from afnext.training.tasks import music, sounds, speech
-from afnext.training.tasks.exchange import ask
+from afnext.training.tasks.exchange import Plainly, ask
 
 PREFIX = "installed:"  # of their keys
 ABSENT = 2  # sounds that a recording is asked for in vain
@@ -162,7 +161,7 @@ def windows(key: str, root: str | Path = "/") -> list[AudioWindow]:
 
 def questions(recording: Recording) -> Iterator[Question]:
     """What is heard, what is not, what plays, what is said."""
-    rng = random.Random(recording.key)
+    rng = Plainly(recording.key)
 
     def question(kind: str, text: str, judge: answers.Judge, longest: int = SHORT) -> Question:
         family = f"installed recordings: {kind.partition(',')[0]}"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from afnext.evaluation.held_out import SILENCE, HeldOut
 from afnext.evaluation.questions import Asker, Question
 from afnext.evaluation.score import Answered, figures
 from afnext.training.synthesis.scenes import Scene
+from afnext.training.tasks.exchange import Plainly
 
 PAIRS = 80
 
@@ -58,13 +58,13 @@ def questions(recordings: HeldOut, limit: int | None = None) -> list[Question]:
         for key, scene in recordings.scenes(group, limit):
             for make in makers:
                 # Of its own generator: a new kind of question changes no other.
-                rng = random.Random(f"{key}/{make.__name__}")
+                rng = Plainly(f"{key}/{make.__name__}")
                 asked += make(Asker(key, scene, rng, suffix))
     return asked + _about_pairs(recordings, limit)
 
 
 def _about_pairs(recordings: HeldOut, limit: int | None) -> list[Question]:
-    rng = random.Random("pairs")
+    rng = Plainly("pairs")
     scenes: list[tuple[str, Scene]] = recordings.scenes("brief sounds")
     drawn = list(q.pairs(scenes, rng))
     rng.shuffle(drawn)

@@ -14,6 +14,7 @@ import torch
 
 import afnext
 from afnext.engine import AudioStore, Engine, GenerationParams
+from afnext.engine.pages import page_bytes
 from tests.engine.models import heard, small_model, window
 
 ROWS = torch.arange(12, dtype=torch.float32).reshape(4, 3)
@@ -120,7 +121,9 @@ def test_an_engine_of_the_next_day_does_not_encode(tmp_path: Path) -> None:
 def test_load_takes_a_folder(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).standard_normal(20_000).astype(np.float32) * 0.01
     for name, misses in (("float32", 1), ("float32", 0), ("bfloat16", 1)):
-        model = afnext.load("nano", dtype=name, audio_cache=tmp_path)
+        model = afnext.load("nano", dtype=name, audio_cache=tmp_path, cache_bytes=1 << 24)
+        page = page_bytes(model.net.config.text, 32, model.engine.runner.dtype)
+        assert model.engine.stats().pages == (1 << 24) // page
         model.ask(noise, "What?", max_tokens=1)
         assert model.engine.stats().audio_misses == misses, name
     assert len(list(tmp_path.iterdir())) == 2

@@ -156,18 +156,25 @@ def test_an_interrupted_step_is_made_again_by_others(net: AudioLanguageModel) ->
     """Control-C stops the thread that happens to make the step; nobody's answer is lost."""
     engine = Engine(net, [])
     alone = tokens(engine, [5, 6, 7])
-    handle = engine.submit([5, 6, 7], (), GenerationParams(max_tokens=12))
-    interrupted = []
+    asked = [engine.submit([5, 6, 7], (), GenerationParams(max_tokens=12)) for _ in range(2)]
+    due = {4, 6}
 
     def interrupt(chunks: Sequence[Chunk]) -> None:
-        if len(handle.record.tokens) == 4 and not interrupted:
-            interrupted.append(True)
+        said = len(asked[0].record.tokens)
+        if said in due:
+            due.remove(said)
             raise KeyboardInterrupt
 
     before_each_step(engine, interrupt)
     with pytest.raises(KeyboardInterrupt):
-        list(handle)
-    assert handle.result().tokens == alone
+        list(asked[0])
+    with pytest.raises(KeyboardInterrupt):
+        asked[1].result()
+    asked[0].cancel()
+    assert engine.stats().waiting + engine.stats().running == 1
+    assert len(asked[0].record.tokens) == 6
+    assert asked[1].result().tokens == alone
+    assert free(engine)
 
 
 def test_generate_gives_up_the_rest_when_one_fails(net: AudioLanguageModel) -> None:

@@ -91,6 +91,13 @@ def test_right_guesses_save_steps(net: AudioLanguageModel, monkeypatch: pytest.M
     assert engine.submit(ids, (), params).result().tokens == plain
     assert engine.stats().steps <= 1 + 2 * 100 // 5
     assert max(asked) == 6
+    # Beside prompts that are read in the same steps:
+    engine = Engine(net, [], max_step_tokens=32, max_running=4)
+    handle = engine.submit(ids, (), params)
+    next(handle)
+    engine.submit([i % 50 for i in range(500)], (), GenerationParams(max_tokens=1)).result()
+    assert len(handle.record.tokens) > 30
+    assert handle.result().tokens == plain
 
 
 def test_the_end_within_guesses_is_the_end(net: AudioLanguageModel) -> None:

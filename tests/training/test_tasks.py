@@ -17,7 +17,7 @@ from afnext.training.synthesis.banks import Banks
 from afnext.training.synthesis.music import INSTRUMENTS, Melody, Note
 from afnext.training.synthesis.scenes import Event, Scene, Utterance, compose
 from afnext.training.tasks import TASKS, Exchange, about, about_two, music, several, sounds, speech
-from afnext.training.tasks.exchange import LEADS, restyle
+from afnext.training.tasks.exchange import LEADS, Plainly, ask, restyle
 from afnext.training.tasks.refusal import ANSWER, REQUESTS
 
 NONE = np.zeros(0, np.float32)
@@ -460,3 +460,14 @@ def test_kinds_have_one_name() -> None:
     assert {
         e.task for e in made(CASES["sounds"], sounds.MAKERS, tasks.timeline(CASES["sounds"].scene))
     } <= set(sounds.QUESTIONS)
+
+
+def test_who_asks_plainly_words_a_question_in_one_of_the_first_ways() -> None:
+    def stems(rng: random.Random) -> set[str]:
+        return {ask("first", sounds_first, "", rng).question[-12:].lower() for _ in range(400)}
+
+    sounds_first = [f"which is first? {way}?" for way in ("one", "two", "three", "four", "five")]
+    plain = {s for s in stems(Plainly(1))}
+    assert not any("four" in s or "five" in s for s in plain)
+    assert all(any(way in s for s in plain) for way in ("one", "two", "three"))
+    assert any("five" in s for s in stems(random.Random(1)))

@@ -1,8 +1,8 @@
 """What scenes are put together from and takes programs to make: spoken sentences, notes of instruments.
 
 A bank is made once, in parallel, and kept on disk. ``train`` and ``held-out`` banks share no voice, no
-sentence and no soundfont; ``known voices`` has the voices and a soundfont of ``train`` with sentences that
-are held out.
+sentence and no soundfont; ``known voices`` has some voices and a soundfont of ``train`` with sentences
+that are held out.
 """
 
 from __future__ import annotations
@@ -20,7 +20,13 @@ from numpy.typing import NDArray
 
 from afnext.training.synthesis import music
 from afnext.training.synthesis.sentences import sentence
-from afnext.training.synthesis.speech import HELD_OUT_VOICES, VOICES, speak, who_says
+from afnext.training.synthesis.speech import (
+    HELD_OUT_VOICES,
+    KNOWN_VOICES,
+    VOICES,
+    speak,
+    who_says,
+)
 
 SPLITS = ("train", "held-out", "known voices")
 SOUNDFONTS = {
@@ -28,6 +34,7 @@ SOUNDFONTS = {
     "held-out": (music.HELD_OUT_SOUNDFONT,),
     "known voices": music.SOUNDFONTS[:1],
 }
+SPEAKERS = {"train": VOICES, "held-out": HELD_OUT_VOICES, "known voices": KNOWN_VOICES}
 CHUNK = 50  # sentences of a task
 FULL_SCALE = 3000.0  # int16 of a spoken sentence's unit RMS
 
@@ -129,7 +136,7 @@ def make(
 def _say_some(
     seed: int, split: int, first: int, last: int
 ) -> list[tuple[str, str, NDArray[np.int16]]]:
-    voices = HELD_OUT_VOICES if SPLITS[split] == "held-out" else VOICES
+    voices = SPEAKERS[SPLITS[split]]
     done = []
     for index in range(first, last):
         rng = np.random.default_rng([seed, split, index])

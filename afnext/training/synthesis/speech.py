@@ -85,6 +85,18 @@ VOICES: tuple[Voice, ...] = (
 )
 """Those of training sets."""
 
+KNOWN = (
+    ("en-us", "adam"), ("en-us", "Annie"), ("en-us", "michael"), ("en-us", "linda"), ("en", "edward"),
+    ("en", "steph"), ("en", "max"), ("en-gb-x-rp", "Alicia"), ("en-gb-x-rp", "david"),
+    ("en-gb-scotland", "belinda"), ("en-gb-scotland", "paul"), ("en-029", "f2"), ("en-029", "m3"),
+    ("en-us-nyc", "Andy"), ("en-us-nyc", "f4"), ("en-gb-x-gbclan", "m7"),
+)  # fmt: skip
+KNOWN_VOICES: tuple[Voice, ...] = (
+    *(v for accent, name in KNOWN for v in VOICES if v.code == f"{accent}+{name}"),
+    *_RECORDED,
+)
+"""Those of training that evaluation asks about too."""
+
 HELD_OUT_VOICES: tuple[Voice, ...] = (
     _espeak("midlands-f5", "en-gb-x-gbcwmd", "f5", True),
     _espeak("us-robert", "en-us", "robert", False),
@@ -94,13 +106,13 @@ HELD_OUT_VOICES: tuple[Voice, ...] = (
 
 
 RECORDED = 4
-"""One sentence in so many is flite's where its voices are fewer: they are of people."""
+"""One sentence in so many is flite's where its voices are far fewer: they are of people."""
 
 
 def who_says(index: int, voices: Sequence[Voice]) -> Voice:
     """The voice of a sentence: all in turn, those of flite more often than others."""
     people = [voice for voice in voices if voice.program == "flite"]
-    if index % RECORDED == 0 and 0 < RECORDED * len(people) < len(voices):
+    if index % RECORDED == 0 and 0 < 2 * RECORDED * len(people) < len(voices):
         return people[index // RECORDED % len(people)]
     return voices[index % len(voices)]
 

@@ -15,6 +15,7 @@ from afnext.training.synthesis.music import HELD_OUT_SOUNDFONT, SOUNDFONTS, Inst
 from afnext.training.synthesis.sentences import is_held_out, words
 from afnext.training.synthesis.speech import (
     HELD_OUT_VOICES,
+    KNOWN_VOICES,
     VOICES,
     Voice,
     missing_programs,
@@ -88,9 +89,11 @@ def test_nothing_of_evaluation_is_in_training(tmp_path: Path, fonts: list[str]) 
 
 def test_known_voices_say_what_no_training_set_says(tmp_path: Path, fonts: list[str]) -> None:
     """So that an evaluation can tell new voices from new sentences."""
-    known = made(tmp_path, "known voices", 200)
+    known = made(tmp_path, "known voices", 60)
     assert set(fonts) == {SOUNDFONTS[0]}
-    assert set(known.by_speaker) == {voice.name for voice in VOICES}
+    assert set(known.by_speaker) == {voice.name for voice in KNOWN_VOICES}
+    assert set(KNOWN_VOICES) <= set(VOICES)
+    assert len(KNOWN_VOICES) == 19
     assert all(is_held_out(item.text) for item in known.spoken)
 
 
