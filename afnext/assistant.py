@@ -19,7 +19,7 @@ from .audio.windows import SAMPLE_RATE
 from .chat import ChatTemplate, Message, Tokenizer, Variant, build_prompt
 from .chat.messages import AudioSource, as_messages
 from .chat.variants import detect_variant, get_variant
-from .engine import AudioStore, Engine, GenerationParams
+from .engine import DiskCache, Engine, GenerationParams
 from .engine.constraint import Constraints
 from .engine.packed import require_quantization, stored_quantization
 from .engine.packed_cache import PackedCache, cache_root, identity
@@ -57,7 +57,7 @@ class Assistant:
         *,
         quantization: str | None = None,
         cache: PackedCache | None = None,
-        audio_store: AudioStore | None = None,
+        disk_cache: DiskCache | None = None,
         cache_bytes: int | None = None,
     ) -> None:
         self.net = net.eval()
@@ -68,7 +68,7 @@ class Assistant:
             raise ValueError("tokenizer: no token ends an answer (eos_token)")
         self.engine = Engine(
             net, sorted(tokenizer.eos_ids), quantization=quantization, cache=cache,
-            audio_store=audio_store, cache_bytes=cache_bytes,
+            disk_cache=disk_cache, cache_bytes=cache_bytes,
         )  # fmt: skip
         self._constraints = Constraints(tokenizer, net.config.text.vocab_size)
 
@@ -81,7 +81,7 @@ class Assistant:
         dtype: torch.dtype | None = None,
         variant: str | None = None,
         quantization: str | None = None,
-        audio_cache: str | Path | None = None,
+        disk_cache: str | Path | None = None,
         cache_bytes: int | None = None,
     ) -> Assistant:
         """Read a model folder; see ``afnext.load``."""
@@ -107,11 +107,11 @@ class Assistant:
         own = net.language_model.lm_head.weight.dtype
         if quantization is not None and (root := cache_root()) is not None:
             cache = PackedCache(files, quantization, own, root)
-        if audio_cache is not None:
-            store = AudioStore(audio_cache, f"{identity(files)} {own} {quantization}")
+        if disk_cache is not None:
+            store = DiskCache(disk_cache, f"{identity(files)} {own} {quantization}")
         return cls(
             net, tokenizer, template, chosen, quantization=quantization, cache=cache,
-            audio_store=store, cache_bytes=cache_bytes,
+            disk_cache=store, cache_bytes=cache_bytes,
         )  # fmt: skip
 
     def ask(
@@ -341,7 +341,7 @@ def load_model(
     quantization: str | None = None,
     variant: str | None = None,
     revision: str | None = None,
-    audio_cache: str | Path | None = None,
+    disk_cache: str | Path | None = None,
     cache_bytes: int | None = None,
 ) -> Assistant:
     """Load a model to talk to.
@@ -358,8 +358,9 @@ def load_model(
         variant: "instruct", "think", "captioner", "music-flamingo", "audio-flamingo-3" or "nano"; by
             default what the folder's config and name say.
         revision: branch, tag or commit of a Hugging Face id.
-        audio_cache: folder where encoded recordings are kept, so that they need not be encoded again
-            in another run; the oldest go when it holds more than 4 GiB.
+        disk_cache: folder where encoded recordings, and the keys and values of prompts about them, are kept,
+            so that another run need not compute them again; those not used for longest go when it holds
+            more than 16 GiB.
         cache_bytes: memory for keys and values, of what runs and of what may be asked about again; see
             ``Engine``.
 
@@ -388,6 +389,6 @@ def load_model(
         dtype=dtype,
         variant=variant,
         quantization=quantization,
-        audio_cache=audio_cache,
+        disk_cache=disk_cache,
         cache_bytes=cache_bytes,
     )

@@ -34,6 +34,12 @@ class ModelOptions:
     quantization: Annotated[
         str | None, typer.Option(help="int8 or int4: store weights in fewer bits, on a CPU.")
     ] = None
+    disk_cache: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder where what was computed of a recording is kept for the next question."
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)

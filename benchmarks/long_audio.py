@@ -85,26 +85,22 @@ def _ask(pipe: Connection, folder: str | Path, recording: Path) -> None:
 def outcomes(quick: bool) -> Iterator[Table | Failure]:
     """nano about a FLAC and an MP3, and the released geometry's first layers about the FLAC."""
     minutes = QUICK_MINUTES if quick else MINUTES
-    rows: dict[str, dict[str, float]] = {}
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
         flac, mp3 = folder / "long.flac", folder / "long.mp3"
         for path in (flac, mp3):
             write_recording(path, minutes)
-            rows[f"nano, {path.suffix[1:].upper()}"] = measure("nano", path)
+            yield from _told(f"nano, {minutes} min", path.suffix, measure("nano", path))
         if not quick:
             text = replace(TEXT, num_hidden_layers=LAYERS)
             write_folder(folder / "7B", geometry(text, replace(AUDIO, num_hidden_layers=LAYERS)))
-            name = f"7B, {LAYERS} of {TEXT.num_hidden_layers} layers, FLAC"
-            rows[name] = measure(folder / "7B", flac)
-    yield Table(
-        "long_audio",
-        f"The first token about {minutes} minutes of 44.1 kHz stereo",
-        rows,
-        {"tokens": ",.0f", "decode, share with all layers": ".1%"},
-    )
-    for name, row in rows.items():
-        if row["memory beyond, GiB"] > LIMIT:
-            yield Failure(
-                "long_audio", name, f"{row['memory beyond, GiB']:.2f} GiB, not {LIMIT:g} GiB"
-            )
+            name = f"7B, {LAYERS} of {TEXT.num_hidden_layers} layers, {minutes} min"
+            yield from _told(name, flac.suffix, measure(folder / "7B", flac))
+
+
+def _told(name: str, format: str, figures: dict[str, float]) -> Iterator[Table | Failure]:
+    rows = {f"44.1 kHz stereo {format[1:].upper()}": figures}
+    formats = {"tokens": ",.0f", "decode, share with all layers": ".1%"}
+    yield Table("long_audio", f"{name}, the first token", rows, formats)
+    if (beyond := figures["memory beyond, GiB"]) > LIMIT:
+        yield Failure("long_audio", name, f"{beyond:.2f} GiB, not {LIMIT:g} GiB")
