@@ -1,4 +1,7 @@
-"""Half an hour in one file: memory beyond weights, keys and values, and where the first token's time goes."""
+"""Half an hour in one file: memory beyond weights, keys and values, and where the first token's time goes.
+
+Then ten minutes that another process was asked about, with what it left on disk.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,11 @@ from .models.released import AUDIO, TEXT, geometry
 from .results import Failure, Table
 
 MINUTES, QUICK_MINUTES = 30, 5
+YESTERDAY = 10  # minutes that were asked about before
 RATE = 44_100
 LIMIT = 1.0  # GiB beyond weights, keys and values
 LAYERS = 1  # of the released model's decoder, and of its encoder
+FORMATS = {"tokens": ",.0f", "decode, share with all layers": ".1%"}
 QUESTION = "What happens in this recording?"
 
 
@@ -32,11 +37,11 @@ def write_recording(path: Path, minutes: float, channels: int = 2, seed: int = 0
             file.write(rng.standard_normal((RATE, channels), np.float32) * swell)
 
 
-def measure(model: str | Path, recording: Path) -> dict[str, float]:
-    """Ask about ``recording`` in a fresh process."""
+def measure(model: str | Path, recording: Path, disk: Path | None = None) -> dict[str, float]:
+    """Ask about ``recording`` in a fresh process, with a disk cache if there is a folder for it."""
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
-    process = spawn.Process(target=_ask, args=(theirs, model, recording))
+    process = spawn.Process(target=_ask, args=(theirs, model, recording, disk))
     process.start()
     theirs.close()
     try:
@@ -48,12 +53,12 @@ def measure(model: str | Path, recording: Path) -> dict[str, float]:
     return found
 
 
-def _ask(pipe: Connection, folder: str | Path, recording: Path) -> None:
+def _ask(pipe: Connection, folder: str | Path, recording: Path, disk: Path | None) -> None:
     import afnext
     from afnext.engine.engine import PAGE_SIZE
     from afnext.engine.pages import page_bytes
 
-    model = afnext.load(folder)
+    model = afnext.load(folder, disk_cache=disk)
     model.ask(np.zeros(16_000, np.float32), QUESTION, max_tokens=1)  # weights are where they stay
     model.engine.clear_caches()
     before, text = anonymous(), model.net.config.text
@@ -96,11 +101,17 @@ def outcomes(quick: bool) -> Iterator[Table | Failure]:
             write_folder(folder / "7B", geometry(text, replace(AUDIO, num_hidden_layers=LAYERS)))
             name = f"7B, {LAYERS} of {TEXT.num_hidden_layers} layers, {minutes} min"
             yield from _told(name, flac.suffix, measure(folder / "7B", flac))
+        short = folder / "yesterday.flac"
+        write_recording(short, QUICK_MINUTES if quick else YESTERDAY)
+        rows = {
+            name: measure("nano", short, folder / "disk")
+            for name in ("for the first time", "the next day")
+        }
+        yield Table("long_audio", "nano, a recording that was asked about before", rows, FORMATS)
 
 
 def _told(name: str, format: str, figures: dict[str, float]) -> Iterator[Table | Failure]:
     rows = {f"44.1 kHz stereo {format[1:].upper()}": figures}
-    formats = {"tokens": ",.0f", "decode, share with all layers": ".1%"}
-    yield Table("long_audio", f"{name}, the first token", rows, formats)
+    yield Table("long_audio", f"{name}, the first token", rows, FORMATS)
     if (beyond := figures["memory beyond, GiB"]) > LIMIT:
         yield Failure("long_audio", name, f"{beyond:.2f} GiB, not {LIMIT:g} GiB")
