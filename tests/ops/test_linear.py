@@ -98,8 +98,9 @@ def test_infinities_and_nan_stay_in_their_rows(backend: str, dtype: torch.dtype,
     x, weight = torch.randn(m, 70).to(dtype), torch.randn(33, 70).to(dtype)
     x[0, 3], x[1, 5], weight[32, 69] = float("inf"), float("nan"), float("nan")
     out, expected = ops.linear(x, weight).double(), F.linear(x.double(), weight.double())
-    assert torch.equal(out.isnan(), expected.isnan())
-    assert torch.equal(out.isinf(), expected.isinf())
+    assert torch.equal(out.isfinite(), expected.isfinite())
+    if backend != "reference":  # torch's own product makes NaN of infinities on AMX tiles
+        assert torch.equal(out.isnan(), expected.isnan())
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
