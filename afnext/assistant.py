@@ -19,7 +19,7 @@ from .audio.windows import SAMPLE_RATE
 from .chat import ChatTemplate, Message, Tokenizer, Variant, build_prompt
 from .chat.messages import AudioSource, as_messages
 from .chat.variants import detect_variant, get_variant
-from .engine import AudioStore, Engine, GenerationParams
+from .engine import DiskCache, Engine, GenerationParams
 from .engine.constraint import Constraints
 from .engine.packed import require_quantization, stored_quantization
 from .engine.packed_cache import PackedCache, cache_root, identity
@@ -61,7 +61,7 @@ class Assistant:
         kv_cache_dtype: str | None = None,
         draft: AudioLanguageModel | None = None,
         cache: PackedCache | None = None,
-        audio_store: AudioStore | None = None,
+        disk_cache: DiskCache | None = None,
         cache_bytes: int | None = None,
     ) -> None:
         self.net = net.eval()
@@ -73,7 +73,7 @@ class Assistant:
         self.engine = Engine(
             net, sorted(tokenizer.eos_ids), quantization=quantization, cache=cache,
             kv_cache_dtype=kv_cache_dtype, draft=None if draft is None else draft.eval(),
-            audio_store=audio_store, cache_bytes=cache_bytes,
+            disk_cache=disk_cache, cache_bytes=cache_bytes,
         )  # fmt: skip
         self._constraints = Constraints(tokenizer, net.config.text.vocab_size)
 
@@ -88,7 +88,7 @@ class Assistant:
         quantization: str | None = None,
         kv_cache_dtype: str | None = None,
         draft: Path | None = None,
-        audio_cache: str | Path | None = None,
+        disk_cache: str | Path | None = None,
         cache_bytes: int | None = None,
     ) -> Assistant:
         """Read a model folder; see ``afnext.load``."""
@@ -121,11 +121,11 @@ class Assistant:
             drafter = AudioLanguageModel.from_pretrained(
                 draft, dtype=own, device=device, integers_alone=on_cpu
             )
-        if audio_cache is not None:
-            store = AudioStore(audio_cache, f"{identity(files)} {own} {quantization}")
+        if disk_cache is not None:
+            store = DiskCache(disk_cache, f"{identity(files)} {own} {quantization}")
         return cls(
             net, tokenizer, template, chosen, quantization=quantization, cache=cache,
-            kv_cache_dtype=kv_cache_dtype, draft=drafter, audio_store=store, cache_bytes=cache_bytes,
+            kv_cache_dtype=kv_cache_dtype, draft=drafter, disk_cache=store, cache_bytes=cache_bytes,
         )  # fmt: skip
 
     def ask(
@@ -359,7 +359,7 @@ def load_model(
     draft: str | Path | None = None,
     variant: str | None = None,
     revision: str | None = None,
-    audio_cache: str | Path | None = None,
+    disk_cache: str | Path | None = None,
     cache_bytes: int | None = None,
 ) -> Assistant:
     """Load a model to talk to.
@@ -380,8 +380,9 @@ def load_model(
         variant: "instruct", "think", "captioner", "music-flamingo", "audio-flamingo-3" or "nano"; by
             default what the folder's config and name say.
         revision: branch, tag or commit of a Hugging Face id.
-        audio_cache: folder where encoded recordings are kept, so that they need not be encoded again
-            in another run; the oldest go when it holds more than 4 GiB.
+        disk_cache: folder where encoded recordings, and the keys and values of prompts about them, are kept,
+            so that another run need not compute them again; those not used for longest go when it holds
+            more than 16 GiB.
         cache_bytes: memory for keys and values, of what runs and of what may be asked about again; see
             ``Engine``.
 
@@ -414,6 +415,6 @@ def load_model(
         quantization=quantization,
         kv_cache_dtype=kv_cache_dtype,
         draft=None if draft is None else find_model(draft),
-        audio_cache=audio_cache,
+        disk_cache=disk_cache,
         cache_bytes=cache_bytes,
     )

@@ -41,6 +41,12 @@ class ModelOptions:
         str | None,
         typer.Option(help="A smaller model with the same tokenizer, to guess ahead with."),
     ] = None
+    disk_cache: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder where what was computed of a recording is kept for the next question."
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,13 @@
 """The engine: generation for many requests at once, over a paged cache."""
 
-from .audio_store import AudioStore
+from .disk_cache import DiskCache
 from .engine import Engine, EngineStats, Prompt
 from .handle import Handle
 from .params import GenerationParams
 from .request import Generation, Timings, TokenLogprob
 
 __all__ = [
-    "AudioStore",
+    "DiskCache",
     "Engine",
     "EngineStats",
     "Generation",

@@ -68,6 +68,10 @@ class PageAllocator:
             shared.append(page)
         return shared
 
+    def find(self, digest: bytes) -> int | None:
+        """The page published under ``digest``, or None."""
+        return self._pages.get(digest)
+
     def publish(self, page: int, digest: bytes) -> None:
         """Make a held page findable; where another one holds the same, that one stays the one found."""
         if self._holders[page] == 0:

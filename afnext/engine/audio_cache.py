@@ -6,7 +6,7 @@ from collections import OrderedDict
 
 from torch import Tensor
 
-from .audio_store import AudioStore
+from .disk_cache import DiskCache
 
 
 class AudioCache:
@@ -23,7 +23,7 @@ class AudioCache:
         hits, misses: windows that were found, or not; those found in the store are hits.
     """
 
-    def __init__(self, max_bytes: int, store: AudioStore | None = None) -> None:
+    def __init__(self, max_bytes: int, store: DiskCache | None = None) -> None:
         self.max_bytes, self.store = max_bytes, store
         self.nbytes = self.hits = self.misses = 0
         self._windows: OrderedDict[bytes, Tensor] = OrderedDict()

@@ -12,11 +12,12 @@ from afnext.model import AudioLanguageModel
 
 from .allocator import PageAllocator
 from .audio_cache import AudioCache
-from .audio_store import AudioStore
+from .disk_cache import DiskCache
 from .draft import Draft
 from .handle import Handle
 from .memory import default_cache_bytes
 from .packed_cache import PackedCache
+from .page_store import PageStore
 from .params import GenerationParams
 from .prompt_audio import PromptAudio
 from .request import Generation, Request, State
@@ -53,6 +54,9 @@ class EngineStats:
             computed because their pages were there.
         audio_hits, audio_misses: windows found encoded, or not.
         audio_bytes: held by encoded windows.
+        restored_tokens: of ``cached_tokens``, those whose keys and values were read from disk.
+        disk_hits, disk_misses: encoded windows and pages found on disk, or not; a prompt stops at the first
+            page that is not there.
         preemptions: requests that had to give their pages back.
         tokens: generated.
         draft_tokens, accepted_tokens: guessed and checked, and of these right.
@@ -72,6 +76,9 @@ class EngineStats:
     audio_hits: int
     audio_misses: int
     audio_bytes: int
+    restored_tokens: int
+    disk_hits: int
+    disk_misses: int
     preemptions: int
     tokens: int
     draft_tokens: int
@@ -100,7 +107,8 @@ class Engine:
             4 GiB, or one context where that is more, but at most half of the free memory. Taken as it is
             used.
         audio_cache_bytes: of encoded audio that may be asked about again.
-        audio_store: where encoded audio is kept for later runs; of these very weights.
+        disk_cache: where encoded audio, and keys and values of prompts with audio, are kept for later runs;
+            of these very weights.
         max_step_tokens: of one step; prompts beyond that are read in several.
         max_running: requests in one step.
 
@@ -120,7 +128,7 @@ class Engine:
         draft: AudioLanguageModel | None = None,
         cache_bytes: int | None = None,
         audio_cache_bytes: int = AUDIO_CACHE_BYTES,
-        audio_store: AudioStore | None = None,
+        disk_cache: DiskCache | None = None,
         max_step_tokens: int = PREFILL_CHUNK,
         max_running: int = MAX_RUNNING,
     ) -> None:
@@ -153,12 +161,16 @@ class Engine:
             if self.max_context == context
             else f"the cache (cache_bytes) has room for {self.max_context}"
         )
-        self.audio_cache = AudioCache(audio_cache_bytes, audio_store)
+        self.audio_cache = AudioCache(audio_cache_bytes, disk_cache)
         self.scheduler = Scheduler(PageAllocator(pages), PAGE_SIZE, max_step_tokens, max_running)
         if self.draft is not None:
             self.draft.allot(pages, PAGE_SIZE, max_step_tokens)
-        self._stepper = Stepper(self)
         self._changed = Condition()
+        self.disk_cache = disk_cache
+        self.page_store = (
+            PageStore(disk_cache, self.scheduler.allocator, self._changed) if disk_cache else None
+        )
+        self._stepper = Stepper(self)
         self._stepping = False
         self._arrivals = 0
         self._dropped: deque[Request] = deque()
@@ -283,6 +295,9 @@ class Engine:
                 audio_hits=audio.hits,
                 audio_misses=audio.misses,
                 audio_bytes=audio.nbytes,
+                restored_tokens=done.restored_tokens,
+                disk_hits=self.disk_cache.hits if self.disk_cache else 0,
+                disk_misses=self.disk_cache.misses if self.disk_cache else 0,
                 preemptions=self.scheduler.preemptions,
                 tokens=done.tokens,
                 draft_tokens=done.draft_tokens,
@@ -291,6 +306,11 @@ class Engine:
                 step_seconds=done.step_seconds,
                 model_seconds=done.model_seconds,
             )
+
+    def flush(self) -> None:
+        """Wait until all that is kept for later sessions is on disk; the end of the process waits too."""
+        if (store := self.page_store) is not None:
+            store.flush()
 
     def clear_caches(self) -> None:
         """Drop encoded audio and kept pages from memory; running requests go on."""

@@ -84,6 +84,37 @@ class PagePool:
             return None, None
         return self.k_scales[layer], self.v_scales[layer]
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that pages are made of, ``[pages, ...]`` each."""
+        return [*self.keys, *self.values, *(self.k_scales or ()), *(self.v_scales or ())]
+
+    @property
+    def page_bytes(self) -> int:
+        """Of one page in all of them."""
+        return sum(t[0].nbytes for t in self.tensors)
+
+    def read(self, page: int) -> Tensor:
+        """A copy of a page's bytes in every layer, uint8 ``[page_bytes]``, on the CPU."""
+        parts = [t[page].reshape(-1).view(torch.uint8) for t in self.tensors]
+        return torch.cat(parts).cpu()
+
+    def write(self, page: int, data: Tensor) -> None:
+        """Fill a page with what ``read`` gave.
+
+        Raises:
+            ValueError: ``data`` is not as large as a page.
+        """
+        places = [t[page] for t in self.tensors]
+        sizes = [p.nbytes for p in places]
+        if data.dtype != torch.uint8 or data.shape != (sum(sizes),):
+            raise ValueError(
+                f"data: must be uint8 [{sum(sizes)}], got {data.dtype} {list(data.shape)}"
+            )
+        for place, part in zip(places, data.split(sizes), strict=True):
+            # A part may begin anywhere; a copy is aligned.
+            place.copy_(part.clone().view(place.dtype).view(place.shape))
+
     def pages_for(self, tokens: int) -> int:
         """How many pages ``tokens`` tokens take."""
         return -(-tokens // self.page_size)

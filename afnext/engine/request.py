@@ -112,6 +112,7 @@ class Request:
         stale: its keys and values are of weights that have changed since.
         cancelled: nobody wants the answer any more.
         in_flight: it is part of the step that is running.
+        restoring: its next pages may be on disk.
         encoded: audio tokens of the window that the next chunk begins in.
         sampler: what chooses its tokens.
         lookup, draft: what guesses them, at most one of the two: earlier tokens, or a draft model.
@@ -138,6 +139,7 @@ class Request:
         self.after: tuple[Request, int] | None = None
         self.proposals: list[int] = []
         self.stale = self.cancelled = self.in_flight = False
+        self.restoring = audio is not None
         self.error: BaseException | None = None
         self.draft: DraftSequence | None = None
         self.encoded: dict[int, Tensor] = {}
@@ -162,6 +164,7 @@ class Request:
         pages, self.pages = self.pages, []
         self.computed = self.published = self._tabled = 0
         self.proposals, self.after = [], None
+        self.restoring = self.audio is not None
         self.encoded.clear()
         if self.draft is not None:
             self.draft.release()

@@ -30,6 +30,7 @@ class Done:
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    restored_tokens: int = 0
     tokens: int = 0
     draft_tokens: int = 0
     accepted_tokens: int = 0
@@ -87,6 +88,7 @@ class Stepper:
             return
         clock = 0.0
         try:
+            parts = self._restored(parts, lock)
             parts, chunks = self._chunks(parts, lock)
             clock = perf_counter()
             logits = self._run(chunks)
@@ -122,6 +124,9 @@ class Stepper:
             with lock:
                 self.engine.scheduler.forget()
                 self.engine.audio_cache.forget()
+                if (store := self.engine.page_store) is not None:
+                    store.close()
+                    self.engine.page_store = None
         if drafted:
             with lock:
                 self.engine.forget_draft()
@@ -166,6 +171,49 @@ class Stepper:
                 request.record.stopped = "timeout"
                 request.record.timings.total = now - request.submitted
                 scheduler.finish(request)
+
+    def _restored(self, parts: list[Part], lock: Condition) -> list[Part]:
+        """Parts that must be computed; where the next pages are on disk, a request goes on behind them."""
+        store = self.engine.page_store
+        if store is None:
+            return parts
+        scheduler = self.engine.scheduler
+        size, left = scheduler.page_size, []
+        for part in parts:
+            request = part.request
+            if not request.restoring:
+                left.append(part)
+                continue
+            try:
+                digests = request.digests.upto(request.tokens, len(request.tokens) - 1)
+                first = part.start // size
+                # No more than a step computes: others decode meanwhile.
+                digests = digests[first : first + max(1, scheduler.max_tokens // size)]
+                pages = request.pages[first : first + len(digests)]
+                found = store.restore(self._pages(), pages, digests, first)
+            except Exception as error:
+                with lock:
+                    self._fail(request, error)
+                continue
+            request.restoring = 0 < found == len(digests)
+            if found == 0:
+                left.append(part)
+                continue
+            with lock:
+                self._moved(request, part, found * size)
+        return left
+
+    def _moved(self, request: Request, part: Part, count: int) -> None:
+        """``count`` tokens of ``request`` have their keys and values from disk."""
+        request.in_flight = False
+        if request.cancelled:
+            request.record.stopped = "cancelled"
+            self.engine.scheduler.finish(request)
+            return
+        self.engine.scheduler.computed(part, count)
+        if not request.record.tokens:
+            request.record.cached_tokens += count
+            self.done.restored_tokens += count
 
     def _chunks(self, parts: list[Part], lock: Condition) -> tuple[list[Part], list[Chunk]]:
         """What goes into the model; a request whose audio cannot be encoded fails alone."""
@@ -213,12 +261,21 @@ class Stepper:
     def _run(self, chunks: Sequence[Chunk]) -> Tensor | None:
         if not chunks:
             return None
-        engine = self.engine
+        return self.engine.runner.step(chunks, self._pages())
+
+    def _pages(self) -> PagePool:
         if self._pool is None:
-            scheduler = engine.scheduler
+            scheduler = self.engine.scheduler
             size = scheduler.page_size
-            self._pool = engine.runner.new_pool(scheduler.allocator.num_pages * size, size)
-        return engine.runner.step(chunks, self._pool)
+            self._pool = self.engine.runner.new_pool(scheduler.allocator.num_pages * size, size)
+        return self._pool
+
+    def _keep(self, request: Request) -> None:
+        """Its prompt is computed: let later sessions have it."""
+        store, prompt = self.engine.page_store, request.record.prompt_tokens
+        if store is None or request.audio is None or request.stale:
+            return
+        store.keep(self._pages(), request.digests.upto(request.tokens, prompt))
 
     def _chosen(self, parts: Sequence[Part], logits: Tensor | None, seconds: float) -> None:
         """Take each request's next tokens from the logits, and move its books on."""
@@ -247,7 +304,10 @@ class Stepper:
                     count += right
                     self.done.draft_tokens += len(guesses)
                     self.done.accepted_tokens += right
+                begun = request.computed >= request.record.prompt_tokens
                 self.engine.scheduler.computed(part, count)
+                if not begun and request.computed >= request.record.prompt_tokens:
+                    self._keep(request)
             except Exception as error:  # logits that are no numbers, say
                 self._fail(request, error)
                 continue

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -14,7 +15,10 @@ SOUND = 61
 VOCABULARY = 64
 
 
-def small_model(seed: int = 3) -> AudioLanguageModel:
+def small_model(
+    seed: int = 3, text: Mapping[str, int] = MappingProxyType({})
+) -> AudioLanguageModel:
+    """Random weights; ``text`` changes the decoder's geometry."""
     config = ModelConfig.from_dict(
         {
             "model_type": "musicflamingo",
@@ -35,6 +39,7 @@ def small_model(seed: int = 3) -> AudioLanguageModel:
                 "num_attention_heads": 4,
                 "num_key_value_heads": 2,
                 "max_position_embeddings": 512,
+                **text,
             },
         }
     )

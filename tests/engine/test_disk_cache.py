@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import afnext
-from afnext.engine import AudioStore, Engine, GenerationParams
+from afnext.engine import DiskCache, Engine, GenerationParams
 from afnext.engine.pages import page_bytes
 from tests.engine.models import heard, small_model, window
 
@@ -21,18 +21,18 @@ ROWS = torch.arange(12, dtype=torch.float32).reshape(4, 3)
 
 
 def test_a_window_is_found_again_by_its_model(tmp_path: Path) -> None:
-    AudioStore(tmp_path / "new", "one").save(b"key", ROWS.bfloat16())
-    found = AudioStore(tmp_path / "new", "one").load(b"key")
+    DiskCache(tmp_path / "new", "one").save(b"key", ROWS.bfloat16())
+    found = DiskCache(tmp_path / "new", "one").load(b"key")
     assert found is not None
     assert found.dtype == torch.bfloat16
     assert torch.equal(found, ROWS.bfloat16())
-    assert AudioStore(tmp_path / "new", "one").load(b"other") is None
-    assert AudioStore(tmp_path / "new", "two").load(b"key") is None
+    assert DiskCache(tmp_path / "new", "one").load(b"other") is None
+    assert DiskCache(tmp_path / "new", "two").load(b"key") is None
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "empty"])
 def test_a_damaged_file_is_a_warning(tmp_path: Path, damage: str) -> None:
-    store = AudioStore(tmp_path, "model")
+    store = DiskCache(tmp_path, "model")
     store.save(b"key", ROWS)
     path = store.path(b"key")
     data = bytearray(path.read_bytes())
@@ -47,10 +47,10 @@ def test_a_damaged_file_is_a_warning(tmp_path: Path, damage: str) -> None:
 
 
 def test_the_window_not_asked_for_in_longest_goes_first(tmp_path: Path) -> None:
-    store = AudioStore(tmp_path, "model")
+    store = DiskCache(tmp_path, "model")
     store.save(b"a", ROWS)
     size = store.path(b"a").stat().st_size
-    store = AudioStore(tmp_path, "model", max_bytes=3 * size)
+    store = DiskCache(tmp_path, "model", max_bytes=int(3.3 * size))
     (tmp_path / "left.part").write_bytes(b"of somebody who was killed")
     for age, key in enumerate((b"b", b"c")):
         store.save(key, ROWS)
@@ -66,19 +66,19 @@ def test_the_window_not_asked_for_in_longest_goes_first(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_one_warning(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"")
-    store = AudioStore(file / "folder", "model")
-    with pytest.warns(UserWarning, match="not kept"):
+    store = DiskCache(file / "folder", "model")
+    with pytest.warns(UserWarning, match="kept on disk"):
         store.save(b"a", ROWS)
     store.save(b"b", ROWS)
     with pytest.raises(ValueError, match="max_bytes"):
-        AudioStore(tmp_path, "model", max_bytes=-1)
+        DiskCache(tmp_path, "model", max_bytes=-1)
 
 
 def test_killed_while_writing_nothing_half_written_is_found(tmp_path: Path) -> None:
     code = f"""
 import os, threading, torch
-from afnext.engine import AudioStore
-store = AudioStore({str(tmp_path)!r}, "model")
+from afnext.engine import DiskCache
+store = DiskCache({str(tmp_path)!r}, "model")
 store.save(b"first", torch.ones(1000, 1000))
 print("begun", flush=True)
 number = 0
@@ -93,7 +93,7 @@ while True:
         process.wait(0.1)
     process.kill()
     process.wait()
-    store = AudioStore(tmp_path, "model")
+    store = DiskCache(tmp_path, "model")
     assert store.load(b"first") is not None
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -107,7 +107,7 @@ def test_an_engine_of_the_next_day_does_not_encode(tmp_path: Path) -> None:
     ids, params = heard([clip], [1], [2]), GenerationParams(max_tokens=8)
     said = []
     for misses in (1, 0):
-        engine = Engine(net, [], audio_store=AudioStore(tmp_path, "model"))
+        engine = Engine(net, [], disk_cache=DiskCache(tmp_path, "model"))
         said.append(engine.submit(ids, [clip], params).result().tokens)
         assert engine.stats().audio_misses == misses
     assert said[0] == said[1]
@@ -121,9 +121,10 @@ def test_an_engine_of_the_next_day_does_not_encode(tmp_path: Path) -> None:
 def test_load_takes_a_folder(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).standard_normal(20_000).astype(np.float32) * 0.01
     for name, misses in (("float32", 1), ("float32", 0), ("bfloat16", 1)):
-        model = afnext.load("nano", dtype=name, audio_cache=tmp_path, cache_bytes=1 << 24)
+        model = afnext.load("nano", dtype=name, disk_cache=tmp_path, cache_bytes=1 << 24)
         page = page_bytes(model.net.config.text, 32, model.engine.runner.dtype)
         assert model.engine.stats().pages == (1 << 24) // page
         model.ask(noise, "What?", max_tokens=1)
         assert model.engine.stats().audio_misses == misses, name
-    assert len(list(tmp_path.iterdir())) == 2
+        model.engine.flush()
+    assert len({p.name.partition("-")[0] for p in tmp_path.iterdir()}) == 2

@@ -1,0 +1,94 @@
+"""Keys and values on disk: a prompt about yesterday's recording is read, not computed."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Condition
+
+import torch
+
+from .allocator import PageAllocator
+from .disk_cache import DiskCache
+from .pages import PagePool
+
+# ns by which each page counts as older than the one before: the end of a prompt, which is of no use without
+# its beginning, leaves first.
+OLDER = 1_000_000
+
+
+class PageStore:
+    """Writes published pages to disk, and reads them into pages of a pool.
+
+    A page is found by its digest, which says all that comes before it, and by the pool's layout. Writing
+    is done by a thread of its own; when the interpreter ends it is waited for.
+
+    Args:
+        disk: where pages are kept.
+        allocator: of the pool's pages.
+        lock: under which it is used.
+    """
+
+    def __init__(self, disk: DiskCache, allocator: PageAllocator, lock: Condition) -> None:
+        self._disk, self._allocator, self._lock = disk, allocator, lock
+        self._layout = b""
+        self._closed = False
+        self._writer: ThreadPoolExecutor | None = None
+        self._last: Future[None] | None = None
+
+    def restore(
+        self, pool: PagePool, pages: Sequence[int], digests: Sequence[bytes], first: int
+    ) -> int:
+        """Fill ``pages`` with what ``digests`` stand for, up to the first that is not on disk.
+
+        ``first`` is the place of ``pages[0]`` in its sequence. Returns how many were filled.
+        """
+        begun = time.time_ns()
+        for done, (page, digest) in enumerate(zip(pages, digests, strict=True)):
+            used = begun - (first + done) * OLDER
+            data = self._disk.load(self._key(pool, digest), used, pool.page_bytes)
+            if data is None:
+                return done
+            pool.write(page, data)
+        return len(pages)
+
+    def keep(self, pool: PagePool, digests: Sequence[bytes]) -> None:
+        """Write the pages of a sequence, from its first one on, when there is time."""
+        if not self._disk.writable:
+            return
+        if self._writer is None:
+            self._writer = ThreadPoolExecutor(1, "afnext-pages")
+        self._last = self._writer.submit(self._write, pool, list(digests))
+
+    def flush(self) -> None:
+        """Wait until everything that is to be kept is on disk."""
+        if self._last is not None:
+            self._last.result()
+
+    def close(self) -> None:
+        """Weights changed: what is published from now on is not to be written. The lock is held."""
+        self._closed = True
+
+    @torch.inference_mode()
+    def _write(self, pool: PagePool, digests: list[bytes]) -> None:
+        begun = time.time_ns()
+        for number, digest in enumerate(digests):
+            key, used = self._key(pool, digest), begun - number * OLDER
+            if self._disk.has(key, used):
+                continue
+            # Nobody waits for a page to be written: one that was needed for something else is left out,
+            # and what is published does not change while the lock is held.
+            with self._lock:
+                page = None if self._closed else self._allocator.find(digest)
+                data = None if page is None else pool.read(page)
+            if data is None or not self._disk.writable:
+                return  # what comes behind it would not be found
+            self._disk.save(key, data, used)
+
+    def _key(self, pool: PagePool, digest: bytes) -> bytes:
+        if not self._layout:
+            parts = [f"{list(t.shape[1:])} {t.dtype}" for t in pool.tensors]
+            self._layout = f"pages {parts}".encode()
+        return hashlib.blake2b(self._layout + digest, digest_size=16).digest()

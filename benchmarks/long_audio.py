@@ -1,0 +1,117 @@
+"""Half an hour in one file: memory beyond weights, keys and values, and where the first token's time goes.
+
+Then ten minutes that another process was asked about, with what it left on disk.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import soundfile
+
+from .memory import GIB, Peak, anonymous, write_folder
+from .models.released import AUDIO, TEXT, geometry
+from .results import Failure, Table
+
+MINUTES, QUICK_MINUTES = 30, 5
+YESTERDAY = 10  # minutes that were asked about before
+RATE = 44_100
+LIMIT = 1.0  # GiB beyond weights, keys and values
+LAYERS = 1  # of the released model's decoder, and of its encoder
+FORMATS = {"tokens": ",.0f", "decode, share with all layers": ".1%"}
+QUESTION = "What happens in this recording?"
+
+
+def write_recording(path: Path, minutes: float, channels: int = 2, seed: int = 0) -> None:
+    """Noise that swells once a second, 44.1 kHz, 16 bits; the format is the name's."""
+    rng = np.random.default_rng(seed)
+    swell = np.sin(np.linspace(0, np.pi, RATE, dtype=np.float32))[:, None] * 0.1
+    with soundfile.SoundFile(path, "w", RATE, channels) as file:
+        for _ in range(round(minutes * 60)):
+            file.write(rng.standard_normal((RATE, channels), np.float32) * swell)
+
+
+def measure(model: str | Path, recording: Path, disk: Path | None = None) -> dict[str, float]:
+    """Ask about ``recording`` in a fresh process, with a disk cache if there is a folder for it."""
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    process = spawn.Process(target=_ask, args=(theirs, model, recording, disk))
+    process.start()
+    theirs.close()
+    try:
+        found: dict[str, float] = ours.recv()
+    except EOFError:
+        raise RuntimeError(f"long_audio: asking {model} failed") from None
+    finally:
+        process.join()
+    return found
+
+
+def _ask(pipe: Connection, folder: str | Path, recording: Path, disk: Path | None) -> None:
+    import afnext
+    from afnext.engine.engine import PAGE_SIZE
+    from afnext.engine.pages import page_bytes
+
+    model = afnext.load(folder, disk_cache=disk)
+    model.ask(np.zeros(16_000, np.float32), QUESTION, max_tokens=1)  # weights are where they stay
+    model.engine.clear_caches()
+    before, text = anonymous(), model.net.config.text
+    with Peak() as peak:
+        reply = model.ask(recording, QUESTION, max_tokens=1)
+    timings, usage = reply.timings, reply.usage
+    page = page_bytes(text, PAGE_SIZE, model.engine.runner.dtype)
+    cache = -(-(usage.prompt_tokens + 1) // PAGE_SIZE) * page
+    # What a model of all its layers would take; those of nano are all there.
+    released = text.hidden_size == TEXT.hidden_size
+    encoders = AUDIO.num_hidden_layers / LAYERS if released else 1
+    decoders = TEXT.num_hidden_layers / LAYERS if released else 1
+    whole = timings.mel + timings.encode * encoders + timings.prefill * decoders
+    pipe.send(
+        {
+            "tokens": usage.prompt_tokens,
+            "decode, s": timings.decode_audio,
+            "mel, s": timings.mel,
+            "encode, s": timings.encode,
+            "prefill, s": timings.prefill,
+            "first token, s": timings.first_token,
+            "decode, share with all layers": timings.decode_audio / (timings.decode_audio + whole),
+            "keys and values, GiB": cache / GIB,
+            "memory beyond, GiB": (peak.bytes - before - cache) / GIB,
+        }
+    )
+
+
+def outcomes(quick: bool) -> Iterator[Table | Failure]:
+    """nano about a FLAC and an MP3, and the released geometry's first layers about the FLAC."""
+    minutes = QUICK_MINUTES if quick else MINUTES
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        flac, mp3 = folder / "long.flac", folder / "long.mp3"
+        for path in (flac, mp3):
+            write_recording(path, minutes)
+            yield from _told(f"nano, {minutes} min", path.suffix, measure("nano", path))
+        if not quick:
+            text = replace(TEXT, num_hidden_layers=LAYERS)
+            write_folder(folder / "7B", geometry(text, replace(AUDIO, num_hidden_layers=LAYERS)))
+            name = f"7B, {LAYERS} of {TEXT.num_hidden_layers} layers, {minutes} min"
+            yield from _told(name, flac.suffix, measure(folder / "7B", flac))
+        short = folder / "yesterday.flac"
+        write_recording(short, QUICK_MINUTES if quick else YESTERDAY)
+        rows = {
+            name: measure("nano", short, folder / "disk")
+            for name in ("for the first time", "the next day")
+        }
+        yield Table("long_audio", "nano, a recording that was asked about before", rows, FORMATS)
+
+
+def _told(name: str, format: str, figures: dict[str, float]) -> Iterator[Table | Failure]:
+    rows = {f"44.1 kHz stereo {format[1:].upper()}": figures}
+    yield Table("long_audio", f"{name}, the first token", rows, FORMATS)
+    if (beyond := figures["memory beyond, GiB"]) > LIMIT:
+        yield Failure("long_audio", name, f"{beyond:.2f} GiB, not {LIMIT:g} GiB")
