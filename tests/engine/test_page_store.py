@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ CLIP = window(8.0)  # 200 tokens
 CACHED = (1 + CLIP.num_tokens) // PAGE_SIZE * PAGE_SIZE
 
 
-def new_engine(net: AudioLanguageModel, folder: Path, **limits: int) -> Engine:
+def new_engine(net: AudioLanguageModel, folder: Path, **limits: Any) -> Engine:
     return Engine(net, [], disk_cache=DiskCache(folder, "model"), **limits)
 
 
@@ -64,6 +65,31 @@ def test_a_later_session_reads_what_it_would_compute(
     again = ask(engine, 8)
     assert again.cached_tokens == CACHED  # from memory now
     assert engine.stats().restored_tokens == CACHED
+
+
+def test_pages_of_8_bits_come_back_with_their_scales(
+    net: AudioLanguageModel, tmp_path: Path
+) -> None:
+    engine = new_engine(net, tmp_path, kv_cache_dtype="int8")
+    said = [ask(engine, 3, 4).tokens, ask(engine, 5, 6, 7).tokens]
+    engine.flush()
+    later = new_engine(net, tmp_path, kv_cache_dtype="int8")
+    assert [ask(later, 3, 4).tokens, ask(later, 5, 6, 7).tokens] == said
+    assert later.stats().restored_tokens == CACHED
+    wide = new_engine(net, tmp_path)  # of another layout: nothing is found
+    ask(wide, 3, 4)
+    assert wide.stats().restored_tokens == 0
+
+
+def test_a_page_is_read_and_written_whole() -> None:
+    config = small_model().config.text
+    pool = PagePool(config, 3, PAGE_SIZE, torch.int8, torch.device("cpu"))
+    for tensor in pool.tensors:
+        tensor.copy_(torch.randint(-100, 100, tensor.shape))
+    before = pool.read(1)
+    assert len(before) == pool.page_bytes == page_bytes(config, PAGE_SIZE, torch.int8)
+    pool.write(2, before)
+    assert all(torch.equal(tensor[1], tensor[2]) for tensor in pool.tensors)
 
 
 def test_others_are_answered_meanwhile(net: AudioLanguageModel, tmp_path: Path) -> None:
