@@ -45,6 +45,8 @@ def started(folder: Path, out: Path, least: int) -> subprocess.Popen[str]:
     process = subprocess.Popen(
         [COMMAND, "caption", str(folder), "-o", str(out)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A shell has what it starts in the background ignore interrupts, and that is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     deadline = time.monotonic() + 60
     while not out.exists() or out.read_bytes().count(b"\n") < least:
