@@ -167,7 +167,8 @@ def _transformers() -> MusicFlamingoForConditionalGeneration:
 
 
 @cache
-def _engine(quantization: str | None) -> Engine:
+def _engine(quantization: str | None, use: int) -> Engine:
+    """One for each use: what is asked of one engine shares its steps."""
     return Engine(_released(), [], quantization=quantization)
 
 
@@ -178,7 +179,7 @@ def _prompt() -> tuple[list[int], list[AudioWindow]]:
 
 
 def _first_token(quantization: str | None) -> object:
-    engine, (ids, windows) = _engine(quantization), _prompt()
+    engine, (ids, windows) = _engine(quantization, 1), _prompt()
     engine.clear_caches()
     return engine.submit(ids, windows, GenerationParams(max_tokens=1)).result().tokens
 
@@ -208,7 +209,7 @@ def _first_token_of_transformers() -> object:
 
 @cache
 def _speaking(quantization: str | None, count: int) -> Speaking:
-    return Speaking(_engine(quantization), count)
+    return Speaking(_engine(quantization, count), count)
 
 
 @cache
