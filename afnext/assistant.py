@@ -28,6 +28,7 @@ from .errors import ChatError
 from .hub import find_model
 from .model import AudioLanguageModel
 from .model.checkpoint import read_json
+from .model.device import usable_device
 from .reply import Answer, Piece, Reply, ReplyWriter, Usage
 
 __all__ = ["Assistant", "Piece", "Reply", "Usage", "load_model"]
@@ -397,12 +398,7 @@ def load_model(
         dtype = DTYPES[dtype]
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(device)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"device: {device!s} cannot be used ({reason})") from None
+    device = usable_device(device)
     require_quantization(quantization)
     if quantization is not None and device.type != "cpu":
         raise ValueError(f"quantization: {quantization} needs the CPU, got device {device!s}")

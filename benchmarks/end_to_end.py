@@ -7,11 +7,7 @@ from itertools import zip_longest
 
 import numpy as np
 import torch
-from transformers import (
-    AutoTokenizer,
-    MusicFlamingoForConditionalGeneration,
-    WhisperFeatureExtractor,
-)
+from transformers import AutoTokenizer, MusicFlamingoForConditionalGeneration
 
 import afnext
 from afnext.audio import load
@@ -19,6 +15,7 @@ from afnext.chat import Message, build_prompt
 from afnext.hub import find_model
 
 from .case import Case
+from .models.transformers_music_flamingo import generate
 
 QUESTION = "What sounds do you hear, and when?"
 NEW_TOKENS = 32
@@ -34,34 +31,15 @@ def question(seconds: float) -> Case:
     theirs = MusicFlamingoForConditionalGeneration.from_pretrained(
         folder, dtype=torch.float32
     ).eval()
-    extractor = WhisperFeatureExtractor(feature_size=128)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     windows = load(samples, sample_rate=16_000)
     prompt = build_prompt(
         [Message("user", QUESTION, samples)], [windows], ours.tokenizer, ours.template
     )
-    ids = torch.tensor([prompt.ids])
 
     def transformers_answer() -> str:
-        features = extractor(
-            [w.samples for w in windows],
-            sampling_rate=16_000,
-            return_tensors="pt",
-            return_attention_mask=True,
-        )
-        with torch.inference_mode():
-            tokens = theirs.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                input_features=features["input_features"],
-                input_features_mask=features["attention_mask"],
-                do_sample=False,
-                min_new_tokens=NEW_TOKENS,
-                max_new_tokens=NEW_TOKENS,
-                eos_token_id=[],
-                pad_token_id=0,
-            )
-        return str(tokenizer.decode(tokens[0, ids.shape[1] :], skip_special_tokens=True))
+        tokens = generate(theirs, prompt.ids, windows, NEW_TOKENS)
+        return str(tokenizer.decode(tokens[0, len(prompt.ids) :], skip_special_tokens=True))
 
     def our_answer() -> str:
         ours.engine.clear_caches()  # the same question again would find everything computed

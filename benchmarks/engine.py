@@ -7,11 +7,10 @@ from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import torch
-from transformers import MusicFlamingoForConditionalGeneration, WhisperFeatureExtractor
+from transformers import MusicFlamingoForConditionalGeneration
 
 import afnext
 from afnext.audio.windows import AudioWindow, cut_windows
@@ -23,6 +22,7 @@ from afnext.model import AudioLanguageModel
 
 from .case import Case
 from .models.released import AUDIO, TEXT, geometry, random_model
+from .models.transformers_music_flamingo import generate
 from .models.transformers_qwen2 import Qwen2, qwen2
 
 LAYERS, VOCABULARY = 4, 32_000
@@ -184,27 +184,8 @@ def _first_token(quantization: str | None) -> object:
     return engine.submit(ids, windows, GenerationParams(max_tokens=1)).result().tokens
 
 
-@torch.inference_mode()
 def _first_token_of_transformers() -> object:
-    ids, windows = _prompt()
-    features = WhisperFeatureExtractor(feature_size=128)(
-        [w.samples for w in windows],
-        sampling_rate=16_000,
-        return_tensors="pt",
-        return_attention_mask=True,
-    )
-    prompt = torch.tensor([ids])
-    model: Any = _transformers()
-    return model.generate(
-        input_ids=prompt,
-        attention_mask=torch.ones_like(prompt),
-        input_features=features["input_features"].to(torch.bfloat16),
-        input_features_mask=features["attention_mask"],
-        do_sample=False,
-        max_new_tokens=1,
-        eos_token_id=[],
-        pad_token_id=0,
-    )
+    return generate(_transformers(), *_prompt(), 1)
 
 
 @cache

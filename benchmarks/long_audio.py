@@ -5,7 +5,6 @@ Then ten minutes that another process was asked about, with what it left on disk
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Iterator
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -15,7 +14,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import soundfile
 
-from .memory import GIB, Peak, anonymous, write_folder
+from .memory import GIB, Peak, anonymous, in_fresh_process, write_folder
 from .models.released import AUDIO, TEXT, geometry
 from .results import Failure, Table
 
@@ -39,24 +38,16 @@ def write_recording(path: Path, minutes: float, channels: int = 2, seed: int = 0
 
 def measure(model: str | Path, recording: Path, disk: Path | None = None) -> dict[str, float]:
     """Ask about ``recording`` in a fresh process, with a disk cache if there is a folder for it."""
-    spawn = multiprocessing.get_context("spawn")
-    ours, theirs = spawn.Pipe()
-    process = spawn.Process(target=_ask, args=(theirs, model, recording, disk))
-    process.start()
-    theirs.close()
     try:
-        found: dict[str, float] = ours.recv()
+        found: dict[str, float] = in_fresh_process(_ask, model, recording, disk)
     except EOFError:
         raise RuntimeError(f"long_audio: asking {model} failed") from None
-    finally:
-        process.join()
     return found
 
 
 def _ask(pipe: Connection, folder: str | Path, recording: Path, disk: Path | None) -> None:
     import afnext
     from afnext.engine.engine import PAGE_SIZE
-    from afnext.engine.pages import page_bytes
 
     model = afnext.load(folder, disk_cache=disk)
     model.ask(np.zeros(16_000, np.float32), QUESTION, max_tokens=1)  # weights are where they stay
@@ -65,8 +56,7 @@ def _ask(pipe: Connection, folder: str | Path, recording: Path, disk: Path | Non
     with Peak() as peak:
         reply = model.ask(recording, QUESTION, max_tokens=1)
     timings, usage = reply.timings, reply.usage
-    page = page_bytes(text, PAGE_SIZE, model.engine.runner.dtype)
-    cache = -(-(usage.prompt_tokens + 1) // PAGE_SIZE) * page
+    cache = -(-(usage.prompt_tokens + 1) // PAGE_SIZE) * model.engine.page_bytes
     # What a model of all its layers would take; those of nano are all there.
     released = text.hidden_size == TEXT.hidden_size
     encoders = AUDIO.num_hidden_layers / LAYERS if released else 1

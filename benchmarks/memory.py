@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -141,19 +141,29 @@ class Peak:
             self.bytes = max(self.bytes, anonymous())
 
 
-def measure(folder: Path, quantization: str | None) -> dict[str, Any]:
-    """Load a folder and decode a few tokens, in a fresh process."""
+def in_fresh_process(work: Callable[..., None], *arguments: object) -> Any:
+    """What ``work(pipe, *arguments)`` sends through ``pipe``.
+
+    Raises:
+        EOFError: it ended without.
+    """
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
-    process = spawn.Process(target=_load, args=(theirs, folder, quantization))
+    process = spawn.Process(target=work, args=(theirs, *arguments))
     process.start()
     theirs.close()
     try:
-        found: dict[str, Any] = ours.recv()
-    except EOFError:
-        raise RuntimeError(f"memory: loading {folder} failed") from None
+        return ours.recv()
     finally:
         process.join()
+
+
+def measure(folder: Path, quantization: str | None) -> dict[str, Any]:
+    """Load a folder and decode a few tokens, in a fresh process."""
+    try:
+        found: dict[str, Any] = in_fresh_process(_load, folder, quantization)
+    except EOFError:
+        raise RuntimeError(f"memory: loading {folder} failed") from None
     return found
 
 

@@ -15,9 +15,8 @@ from typing import Any
 
 from afnext.errors import AfnextError
 
-_MOST_BLOCKS = (
-    10_000  # one recording a block, so that each answer comes as it is ready; Ray's own cost grows
-)
+# One recording a block, so that each answer comes as it is ready; but Ray's own cost grows.
+_MOST_BLOCKS = 10_000
 
 
 def on_ray(

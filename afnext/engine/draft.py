@@ -77,9 +77,8 @@ class _Guess:
         """Guess the next token from ``logits [vocab]``; the end of the answer is not a guess."""
         try:
             token = likeliest if self._sampler is None else self._sampler(logits)
-        except (
-            RuntimeError
-        ):  # no numbers, or a grammar at its limit: a guess may fail, an answer not
+        except RuntimeError:
+            # No numbers, or a grammar at its limit: a guess may fail, an answer not.
             self.ended = True
             return
         if token not in eos:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from threading import Condition
 
 from afnext.audio.windows import AudioWindow
@@ -281,7 +281,7 @@ class Engine:
         """What it holds now and has done so far."""
         with self._changed:
             self._reap()
-            allocator, audio, done = self.scheduler.allocator, self.audio_cache, self._stepper.done
+            allocator, audio = self.scheduler.allocator, self.audio_cache
             return EngineStats(
                 running=len(self.scheduler.running),
                 waiting=len(self.scheduler.waiting),
@@ -290,21 +290,13 @@ class Engine:
                 free_pages=allocator.available,
                 kept_pages=allocator.kept,
                 evicted_pages=allocator.evictions,
-                prompt_tokens=done.prompt_tokens,
-                cached_tokens=done.cached_tokens,
                 audio_hits=audio.hits,
                 audio_misses=audio.misses,
                 audio_bytes=audio.nbytes,
-                restored_tokens=done.restored_tokens,
                 disk_hits=self.disk_cache.hits if self.disk_cache else 0,
                 disk_misses=self.disk_cache.misses if self.disk_cache else 0,
                 preemptions=self.scheduler.preemptions,
-                tokens=done.tokens,
-                draft_tokens=done.draft_tokens,
-                accepted_tokens=done.accepted_tokens,
-                steps=done.steps,
-                step_seconds=done.step_seconds,
-                model_seconds=done.model_seconds,
+                **asdict(self._stepper.done),
             )
 
     def flush(self) -> None:

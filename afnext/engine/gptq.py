@@ -20,8 +20,6 @@ from afnext.ops.quantize import QuantizedWeight
 FORMAT, GROUP, LEVELS, ZERO = "int4-g32", 32, 15, 8
 _BLOCK = 128  # columns whose effect on the rest is applied in one product
 _DAMPING = 0.01  # of the mean of the diagonal: inputs that hardly vary must not be inverted
-
-
 _SMALL = 2048  # of K: one thread has the matrix turned round before several have met
 
 

@@ -52,8 +52,7 @@ def quantize_network(
         if module is net.language_model.lm_head:
             format = head
         weight = done.get(f"{name}.weight") or ops.quantize(module.weight, format)
-        if (
-            module is not net.language_model.lm_head
-        ):  # it may be the embeddings, which are not rounded
+        # The head may be the embeddings, which are not rounded.
+        if module is not net.language_model.lm_head:
             module.weight.data = weight.dequantize(module.weight.dtype)
         keep(module.weight, weight)

@@ -157,10 +157,7 @@ class Stepper:
         self.done.model_seconds += perf_counter() - clock
         with lock:
             for request in asked:
-                request.in_flight = False
-                if request.cancelled:
-                    request.record.stopped = "cancelled"
-                    self.engine.scheduler.finish(request)
+                self._landed(request)
 
     def _expire(self, now: float) -> None:
         if not self._timed:
@@ -290,10 +287,7 @@ class Stepper:
             guesses, request.proposals = request.proposals, []
             rows = slice(row, row + (1 + len(guesses) if part.chooses else 0))
             row = rows.stop
-            request.in_flight = False
-            if request.cancelled:
-                request.record.stopped = "cancelled"
-                self.engine.scheduler.finish(request)
+            if not self._landed(request):
                 continue
             try:
                 count = part.count - len(guesses)
@@ -375,10 +369,14 @@ class Stepper:
         for request in [*scheduler.waiting, *scheduler.running]:
             self._fail(request, error)
 
-    def _undo(self, request: Request) -> None:
+    def _landed(self, request: Request) -> bool:
+        """What it was in flight for is over; whether somebody still wants it."""
         request.in_flight = False
         if request.cancelled:
             request.record.stopped = "cancelled"
             self.engine.scheduler.finish(request)
-        elif request in self.engine.scheduler.running:
+        return not request.cancelled
+
+    def _undo(self, request: Request) -> None:
+        if self._landed(request) and request in self.engine.scheduler.running:
             self.engine.scheduler.preempt(request)

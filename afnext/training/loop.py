@@ -20,6 +20,7 @@ from afnext.chat import ChatTemplate
 from afnext.chat import Tokenizer as ChatTokenizer
 from afnext.errors import AfnextError
 from afnext.model import AudioLanguageModel, ModelConfig
+from afnext.model.device import usable_device
 from afnext.training import state
 from afnext.training.batches import Batch, Batches
 from afnext.training.config import StageConfig, TrainConfig, load_recipe
@@ -116,7 +117,7 @@ class Run:
         self.backend = self._tokenizer()
         self.tokenizer = ChatTokenizer.from_folder(self.model_folder)
         self.template = ChatTemplate.from_folder(self.model_folder)
-        self.device = _device(config.device)
+        self.device = usable_device(config.device)
         self.words = Words(self.backend).to(self.device)
         self.times = self.words.times.tolist()
         self.net = self._network().to(self.device)
@@ -328,16 +329,6 @@ class Run:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
                 scores = task_accuracy(self.net, batches, self.words)
             self.journal.write("held-out", stage=stage.name, step=self.progress.step, **scores)
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise AfnextError(f"device: {name!r} cannot be used ({reason})") from None
-    return device
 
 
 def describe(

@@ -1,0 +1,22 @@
+"""Devices by their names."""
+
+from __future__ import annotations
+
+import torch
+
+from afnext.errors import AfnextError
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """A device, tried out.
+
+    Raises:
+        AfnextError: there is none of this name here.
+    """
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise AfnextError(f"device: '{device}' cannot be used ({reason})") from None
+    return found
