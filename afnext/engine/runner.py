@@ -185,7 +185,7 @@ class Runner:
             ]
             if not wanted:
                 return hidden.new_empty(0, self.net.config.text.vocab_size)
-            if len(wanted) < len(hidden):
+            if len(wanted) < ends[-1]:
                 hidden = hidden[torch.tensor(wanted, device=self.device)]
             return self._logits(hidden)
 

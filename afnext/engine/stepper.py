@@ -285,16 +285,14 @@ class Stepper:
             if request.first_token is None and part.count > 1:
                 request.record.timings.prefill += seconds
             guesses, request.proposals = request.proposals, []
-            rows = slice(row, row + (1 + len(guesses) if part.chooses else 0))
-            row = rows.stop
+            first, row = row, row + (1 + len(guesses) if part.chooses else 0)
             if not self._landed(request):
                 continue
             try:
                 count = part.count - len(guesses)
                 if part.chooses:
                     assert logits is not None
-                    greedy = None if likeliest is None else likeliest[rows]
-                    right = self._choose(request, logits[rows], greedy, guesses)
+                    right = self._choose(request, logits, first, likeliest, guesses)
                     count += right
                     self.done.draft_tokens += len(guesses)
                     self.done.accepted_tokens += right
@@ -312,20 +310,26 @@ class Stepper:
                 request.proposals = request.lookup.propose(request.tokens, most)
 
     def _choose(
-        self, request: Request, logits: Tensor, greedy: Sequence[int] | None, guesses: list[int]
+        self,
+        request: Request,
+        logits: Tensor,
+        first: int,
+        likeliest: Sequence[int] | None,
+        guesses: list[int],
     ) -> int:
-        """Tokens from ``logits [1 + len(guesses), vocab]``; returns how many guesses were right.
+        """Tokens from the ``1 + len(guesses)`` rows of ``logits`` from ``first`` on; returns how many guesses
+        were right. ``likeliest``: of each row, where nobody needs more of it.
 
         A guess stands where the sampler would have said the same, so what is said does not depend on it.
         """
-        for right, scores in enumerate(logits):
-            token = request.sampler(scores) if greedy is None else greedy[right]
-            self._emit(request, token, scores)
+        for right, row in enumerate(range(first, first + len(guesses) + 1)):
+            token = request.sampler(logits[row]) if likeliest is None else likeliest[row]
+            self._emit(request, token, logits, row)
             if request.record.stopped or right == len(guesses) or token != guesses[right]:
-                return right
-        return len(guesses)
+                break
+        return right
 
-    def _emit(self, request: Request, token: int, scores: Tensor) -> None:
+    def _emit(self, request: Request, token: int, logits: Tensor, row: int) -> None:
         record, now = request.record, perf_counter()
         if request.first_token is None:
             request.first_token = now
@@ -336,7 +340,7 @@ class Stepper:
             record.stopped = "end"
         else:
             if request.params.logprobs is not None:
-                record.logprobs.append(logprob_of(scores, token, request.params.logprobs))
+                record.logprobs.append(logprob_of(logits[row], token, request.params.logprobs))
             record.tokens.append(token)
             request.tokens.append(token)
             self.done.tokens += 1
