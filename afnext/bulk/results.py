@@ -101,8 +101,9 @@ class Results:
             written = 0
             while written < len(line):
                 written += os.write(self._file, line[written:])
-        except BaseException:  # Ctrl-C between two writes, too
-            os.ftruncate(self._file, whole)
+        except BaseException:  # Ctrl-C, too, which may come when the line is already whole
+            if os.fstat(self._file).st_size < whole + len(line):
+                os.ftruncate(self._file, whole)
             raise
 
     def _read(self) -> list[bytes]:

@@ -128,6 +128,25 @@ def test_a_full_disk_leaves_whole_lines(path: Path) -> None:
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
 
 
+@pytest.mark.parametrize("written", [0, 10, None])
+def test_an_interrupt_within_a_write_leaves_whole_lines(
+    path: Path, written: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line that came to the disk whole stays, although ``add`` did not return."""
+    fill(path, "a.wav")
+    write = os.write
+
+    def interrupted(file: int, data: bytes) -> int:
+        write(file, data[:written])
+        raise KeyboardInterrupt
+
+    with Results(path, SETTINGS) as results:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(os, "write", interrupted)
+            results.add("b.wav", {"text": "words"})
+    assert [line["file"] for line in lines(path)] == ["a.wav", "b.wav"][: 1 + (written is None)]
+
+
 def test_killed_at_random_moments_nothing_is_lost_or_done_twice(path: Path) -> None:
     """What was said to be added before the kill is there after it, once; the rest is added later."""
     code = f"""if True:
