@@ -15,17 +15,19 @@ namespace {
 // beyond the weight does no harm.
 template <int64_t chunk_steps>
 struct PlainChunk {
-  static constexpr int64_t kRowSteps = chunk_steps / kPanelColumns, kLineBytes = 64;
+  static constexpr int64_t kRowLines = 2 * chunk_steps / kPanelColumns, kLineBytes = 64;
   const float* words;
   uintptr_t next;
   int64_t stride;  // bytes
 
   operator const float*() const { return words; }
   AFNEXT_INLINE_METHOD void fetch(const float*, int64_t step) const {
-    const uintptr_t line = next + static_cast<uintptr_t>(step / kRowSteps * stride +
-                                                         step % kRowSteps * 2 * kLineBytes);
-    __builtin_prefetch(reinterpret_cast<const void*>(line), 0, 2);
-    __builtin_prefetch(reinterpret_cast<const void*>(line + kLineBytes), 0, 2);
+    fetch_next(2 * step), fetch_next(2 * step + 1);
+  }
+  AFNEXT_INLINE_METHOD void fetch_next(int64_t line) const {
+    const uintptr_t place =
+        next + static_cast<uintptr_t>(line / kRowLines * stride + line % kRowLines * kLineBytes);
+    __builtin_prefetch(reinterpret_cast<const void*>(place), 0, 2);
   }
 };
 

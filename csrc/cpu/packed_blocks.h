@@ -10,7 +10,9 @@
 //   bf16 kChunk                    steps of a panel that a tile takes at a time, a multiple of 16
 //   kBlockTiles, kBlockPanels the tiles of a block, whose x and sums stay in L2
 //   Session                   lives in a thread while it calls tile()
-//   tile(rows, words, panel, steps, first, sums)  adds to sums [rows, 32], or sets them first
+//   tile(rows, words, chunk, steps, first, sums, ahead)  adds to sums [rows, 32], or sets them
+//   first;
+//                             ahead(n) is what it may ask for in n steps (Ahead)
 //
 // x is packed once, a tile's chunk after the other, each as [words / 16][rows][16]: a cache line of
 // every row, then the next. Sums are kept in float32 between chunks, and every output adds its
@@ -25,9 +27,6 @@ namespace afnext::cpu::AFNEXT_ISA {
 namespace {
 
 constexpr int64_t kLineWords = 16;
-
-AFNEXT_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-AFNEXT_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Rows cut into tiles of even height: 15 rows are 8 + 7, not 14 + 1.
 template <typename Kernel>
@@ -92,9 +91,9 @@ void pack_tile(const PackedLinearArgs& a, int64_t row, int64_t rows, int64_t ste
   pack_tile_from<Kernel, bf16>(a, row, rows, step, steps, words);
 }
 
-// A chunk of a packed weight: the next one follows it in memory.
+// A chunk of a packed weight, and the next one that is wanted.
 struct PackedChunk {
-  const float* words;
+  const float *words, *next;
   operator const float*() const { return words; }
 
   // Asks for what is wanted some steps after `at` from memory.
@@ -103,6 +102,10 @@ struct PackedChunk {
     __builtin_prefetch(at + kAhead);
     __builtin_prefetch(at + kAhead + kPanelColumns / 2);
   }
+  // Asks for a cache line of the next chunk.
+  AFNEXT_INLINE_METHOD void fetch_next(int64_t line) const {
+    __builtin_prefetch(next + line * kLineWords, 0, 2);
+  }
 };
 
 struct PackedPanels {
@@ -110,8 +113,14 @@ struct PackedPanels {
   int64_t steps;
   PackedPanels(const PackedLinearArgs& a, int64_t panel_steps)
       : words(static_cast<const float*>(a.weight.data)), steps(panel_steps) {}
-  PackedChunk chunk(int64_t panel, int64_t step, int64_t, int64_t, int64_t) const {
-    return {words + (panel * steps + step) * kPanelColumns};
+  PackedChunk chunk(int64_t panel, int64_t step, int64_t, int64_t next_panel,
+                    int64_t next_step) const {
+    return {at(panel, step), at(next_panel, next_step)};
+  }
+
+ private:
+  const float* at(int64_t panel, int64_t step) const {
+    return words + (panel * steps + step) * kPanelColumns;
   }
 };
 
@@ -145,6 +154,7 @@ class PackedProduct {
   static constexpr int64_t kTileWords = Kernel::kRows * Kernel::kChunk * Kernel::kWords;
   static constexpr int64_t kTileSums = Kernel::kRows * kPanelColumns;
   static constexpr int64_t kFewTiles = 64 / Kernel::kRows;
+  static constexpr int64_t kResidentBytes = 1600 << 10;  // of L2, beside a panel
 
   int64_t chunk_steps(int64_t chunk) const {
     return smaller(steps_ - chunk * Kernel::kChunk, Kernel::kChunk);
@@ -173,9 +183,12 @@ class PackedProduct {
     const auto panel = panels_.chunk(at.panel, at.chunk * Kernel::kChunk, steps, next.panel,
                                      next.chunk * Kernel::kChunk);
     for (int64_t t = tile; t < tile_end; ++t, sums += kTileSums) {
-      Kernel::tile(tiles_.height(t), words_at(at.chunk, t), panel, steps, at.chunk == 0, sums);
-      if (at.chunk + 1 == chunks_)
-        finish(a_, row_ + tiles_.begin(t), tiles_.height(t), at.panel, sums);
+      const bool last = at.chunk + 1 == chunks_;
+      const int64_t row = row_ + tiles_.begin(t), rows = tiles_.height(t);
+      Kernel::tile(rows, words_at(at.chunk, t), panel, steps, at.chunk == 0, sums, [&](int64_t n) {
+        return ahead(a_, panel, 2 * steps, t - tile, tile_end - tile, n, last, row, rows, at.panel);
+      });
+      if (last) finish(a_, row_ + tiles_.begin(t), tiles_.height(t), at.panel, sums);
     }
   }
 
@@ -197,22 +210,44 @@ class PackedProduct {
   }
 
   void many_rows() const {
-    const int64_t row_blocks = ceil_div(tiles_.count, Kernel::kBlockTiles);
-    const int64_t panels = a_.weight.panels(), share = 4 * num_threads();
-    // As many blocks as the threads share evenly: parallel_for hands out a quarter of a share.
-    const int64_t jobs =
-        ceil_div(row_blocks * ceil_div(panels, Kernel::kBlockPanels), share) * share;
-    const int64_t column_blocks = smaller(ceil_div(jobs, row_blocks), panels);
+    const bool resident = chunks_ * kTileWords * 4 * Kernel::kBlockTiles <= kResidentBytes;
+    const int64_t threads = num_threads(), share = 4 * threads, panels = a_.weight.panels();
+    int64_t row_blocks = ceil_div(tiles_.count, Kernel::kBlockTiles), column_blocks;
+    if (resident) {  // the wider a block the better: x comes from memory once for each
+      row_blocks = even_blocks(tiles_.count, Kernel::kBlockTiles, threads);
+      column_blocks = smaller(ceil_div(share, row_blocks), panels);
+    } else {
+      // As many blocks as the threads share evenly: parallel_for hands out a quarter of a share.
+      const int64_t jobs =
+          ceil_div(row_blocks * ceil_div(panels, Kernel::kBlockPanels), share) * share;
+      column_blocks = smaller(ceil_div(jobs, row_blocks), panels);
+    }
     parallel_for(row_blocks * column_blocks, 1, [&](int64_t begin, int64_t end) {
       [[maybe_unused]] const typename Kernel::Session session;
       for (int64_t job = begin; job < end; ++job) {
         const int64_t i = job % row_blocks, j = job / row_blocks;
-        block(tiles_.count * i / row_blocks, tiles_.count * (i + 1) / row_blocks,
-              panels * j / column_blocks, panels * (j + 1) / column_blocks);
+        const int64_t tile = tiles_.count * i / row_blocks,
+                      tile_end = tiles_.count * (i + 1) / row_blocks;
+        const int64_t panel = panels * j / column_blocks,
+                      panel_end = panels * (j + 1) / column_blocks;
+        resident ? resident_block(tile, tile_end, panel, panel_end)
+                 : block(tile, tile_end, panel, panel_end);
       }
     });
   }
 
+  // All of the rows' depth stays in L2, and the panels come past it one by one.
+  void resident_block(int64_t tile, int64_t tile_end, int64_t panel, int64_t panel_end) const {
+    float* sums = scratch<float>(1, static_cast<size_t>((tile_end - tile) * kTileSums));
+    for (int64_t p = panel; p < panel_end; ++p) {
+      for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
+        const bool last = chunk + 1 == chunks_;
+        add(tile, tile_end, {p, chunk}, last ? Place{p + 1, 0} : Place{p, chunk + 1}, sums);
+      }
+    }
+  }
+
+  // A chunk of the depth at a time: its rows and the sums stay in L2, the chunk of a panel in L1.
   void block(int64_t tile, int64_t tile_end, int64_t panel, int64_t panel_end) const {
     const int64_t tiles = tile_end - tile;
     float* sums = scratch<float>(1, static_cast<size_t>((panel_end - panel) * tiles * kTileSums));

@@ -1,6 +1,7 @@
 // From the float32 sums of a panel to rows of the output.
 #pragma once
 
+#include "cpu/blocks.h"
 #include "cpu/packed_linear.h"
 #include "cpu/simd/gelu.h"
 
@@ -81,6 +82,37 @@ AFNEXT_INLINE void finish(const PackedLinearArgs& a, int64_t row, int64_t rows, 
                           const float* sums) {
   a.dtype == DType::f32 ? finish_for<float>(a, row, rows, panel, sums)
                         : finish_for<bf16>(a, row, rows, panel, sums);
+}
+
+// What a tile asks for while it computes, some cache lines at every step: of the weight that comes
+// next, and the places that finish() will write, which lie too far apart for hardware to look
+// ahead. All at once would hold up the loads of the tile itself.
+template <typename Weight>
+struct Ahead {
+  const Weight& weight;  // fetch_next(line) asks for a line
+  int64_t line, lines;   // the next one, and how many at a step
+  const char* out;
+  int64_t stride, rows;  // bytes, and how many at a step
+
+  AFNEXT_INLINE_METHOD void step() {
+    for (const int64_t end = line + lines; line < end; ++line) weight.fetch_next(line);
+    for (int64_t r = 0; r < rows; ++r, out += stride) __builtin_prefetch(out, 1);
+  }
+};
+
+// Part `index` of `count` of the next `all_lines`, in `steps` steps, and with `outputs` the places
+// of rows from `row` on of a panel.
+template <typename Weight>
+AFNEXT_INLINE Ahead<Weight> ahead(const PackedLinearArgs& a, const Weight& weight,
+                                  int64_t all_lines, int64_t index, int64_t count, int64_t steps,
+                                  bool outputs, int64_t row, int64_t rows, int64_t panel) {
+  if (steps == 0) steps = 1;  // a product over nothing
+  const int64_t size = a.dtype == DType::f32 ? 4 : 2, columns = a.weight.columns();
+  const int64_t lines = ceil_div(all_lines, count * steps);
+  const char* out =
+      static_cast<const char*>(a.out) + (row * columns + panel * a.weight.panel_width()) * size;
+  return {weight, index * steps * lines, lines,
+          out,    columns * size,        outputs ? ceil_div(rows, steps) : 0};
 }
 
 }  // namespace

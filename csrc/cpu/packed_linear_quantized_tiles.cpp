@@ -37,67 +37,112 @@ struct TileKernel {
   static constexpr int64_t kRows = 2 * kTileHeight / planes;
   static constexpr bool kFullTiles = true;
 
-  // Blocks of rows and panels: x of a chunk of K and the sums stay in L2, and the chunk of a panel,
-  // in L1, meets all rows of the block.
+  // The chunk of a panel, in L1, meets all rows of a block; the rows' integers stay in L2, of all
+  // of K where they fit, else of the chunk, and then the sums stay there too.
   static void multiply(const Round<TileKernel>& round) {
-    const int64_t panels = round.a.weight.panels(), share = 4 * num_threads();
-    const int64_t row_blocks = (round.tiles + kBlockTiles - 1) / kBlockTiles;
+    const int64_t panels = round.a.weight.panels(), threads = num_threads(), share = 4 * threads;
+    const int64_t row_bytes = 4 * round.q.blocks * block_words<Engine>(round.q, kRows);
+    const bool resident = kBlockTiles * row_bytes <= kResidentBytes;
+    int64_t row_blocks = ceil_div(round.tiles, kBlockTiles);
+    if (resident) row_blocks = even_blocks(round.tiles, kBlockTiles, threads);
     // With few rows it is the memory that counts, which reads a panel from end to end.
-    const int64_t wide = round.tiles <= kFewTiles ? 1 : kBlockPanels;
-    const int64_t blocks = row_blocks * ((panels + wide - 1) / wide);
+    const int64_t wide = round.tiles <= kFewTiles ? 1 : resident ? panels : kBlockPanels;
+    const int64_t blocks = row_blocks * ceil_div(panels, wide);
     // As many as the threads share evenly.
-    const int64_t wanted = (blocks + share - 1) / share * share;
-    const int64_t column_blocks = smaller((wanted + row_blocks - 1) / row_blocks, panels);
+    const int64_t wanted = ceil_div(blocks, share) * share;
+    const int64_t column_blocks = smaller(ceil_div(wanted, row_blocks), panels);
     const int64_t cost = round.q.bytes * (1 + round.tiles / row_blocks / 2) + 1;
     parallel_for(row_blocks * column_blocks, kBytesPerThread / (cost * wide) + 1,
                  [&](int64_t first, int64_t last) {
                    const TileSession session;
                    for (int64_t job = first; job < last; ++job) {
                      const int64_t i = job % row_blocks, j = job / row_blocks;
-                     block(round, round.tiles * i / row_blocks, round.tiles * (i + 1) / row_blocks,
-                           panels * j / column_blocks, panels * (j + 1) / column_blocks);
+                     const Block block{
+                         round.tiles * i / row_blocks, round.tiles * (i + 1) / row_blocks,
+                         panels * j / column_blocks, panels * (j + 1) / column_blocks};
+                     resident ? by_panels(round, block) : by_chunks(round, block);
                    }
                  });
   }
 
  private:
   static constexpr int64_t kChunk = 6, kBlockTiles = 16, kBlockPanels = 16, kFewTiles = 64 / kRows;
+  static constexpr int64_t kResidentBytes = 1280 << 10;  // of L2, beside a panel
   static constexpr int64_t kTileSums = kRows * kPanelColumns;
   static constexpr int64_t kAhead = kTileHeight * kStepBytes;  // bytes of the weight: a step
 
-  static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+  struct Block {
+    int64_t tile, tile_end, panel, panel_end;
+    int64_t tiles() const { return tile_end - tile; }
+    int64_t panels() const { return panel_end - panel; }
+  };
 
-  static void block(const Round<TileKernel>& round, int64_t tile, int64_t tile_end, int64_t panel,
-                    int64_t panel_end) {
-    const QuantizedPanel& q = round.q;
-    const size_t size = static_cast<size_t>((panel_end - panel) * (tile_end - tile) * kTileSums);
+  static const char* panel_of(const Round<TileKernel>& round, int64_t panel) {
+    return static_cast<const char*>(round.a.weight.data) + panel * round.q.bytes;
+  }
+
+  static void by_panels(const Round<TileKernel>& round, const Block& block) {
+    const auto size = static_cast<size_t>(block.tiles() * kTileSums);
+    float* sums = scratch<float>(1, size);
+    for (int64_t p = block.panel; p < block.panel_end; ++p) {
+      std::memset(sums, 0, size * sizeof(float));
+      for (int64_t b = 0; b < round.q.blocks; b += kChunk) {
+        const bool last = b + kChunk >= round.q.blocks;
+        add_chunk(round, block, p, b, last ? p + 1 : p, last ? 0 : b + kChunk, sums);
+      }
+      for (int64_t t = block.tile; t < block.tile_end; ++t)
+        finish_tile(round, t, p, sums + (t - block.tile) * kTileSums);
+    }
+  }
+
+  static void by_chunks(const Round<TileKernel>& round, const Block& block) {
+    const auto size = static_cast<size_t>(block.panels() * block.tiles() * kTileSums);
     float* sums = scratch<float>(1, size);
     std::memset(sums, 0, size * sizeof(float));
-    const auto data = [&](int64_t p) {
-      return static_cast<const char*>(round.a.weight.data) + p * q.bytes;
+    const auto sums_of = [&](int64_t p) {
+      return sums + (p - block.panel) * block.tiles() * kTileSums;
     };
-    for (int64_t b = 0; b < q.blocks; b += kChunk) {
-      const int64_t end = smaller(b + kChunk, q.blocks);
-      float* next = sums;
-      for (int64_t p = panel; p < panel_end; ++p) {
-        const char* groups = data(p) + q.header + b * q.group_bytes;
-        const char* bytes = q.bits == 4 ? split_nibbles(q, groups, end - b) : nullptr;
-        const bool from_memory = bytes == nullptr && panel_end - panel == 1;
-        for (int64_t t = tile; t < tile_end; ++t, next += kTileSums) {
-          add_blocks(round.height(t), q, groups, bytes,
-                     round.words_of(t) + b * block_words<Engine>(q, kRows), end - b,
-                     from_memory && t == tile, next);
-        }
+    for (int64_t b = 0; b < round.q.blocks; b += kChunk) {
+      for (int64_t p = block.panel; p < block.panel_end; ++p) {
+        const bool last = p + 1 == block.panel_end;
+        add_chunk(round, block, p, b, last ? block.panel : p + 1, last ? b + kChunk : b,
+                  sums_of(p));
       }
     }
-    for (int64_t t = tile; t < tile_end; ++t) {
-      for (int64_t p = panel; p < panel_end; ++p) {
-        float* done = sums + ((p - panel) * (tile_end - tile) + t - tile) * kTileSums;
-        if (q.header > 0)
-          scale_columns(round.height(t), reinterpret_cast<const float*>(data(p)), done);
-        finish(round.a, round.row + round.begin(t), round.height(t), p, done);
-      }
+    for (int64_t t = block.tile; t < block.tile_end; ++t) {
+      for (int64_t p = block.panel; p < block.panel_end; ++p)
+        finish_tile(round, t, p, sums_of(p) + (t - block.tile) * kTileSums);
     }
+  }
+
+  // sums [tiles][kRows, 32] of a panel, plus the products with its blocks from `first` on; asks for
+  // the blocks that come next.
+  static void add_chunk(const Round<TileKernel>& round, const Block& block, int64_t panel,
+                        int64_t first, int64_t next_panel, int64_t next_first, float* sums) {
+    const QuantizedPanel& q = round.q;
+    const int64_t count = smaller(kChunk, q.blocks - first);
+    const auto groups_of = [&](int64_t p, int64_t b) {
+      return panel_of(round, p) + q.header + b * q.group_bytes;
+    };
+    const char* groups = groups_of(panel, first);
+    const char* bytes = q.bits == 4 ? split_nibbles(q, groups, count) : nullptr;
+    const NextBlocks next{groups_of(next_panel, next_first)};
+    const bool last = first + count == q.blocks;
+    const bool from_memory = bytes == nullptr && block.panels() == 1;
+    for (int64_t t = block.tile; t < block.tile_end; ++t, sums += kTileSums) {
+      auto coming =
+          ahead(round.a, next, count * q.group_bytes / kTileBytes, t - block.tile, block.tiles(),
+                count, last, round.row + round.begin(t), round.height(t), panel);
+      add_blocks(round.height(t), q, groups, bytes,
+                 round.words_of(t) + first * block_words<Engine>(q, kRows), count,
+                 from_memory && t == block.tile, coming, sums);
+    }
+  }
+
+  static void finish_tile(const Round<TileKernel>& round, int64_t t, int64_t panel, float* sums) {
+    if (round.q.header > 0)
+      scale_columns(round.height(t), reinterpret_cast<const float*>(panel_of(round, panel)), sums);
+    finish(round.a, round.row + round.begin(t), round.height(t), panel, sums);
   }
 
   // Bytes of int4 weights one by one: [block][32 quads][128 bytes]; int8 ones lie so already.
@@ -119,16 +164,24 @@ struct TileKernel {
     return bytes;
   }
 
+  struct NextBlocks {
+    const char* data;
+    AFNEXT_INLINE_METHOD void fetch_next(int64_t line) const {
+      __builtin_prefetch(data + line * kTileBytes, 0, 2);
+    }
+  };
+
   // The products of a block begin while vectors scale those of the block before.
   static void add_blocks(int64_t rows, const QuantizedPanel& q, const char* groups,
                          const char* bytes, const int32_t* x, int64_t blocks, bool from_memory,
-                         float* sums) {
+                         Ahead<NextBlocks>& coming, float* sums) {
     alignas(64) int32_t products[2][2 * kTileHeight * kPanelColumns];
     const int64_t x_words = block_words<Engine>(q, kRows);
     for (int64_t b = 0; b <= blocks; ++b) {
       if (b < blocks) {
         const char* weight = bytes != nullptr ? bytes + b * kQuads * kStepBytes
                                               : groups + b * q.group_bytes + q.prefix;
+        coming.step();
         multiply_block(x + b * x_words, weight, from_memory, products[b % 2]);
       }
       if (b > 0) {

@@ -75,9 +75,9 @@ struct VectorKernel {
                            kBlockPanels = 16;
   struct Session {};
 
-  template <typename Chunk>
+  template <typename Chunk, typename MakeAhead>
   static void tile(int64_t rows, const float* words, const Chunk& panel, int64_t steps, bool first,
-                   float* sums) {
+                   float* sums, const MakeAhead&) {
     tile_of<kRows>(rows, words, panel, steps, first, sums);
   }
 

@@ -25,7 +25,7 @@ from afnext.training.synthesis.sounds import SAMPLE_RATE
 
 PACKAGES = "the Debian packages espeak-ng and flite"
 QUIET = 0.01  # of the peak: what lies below at either end is cut
-SECONDS = 20.0  # a program may take for a sentence
+SECONDS = 300.0  # for a sentence, which takes a twentieth: a program that hangs, not a machine that is busy
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,19 +15,21 @@ struct TileKernel {
   static constexpr int64_t kChunk = 256, kBlockTiles = 16, kBlockPanels = 16;
   using Session = TileSession;
 
+  template <typename MakeAhead>
   static void tile(int64_t rows, const float* words, const float* panel, int64_t steps, bool first,
-                   float* sums) {
-    rows > kTileHeight ? tiles<2>(words, panel, steps, first, sums)
-                       : tiles<1>(words, panel, steps, first, sums);
+                   float* sums, const MakeAhead& make_ahead) {
+    auto ahead = make_ahead(ceil_div(steps, kTileHeight));
+    rows > kTileHeight ? tiles<2>(words, panel, steps, first, sums, ahead)
+                       : tiles<1>(words, panel, steps, first, sums, ahead);
   }
 
  private:
   static constexpr int64_t kRow = kLineWords * 4;  // bytes
 
   // Sums are tiles 0 to 3, those of a row of tiles side by side; x has 4 and 5, the panel 6 and 7.
-  template <int height>
-  static void tiles(const float* words, const float* panel, int64_t steps, bool first,
-                    float* sums) {
+  template <int height, typename Ahead>
+  static void tiles(const float* words, const float* panel, int64_t steps, bool first, float* sums,
+                    Ahead& ahead) {
     constexpr int64_t kTileSums = kTileHeight * kPanelColumns, kLeft = kPanelColumns / 2;
     if (first) {
       tile_zero<0>(), tile_zero<1>();
@@ -44,6 +46,7 @@ struct TileKernel {
         prefetch<2 * kTileHeight>(panel + kTileHeight * kPanelColumns);
       } else {
         prefetch<4>(sums + 2 * kTileSums + step / kTileHeight * 4 * kLineWords);
+        ahead.step();
       }
       tile_load<6>(panel, kStepBytes), tile_load<7>(panel + kLeft, kStepBytes);
       tile_stream_load<4>(words, kRow);
