@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
-from .audio import AudioWindow, load
 from .audio.loading import MAX_SECONDS
+from .audio.recording import Recording
 from .audio.windows import SAMPLE_RATE
 from .chat import ChatTemplate, Message, Tokenizer, Variant, build_prompt
+from .chat.growing import growing
 from .chat.messages import AudioSource, as_messages
 from .chat.variants import detect_variant, get_variant
 from .engine import DiskCache, Engine, GenerationParams
@@ -258,7 +259,8 @@ class Assistant:
 
         Returns:
             An iterator of pieces; the last one holds the whole ``Reply``. Closing it early stops the
-            work and frees the cache.
+            work and frees the cache. A file longer than a minute is decoded while its beginning is
+            encoded and read: what is wrong behind the first minute is raised by the iterator.
 
         Raises:
             AudioError: a recording that cannot be used.
@@ -294,18 +296,18 @@ class Assistant:
         conversation = as_messages(messages)
         clock = perf_counter()
         recordings = [
-            self._windows(
+            self._recording(
                 source, recording=index, max_seconds=max_seconds, truncate=truncate, partial=partial
             )
             for index, source in enumerate(s for m in conversation for s in m.audio)
         ]
-        decoding = perf_counter() - clock
+        decoding, longest = perf_counter() - clock, self.engine.max_context - 1
         prompt = build_prompt(
             conversation,
-            recordings,
+            [r.first for r in recordings],
             self.tokenizer,
             self.template,
-            max_tokens=self.engine.max_context - 1,
+            max_tokens=longest,
         )
         tail = self.tokenizer.decode(prompt.ids[-4:], skip_special=False)
         opened = tail.rstrip().endswith("<think>")
@@ -313,10 +315,10 @@ class Assistant:
             raise ChatError(
                 f"{params.grammar[0]}: this model's template has every answer begin with thinking"
             )
-        handle = self.engine.submit(prompt.ids, prompt.windows, params)
-        seconds = [sum(w.valid_samples for w in windows) / SAMPLE_RATE for windows in recordings]
+        known = growing(prompt, recordings, longest)
+        handle = self.engine.submit(known.ids, known.windows, params, known.more, known.expected)
         samples = [
-            (h, ReplyWriter(self.tokenizer, params.stop, seconds, opened, decoding))
+            (h, ReplyWriter(self.tokenizer, params.stop, recordings, opened, decoding))
             for h in handle.samples
         ]
         return Answer(self.engine, samples)
@@ -341,13 +343,13 @@ class Assistant:
             params = replace(params, constraint=self._constraints.compile(*params.grammar))
         return params
 
-    def _windows(self, source: AudioSource, **options: Any) -> list[AudioWindow]:
+    def _recording(self, source: AudioSource, **options: Any) -> Recording:
         rate: int | None = None
         if isinstance(source, tuple):
             source, rate = source
         elif hasattr(source, "shape"):
             rate = SAMPLE_RATE
-        return load(source, sample_rate=rate, **options)
+        return Recording(source, sample_rate=rate, **options)
 
 
 def load_model(

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from .audio.recording import Recording
 from .chat import Segment, Tokenizer, parse_timestamps
 from .chat.thinking import ThinkingSplitter
 from .engine import Engine, Generation, Handle, Timings, TokenLogprob
@@ -88,9 +89,9 @@ class ReplyWriter:
     Args:
         tokenizer: of the model.
         stop: strings before which the answer ends.
-        seconds: lengths of the recordings that were asked about.
+        recordings: that were asked about; complete when the answer is.
         opened: the prompt ended inside ``<think>``.
-        decoding: seconds that reading the recordings took.
+        decoding: seconds that were spent on them before the request began.
 
     Attributes:
         stopped: a stop string was found, and nothing more is wanted.
@@ -100,12 +101,12 @@ class ReplyWriter:
         self,
         tokenizer: Tokenizer,
         stop: Sequence[str],
-        seconds: Sequence[float],
+        recordings: Sequence[Recording],
         opened: bool,
         decoding: float,
     ) -> None:
         self.stopped = False
-        self._seconds, self._decoding = seconds, decoding
+        self._recordings, self._decoding = recordings, decoding
         self._decoder, self._splitter = tokenizer.stream(), ThinkingSplitter(opened)
         self._stops = _StopStrings(tuple(stop))
         self._parts: dict[bool, list[str]] = {True: [], False: []}
@@ -123,20 +124,21 @@ class ReplyWriter:
         yield from self._split(rest, last=True)
         text, thinking = "".join(self._parts[False]), "".join(self._parts[True])
         timings, decoding = record.timings, self._decoding
+        seconds = [r.seconds for r in self._recordings]
         reply = Reply(
             text=text,
             thinking=thinking,
-            segments=parse_timestamps(text, duration=max(self._seconds, default=0.0) or None),
+            segments=parse_timestamps(text, duration=max(seconds, default=0.0) or None),
             usage=Usage(
                 record.prompt_tokens,
                 record.audio_tokens,
                 self._tokens,
-                round(sum(self._seconds), 3),
+                round(sum(seconds), 3),
                 record.cached_tokens,
             ),
             timings=replace(
                 timings,
-                decode_audio=decoding,
+                decode_audio=timings.decode_audio + decoding,
                 first_token=timings.first_token + decoding,
                 total=timings.total + decoding,
             ),

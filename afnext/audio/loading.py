@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,15 +80,17 @@ def stream_windows(
     partial: bool = False,
     recording: int = 0,
     sample_rate: int | None = None,
+    told: Callable[[AudioInfo], None] = lambda info: None,
 ) -> Iterator[AudioWindow]:
     """As ``load``, a window at a time: about one window is held in memory.
 
     What is wrong far into a file is found when decoding gets there, after windows were yielded.
+    ``told`` is called with what the header states before the first one.
     """
     max_seconds = _checked_limit(max_seconds)
     if isinstance(recording, bool) or not isinstance(recording, int) or recording < 0:
         raise AudioError(f"recording: must be an index from 0, got {recording!r}")
-    return _windows(source, max_seconds, truncate, partial, recording, sample_rate)
+    return _windows(source, max_seconds, truncate, partial, recording, sample_rate, told)
 
 
 def probe(source: AudioSource, *, sample_rate: int | None = None) -> AudioInfo:
@@ -108,8 +110,10 @@ def _windows(
     partial: bool,
     recording: int,
     sample_rate: int | None,
+    told: Callable[[AudioInfo], None],
 ) -> Iterator[AudioWindow]:
     with open_audio(source, sample_rate) as (decoder, name):
+        told(decoder.info)
         stated = decoder.info.duration
         if not truncate and stated is not None and stated > max_seconds + decoder.tolerance:
             raise _too_long(name, max_seconds, f" ({stated:.2f} s)")

@@ -74,7 +74,7 @@ def build_prompt(
         raise ChatError("the tokenizer has no audio token: this model cannot hear")
     lengths = [sum(w.num_tokens for w in recording) for recording in windows]
     if max_tokens is not None and sum(lengths) > max_tokens:
-        raise ChatError(_too_long(sum(lengths), sum(lengths), max_tokens))
+        raise too_long(sum(lengths), sum(lengths), max_tokens)
 
     control = tokenizer.control_tokens(template.source)
     control_ids = {tokenizer.token_id(token) for token in control}
@@ -104,7 +104,7 @@ def build_prompt(
     if len(spans) != len(lengths):
         raise ChatError("the tokenizer does not keep the audio token whole")
     if max_tokens is not None and len(ids) > max_tokens:
-        raise ChatError(_too_long(len(ids), sum(lengths), max_tokens))
+        raise too_long(len(ids), sum(lengths), max_tokens)
     numbered = (
         w if w.recording == number else dataclasses.replace(w, recording=number)
         for number, recording in enumerate(windows)
@@ -113,8 +113,9 @@ def build_prompt(
     return PromptIds(ids, tuple(spans), tuple(numbered))
 
 
-def _too_long(tokens: int, audio: int, limit: int) -> str:
-    return (
+def too_long(tokens: int, audio: int, limit: int) -> ChatError:
+    """For a prompt of at least so many tokens, ``audio`` of them audio."""
+    return ChatError(
         f"the prompt has at least {tokens:,} tokens ({audio:,} of them audio, 25 a second), but the "
         f"model takes {limit:,}: shorten the audio or the conversation"
     )

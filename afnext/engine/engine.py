@@ -14,6 +14,7 @@ from .allocator import PageAllocator
 from .audio_cache import AudioCache
 from .disk_cache import DiskCache
 from .draft import Draft
+from .feed import Feed, Feeds, More
 from .handle import Handle
 from .memory import default_cache_bytes
 from .packed_cache import PackedCache
@@ -38,6 +39,8 @@ class Prompt:
     ids: Sequence[int]
     windows: Sequence[AudioWindow] = ()
     params: GenerationParams | None = None
+    more: More | None = None
+    expected: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +169,7 @@ class Engine:
         if self.draft is not None:
             self.draft.allot(pages, PAGE_SIZE, max_step_tokens)
         self._changed = Condition()
+        self.feeds = Feeds(self._changed)
         self.disk_cache = disk_cache
         self.page_store = (
             PageStore(disk_cache, self.scheduler.allocator, self._changed) if disk_cache else None
@@ -180,6 +184,8 @@ class Engine:
         ids: Sequence[int],
         windows: Sequence[AudioWindow] = (),
         params: GenerationParams | None = None,
+        more: More | None = None,
+        expected: int = 0,
     ) -> Handle:
         """Start a request; it is worked on while somebody waits for a token, of this or another one.
 
@@ -188,6 +194,11 @@ class Engine:
             windows: the prompt's audio, in the order of its placeholders.
             params: how to choose and when to stop. With ``n`` above 1 the handle's ``samples`` are the
                 handles of all answers.
+            more: what comes behind ``ids``, a stretch of ids and the windows of its placeholders at a time.
+                Another thread takes it while the model is at what came before, and stops, and closes it
+                where it can be closed, when nobody wants the answer any more. What it raises the request
+                fails with, and so it does where ``ids`` would have been refused.
+            expected: tokens of the whole prompt, about, so that it begins when there are pages for them.
 
         Raises:
             ValueError: an empty prompt, one with its answer too long for the model or the cache, an id
@@ -195,32 +206,32 @@ class Engine:
         """
         params = params or GenerationParams()
         ids, config = list(ids), self.runner.net.config
-        if not ids:
-            raise ValueError("ids: the prompt is empty")
-        if len(ids) >= self.max_context:
-            raise ValueError(
-                f"the prompt has {len(ids)} tokens, {self._limit} with its "
-                "answer: shorten the text or the audio"
-            )
-        if min(ids) < 0 or max(ids) >= config.text.vocab_size:
-            raise ValueError(f"ids: must be from 0 to {config.text.vocab_size - 1}")
+        self.check_prompt(ids)
         audio = PromptAudio(ids, windows, config.audio_token_id)
-        room = min(params.max_tokens, self.max_context - len(ids))
+        feed = None if more is None else Feed(more, ids, audio)
         requests = []
         for number in range(params.n):
             own = params
             if params.seed is not None and number:
                 own = replace(params, seed=params.seed + number)
-            request = Request(ids, audio if audio.windows else None, own, room, PAGE_SIZE)
+            heard = audio if audio.windows or feed is not None else None
+            request = Request(ids, heard, own, self.room(own, len(ids)), PAGE_SIZE)
+            request.feed = feed
+            request.expected = min(max(len(ids), expected), self.max_context)
             self._stepper.prepare(request)
             requests.append(request)
         with self._changed:
             self._reap()
+            if feed is not None:
+                feed.requests = requests
+                self.feeds.add(feed)
             for request in requests:
                 self._arrivals += 1
                 request.arrival = self._arrivals
                 self.scheduler.add(request)
             self._stepper.new = True
+            if self._stepper.idle:
+                self._changed.notify_all()
         first, *others = requests
         first.record.others = [r.record for r in others]
         return Handle(self, first, [Handle(self, r) for r in others])
@@ -235,7 +246,9 @@ class Engine:
         handles: list[Handle] = []
         try:
             for prompt in prompts:
-                handles += self.submit(prompt.ids, prompt.windows, prompt.params).samples
+                handles += self.submit(
+                    prompt.ids, prompt.windows, prompt.params, prompt.more, prompt.expected
+                ).samples
             for handle in handles:
                 handle.result()
         finally:
@@ -266,6 +279,23 @@ class Engine:
                     self._stepping = False
                     self._changed.notify_all()
 
+    def check_prompt(self, ids: Sequence[int]) -> None:
+        """Raise ``ValueError`` for a prompt that cannot be answered."""
+        vocabulary = self.runner.net.config.text.vocab_size
+        if not ids:
+            raise ValueError("ids: the prompt is empty")
+        if len(ids) >= self.max_context:
+            raise ValueError(
+                f"the prompt has {len(ids)} tokens, {self._limit} with its "
+                "answer: shorten the text or the audio"
+            )
+        if min(ids) < 0 or max(ids) >= vocabulary:
+            raise ValueError(f"ids: must be from 0 to {vocabulary - 1}")
+
+    def room(self, params: GenerationParams, prompt: int) -> int:
+        """How many tokens the answer to a prompt of so many may have."""
+        return min(params.max_tokens, self.max_context - prompt)
+
     def cancel(self, request: Request) -> None:
         """See ``Handle.cancel``; of a request that is done nothing changes."""
         with self._changed:
@@ -275,6 +305,7 @@ class Engine:
 
     def drop(self, request: Request) -> None:
         """Cancel when there is time: a finalizer may run at any moment, within this engine too."""
+        request.dropped = True
         self._dropped.append(request)
 
     def stats(self) -> EngineStats:
@@ -327,6 +358,7 @@ class Engine:
         if not request.in_flight:
             request.record.stopped = "cancelled"
             self.scheduler.finish(request)
+        self.feeds.prune()
 
     def _reap(self) -> None:
         while self._dropped:

@@ -6,7 +6,6 @@ import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 import numpy as np
 
@@ -53,17 +52,41 @@ class PromptAudio:
     def __init__(
         self, ids: Sequence[int], windows: Sequence[AudioWindow], placeholder: int
     ) -> None:
-        self.windows = [w for w in windows if w.num_tokens]
-        self._positions = np.flatnonzero(np.asarray(ids) == placeholder)
-        self._ends = list(accumulate(w.num_tokens for w in self.windows))
-        expected = self._ends[-1] if self._ends else 0
-        if len(self._positions) != expected:
+        self._placeholder = placeholder
+        self.windows: list[AudioWindow] = []
+        self.keys: list[bytes] = []
+        self._positions = np.zeros(0, np.int64)
+        self._ends: list[int] = []
+        self._length = 0
+        self.extend(ids, windows, [window_key(w) for w in windows])
+
+    @property
+    def num_tokens(self) -> int:
+        """Of all windows."""
+        return self._ends[-1] if self._ends else 0
+
+    def extend(
+        self, ids: Sequence[int], windows: Sequence[AudioWindow], keys: Sequence[bytes]
+    ) -> None:
+        """The prompt goes on with ``ids`` and their ``windows``, whose ``window_key`` is in ``keys``.
+
+        Raises:
+            ValueError: more or fewer placeholders than tokens.
+        """
+        found = np.flatnonzero(np.asarray(ids) == self._placeholder)
+        expected = sum(w.num_tokens for w in windows)
+        if len(found) != expected:
             raise ValueError(
-                f"ids: the prompt has {len(self._positions)} <sound> placeholders (token "
-                f"{placeholder}) but its audio makes {expected} tokens"
+                f"ids: the prompt has {len(found)} <sound> placeholders (token "
+                f"{self._placeholder}) but its audio makes {expected} tokens"
             )
-        self.num_tokens = expected
-        self.keys = [window_key(w) for w in self.windows]
+        self._positions = np.concatenate((self._positions, found + self._length))
+        self._length += len(ids)
+        for window, key in zip(windows, keys, strict=True):
+            if window.num_tokens:
+                self.windows.append(window)
+                self.keys.append(key)
+                self._ends.append(self.num_tokens + window.num_tokens)
 
     def stretches(self, first: int, end: int) -> Iterator[Stretch]:
         """What tokens ``[first, end)`` of the prompt hear, window by window."""

@@ -16,6 +16,7 @@ from .prompt_audio import PromptAudio
 
 if TYPE_CHECKING:
     from .draft import DraftSequence
+    from .feed import Feed
     from .sampler import Sampler
     from .speculation import PromptLookup
 
@@ -27,11 +28,12 @@ class Timings:
     A step serves several requests: its time counts for each of them.
 
     Attributes:
-        decode_audio: reading, resampling and cutting the recordings.
+        decode_audio: reading, resampling and cutting the recordings; all but the beginning of a long one
+            while what came before is encoded and read.
         mel: log-mel features.
         encode: encoder and adaptor.
         prefill: steps with more of the prompt than one token.
-        first_token: from the start of the request to its first token, audio decoding included.
+        first_token: from the start of the request to its first token, reading the recordings included.
         generate: from the first token to the last.
         total: the whole request.
         tokens_per_second: of the decode steps after the first token; 0 where there were none.
@@ -69,7 +71,7 @@ class Generation:
     """What came of a request; final once ``stopped`` is set.
 
     Attributes:
-        prompt_tokens: of the whole prompt.
+        prompt_tokens: of the whole prompt, as far as it was read.
         audio_tokens: of these, audio.
         cached_tokens: of these, tokens whose keys and values were there already.
         tokens: generated so far, the end token not included.
@@ -107,10 +109,14 @@ class Request:
         room: how many tokens the answer may have.
         computed: how many of ``tokens`` have keys and values in ``pages``.
         published: how many of ``pages`` can be found by others.
+        claimed: how many tokens of the prompt have pages and are known to be computed here.
         proposals: tokens that may come next, to be checked in the next step.
         deadline: when it ends at the latest, by ``perf_counter``; None without a timeout.
         stale: its keys and values are of weights that have changed since.
         cancelled: nobody wants the answer any more.
+        dropped: its handle is gone, and it will be cancelled.
+        feed: where the rest of the prompt comes from; None where ``tokens`` holds all of it.
+        expected: tokens that the prompt will have, about.
         in_flight: it is part of the step that is running.
         restoring: its next pages may be on disk.
         encoded: audio tokens of the window that the next chunk begins in.
@@ -135,10 +141,12 @@ class Request:
         self.digests = PageDigests(page_size, audio)
         self.state = State.WAITING
         self.pages: list[int] = []
-        self.computed = self.published = 0
+        self.computed = self.published = self.claimed = 0
         self.after: tuple[Request, int] | None = None
         self.proposals: list[int] = []
-        self.stale = self.cancelled = self.in_flight = False
+        self.stale = self.cancelled = self.in_flight = self.dropped = False
+        self.feed: Feed | None = None
+        self.expected = len(ids)
         self.restoring = audio is not None
         self.error: BaseException | None = None
         self.draft: DraftSequence | None = None
@@ -150,6 +158,11 @@ class Request:
         self._tabled = 0
 
     @property
+    def decoding(self) -> bool:
+        """Whether all but the last token went through the model."""
+        return self.pending == 1 and self.feed is None
+
+    @property
     def pending(self) -> int:
         """Tokens that are to go through the model before the next one can be chosen."""
         return len(self.tokens) - self.computed
@@ -159,10 +172,20 @@ class Request:
         """Tokens that the answer may still have."""
         return self.room - len(self.record.tokens)
 
+    def grow(self) -> None:
+        """Take over what its feed has read."""
+        assert self.feed is not None
+        self.tokens += self.feed.ids[len(self.tokens) :]
+        self.record.prompt_tokens = len(self.tokens)
+        self.record.audio_tokens = self.feed.audio.num_tokens
+        self.record.timings.decode_audio = self.feed.seconds
+        if self.feed.complete:
+            self.feed, self.expected = None, len(self.tokens)
+
     def drop_pages(self) -> list[int]:
         """Hand over all pages: what they held must be computed again."""
         pages, self.pages = self.pages, []
-        self.computed = self.published = self._tabled = 0
+        self.computed = self.published = self.claimed = self._tabled = 0
         self.proposals, self.after = [], None
         self.restoring = self.audio is not None
         self.encoded.clear()

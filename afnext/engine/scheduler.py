@@ -34,6 +34,9 @@ class Scheduler:
       that a question need not wait for half an hour of audio, nor the other way round.
     - A request begins when its whole prompt has pages, in order of arrival; one whose prompt begins as
       another's that is being read waits for that, and shares its pages.
+    - A prompt whose end is not known yet takes part with as many tokens as if it were, or not at all: in
+      what steps it is read does not depend on when its parts came. Only where another waits for its pages
+      it does not wait in turn.
     - When pages run out, the latest arrived gives its own back and is computed again later, its answer so
       far included.
 
@@ -65,7 +68,8 @@ class Scheduler:
         insort(self.waiting, request, key=_arrival)
 
     def schedule(self) -> list[Part]:
-        """The next step's parts; empty only where there is nothing to do."""
+        """The next step's parts; empty only where there is nothing to do, or prompts are still to come."""
+        self._extend_grown()
         parts = self._decoding()
         left = self.max_tokens - sum(p.count for p in parts)
         self._admit_waiting(left)
@@ -107,8 +111,25 @@ class Scheduler:
         for request in self.running:
             request.stale = True
 
+    def _extend_grown(self) -> None:
+        """Pages for what came of prompts, in case that is more than was expected."""
+        for request in list(self.running):
+            if request.claimed == request.record.prompt_tokens:
+                continue
+            if request.state is not State.RUNNING:
+                continue  # preempted for an older one
+            if self._grow(request, request.pending):
+                self._claim(request)
+
+    def _claim(self, request: Request) -> None:
+        """Let others know what of its prompt is about to be computed."""
+        request.claimed = request.record.prompt_tokens
+        if not request.stale:
+            for digest in self._shareable(request)[request.published :]:
+                self._reading.setdefault(digest, request)
+
     def _decoding(self) -> list[Part]:
-        decoding = [r for r in self.running if r.pending == 1]
+        decoding = [r for r in self.running if r.decoding]
         spare = self.max_tokens - len(decoding)
         parts = []
         for request in decoding:
@@ -159,6 +180,8 @@ class Scheduler:
             if other.state is State.RUNNING and not other.stale and other.published < pages:
                 return True
             request.after = None
+        if request.feed is not None and self._repeats(self._shareable(request)):
+            return True
         if not self._reading:
             return False
         digests = self._shareable(request)
@@ -174,12 +197,29 @@ class Scheduler:
         request.after = (reader, alike)
         return True
 
+    def _repeats(self, known: list[bytes]) -> bool:
+        """Whether all that is known of a prompt is computed, or about to be: it can wait for its rest."""
+        if not known:
+            return False
+        if self.allocator.find(known[-1]) is not None:
+            return True
+        for other in self.running:
+            if other.stale:
+                continue
+            theirs = self._shareable(other)
+            both = min(len(known), len(theirs))
+            behind = both == len(known) or other.feed is not None
+            if both and behind and theirs[both - 1] == known[both - 1]:
+                return True
+        return False
+
     def _admit(self, request: Request) -> bool:
         shared = self.allocator.share(self._shareable(request))
         request.pages = shared
         request.computed = len(shared) * self.page_size
         # A page for each that runs already, lest the next step takes these back.
-        missing = self._missing(request, len(request.tokens))
+        wanted = max(len(request.tokens), request.expected)
+        missing = self._missing(request, wanted)
         reserve = len(self.running)
         if missing + reserve > self.allocator.available:
             self.allocator.release(request.drop_pages())
@@ -192,8 +232,7 @@ class Scheduler:
         request.state = State.RUNNING
         self.waiting.remove(request)
         insort(self.running, request, key=_arrival)
-        for digest in self._shareable(request)[len(shared) :]:
-            self._reading.setdefault(digest, request)
+        self._claim(request)
         return True
 
     def _shareable(self, request: Request) -> list[bytes]:
@@ -209,12 +248,14 @@ class Scheduler:
         counts = [(oldest, max(-(-left // 2), left - wanted))]
         counts += [(r, left) for r in others]
         parts = []
+        awaited = {r.after[0].arrival for r in self.waiting if r.after and r.feed is None}
         for request, most in counts:
             count = min(request.pending, most, left)
-            if count <= 0:
+            growing = request.feed is not None and request.arrival not in awaited
+            if count <= 0 or (growing and count < min(most, left)):
                 continue
             left -= count
-            chooses = count == request.pending
+            chooses = count == request.pending and request.feed is None
             parts.append(Part(request, request.computed, count, chooses))
         return parts
 

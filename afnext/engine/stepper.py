@@ -48,6 +48,7 @@ class Stepper:
     Attributes:
         new: a request came since the last step, so weights may have changed.
         done: what was done so far.
+        idle: a step waits for more of a prompt.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -55,10 +56,10 @@ class Stepper:
         self.new = False
         self.done = Done()
         self._pool: PagePool | None = None
-        self._timed = False
+        self._timed = self.idle = False
 
     def prepare(self, request: Request) -> None:
-        """Give a new request what chooses its tokens."""
+        """Give a new request what chooses its tokens, or one whose prompt is known now."""
         config, params = self.engine.runner.net.config, request.params
         request.sampler = Sampler(params, request.tokens, config.text.vocab_size)
         request.lookup = None
@@ -79,8 +80,14 @@ class Stepper:
             self._guess(self.engine.draft, lock)
         with lock:
             self._expire(begun)
+            self._grow()
             parts = scheduler.schedule()
             if not parts and (scheduler.running or scheduler.waiting):
+                if (
+                    self.engine.feeds.active
+                ):  # somebody is notified of what comes next, and steps again
+                    self._idle(lock)
+                    return
                 self._fail_all(RuntimeError("nothing can run"))  # a bug, but nobody waits for ever
             for part in parts:
                 part.request.in_flight = True
@@ -136,7 +143,7 @@ class Stepper:
         """Have the draft model propose for all that decode."""
         with lock:
             running = self.engine.scheduler.running
-            asked = [r for r in running if r.draft is not None and r.pending == 1]
+            asked = [r for r in running if r.draft is not None and r.decoding]
             for request in asked:
                 request.in_flight = True
         if not asked:
@@ -158,6 +165,40 @@ class Stepper:
         with lock:
             for request in asked:
                 self._landed(request)
+
+    def _grow(self) -> None:
+        """Add what came of prompts; those that cannot be read, or become too long, fail."""
+        feeds = self.engine.feeds
+        for feed in list(feeds.active):
+            requests = [r for r in feed.requests if r.state is not State.DONE]
+            try:
+                if not feed.take():
+                    continue
+                self.engine.check_prompt(feed.ids)
+            except BaseException as error:
+                for request in requests:
+                    self._fail(request, error)
+                feeds.active.remove(feed)
+                continue
+            for request in requests:
+                request.grow()
+                if feed.complete:
+                    request.room = self.engine.room(request.params, len(request.tokens))
+                    self.prepare(request)
+            if feed.complete:
+                feeds.active.remove(feed)
+
+    def _idle(self, lock: Condition) -> None:
+        """Wait for more of a prompt, a new request, or the next deadline."""
+        scheduler = self.engine.scheduler
+        ends = [
+            r.deadline for r in [*scheduler.waiting, *scheduler.running] if r.deadline is not None
+        ]
+        self.idle = True
+        try:
+            lock.wait(max(0.0, min(ends) - perf_counter()) if ends else None)
+        finally:
+            self.idle = False
 
     def _expire(self, now: float) -> None:
         if not self._timed:
@@ -298,7 +339,11 @@ class Stepper:
                     self.done.accepted_tokens += right
                 begun = request.computed >= request.record.prompt_tokens
                 self.engine.scheduler.computed(part, count)
-                if not begun and request.computed >= request.record.prompt_tokens:
+                if (
+                    not begun
+                    and request.feed is None
+                    and request.computed >= request.record.prompt_tokens
+                ):
                     self._keep(request)
             except Exception as error:  # logits that are no numbers, say
                 self._fail(request, error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from afnext.audio import AudioWindow
 from afnext.engine import GenerationParams
 from afnext.engine.allocator import PageAllocator
-from afnext.engine.prompt_audio import PromptAudio
+from afnext.engine.prefix import PageDigests
+from afnext.engine.prompt_audio import PromptAudio, window_key
 from afnext.engine.request import Request, State
 from afnext.engine.scheduler import Part, Scheduler
 
@@ -36,6 +38,40 @@ def request(ids: list[int], room: int = 4, windows: list[AudioWindow] | None = N
     return made
 
 
+class Rest:
+    """What is still to come of a prompt, in the place of a ``Feed``."""
+
+    def __init__(self, one: Request, ids: list[int], windows: list[AudioWindow]) -> None:
+        self.one, self.ids, self.windows = one, ids, windows
+
+    def come(self, count: int) -> None:
+        """The next ``count`` ids, a window of audio in one piece."""
+        while self.ids and count > 0:
+            windows, taken = [], 1
+            if self.ids[0] == SOUND:
+                windows = [self.windows.pop(0)]
+                taken = windows[0].num_tokens
+            ids, self.ids = self.ids[:taken], self.ids[taken:]
+            assert self.one.audio is not None
+            self.one.audio.extend(ids, windows, [window_key(w) for w in windows])
+            self.one.tokens += ids
+            count -= taken
+        self.one.record.prompt_tokens = len(self.one.tokens)
+        if not self.ids:
+            self.one.feed = None
+
+
+def growing(ids: list[int], known: int, room: int, windows: list[AudioWindow]) -> Request:
+    """A request of which so many ids are known, or a few more, where they are within a window."""
+    made = request([], room)
+    made.audio = PromptAudio([], [], SOUND)
+    made.digests = PageDigests(SLOTS, made.audio)
+    rest = Rest(made, list(ids), list(windows))
+    made.feed = cast(Any, rest)
+    rest.come(known)
+    return made
+
+
 class World(RuleBasedStateMachine):
     """Keys and values of a token are told by all that is said and heard up to it, and by the weights."""
 
@@ -55,8 +91,13 @@ class World(RuleBasedStateMachine):
         clips=st.lists(st.sampled_from(range(len(CLIPS))), max_size=2),
         end=st.lists(st.integers(0, 1), min_size=1, max_size=6),
         room=st.integers(1, 12),
+        known=st.integers(1, 40),
+        told=st.booleans(),
     )
-    def ask(self, start: list[int], clips: list[int], end: list[int], room: int) -> None:
+    def ask(
+        self, start: list[int], clips: list[int], end: list[int], room: int, known: int, told: bool
+    ) -> None:
+        """With ``known`` of its tokens at first; the others come as ``grow`` has it."""
         ids, meant = list(start), list(start)
         for index in clips:
             count = CLIPS[index].num_tokens
@@ -67,16 +108,27 @@ class World(RuleBasedStateMachine):
         room = min(room, self.capacity - len(ids))
         if room < 1:
             return
-        asked = request(ids, room, [CLIPS[i] for i in clips])
+        if known < len(ids):
+            asked = growing(ids, known, room, [CLIPS[i] for i in clips])
+            asked.expected = len(ids) if told else known
+        else:
+            asked = request(ids, room, [CLIPS[i] for i in clips])
         self.heard[asked.arrival] = meant
         self.scheduler.add(asked)
         self.open.append(asked)
+
+    @rule(which=st.integers(0, 50), count=st.integers(1, 20))
+    def grow(self, which: int, count: int) -> None:
+        if unread := [r for r in self.open if r.feed is not None]:
+            cast(Rest, unread[which % len(unread)].feed).come(count)
 
     @rule(which=st.integers(0, 50))
     def ask_again(self, which: int) -> None:
         """The very same prompt."""
         if self.open:
             one = self.open[which % len(self.open)]
+            if one.feed is not None:
+                return
             count = one.record.prompt_tokens
             windows = one.audio.windows if one.audio else None
             asked = request(one.tokens[:count], one.room, windows)
@@ -86,12 +138,15 @@ class World(RuleBasedStateMachine):
 
     @rule(token=st.integers(0, 3), right=st.integers(0, 3), guesses=st.integers(0, 3))
     def step(self, token: int, right: int, guesses: int) -> None:
-        speaking = [r for r in self.scheduler.running if r.pending == 1]
+        speaking = [r for r in self.scheduler.running if r.decoding]
         for one in speaking:
             one.proposals = [5] * min(guesses, one.left - 1)
         before = self.scheduler.preemptions
         parts = self.scheduler.schedule()
-        assert bool(parts) == bool(self.open)
+        assert not parts or self.open
+        # Where the model has nothing to do, all wait for what is still to come.
+        assert parts or all(r.feed is not None for r in self.scheduler.running)
+        assert parts or not self.open or any(r.feed is not None for r in self.open)
         assert sum(p.count for p in parts) <= self.budget
         assert all(p.count > 0 for p in parts)
         served = {p.request.arrival for p in parts}
@@ -105,6 +160,7 @@ class World(RuleBasedStateMachine):
         one = part.request
         assert one.state is State.RUNNING
         assert part.start == one.computed
+        assert one.feed is None or not part.chooses
         begun = self.began.setdefault(one.arrival, self.weights)
         guessed = part.start + part.count - len(one.tokens) if part.chooses else 0
         line = [*self.heard[one.arrival], *one.proposals[:guessed]]
@@ -157,6 +213,10 @@ class World(RuleBasedStateMachine):
         assert not any(r.pages for r in self.scheduler.waiting)
         for one in self.scheduler.waiting:
             self.began.pop(one.arrival, None)
+        for (
+            one
+        ) in self.scheduler.running:  # one may wait for its first part with pages that it shares
+            self.began.setdefault(one.arrival, self.weights)
         everyone = [*self.scheduler.running, *self.scheduler.waiting]
         assert sorted(r.arrival for r in everyone) == sorted(r.arrival for r in self.open)
         for queue in (self.scheduler.running, self.scheduler.waiting):
@@ -166,6 +226,8 @@ class World(RuleBasedStateMachine):
         """Everybody gets an answer, however it began, and all pages come back."""
         if not hasattr(self, "open"):
             return
+        while unread := [r for r in self.open if r.feed is not None]:
+            cast(Rest, unread[0].feed).come(100)
         for _ in range(100 * (1 + len(self.open))):
             if not self.open:
                 break
