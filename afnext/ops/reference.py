@@ -215,17 +215,60 @@ def attention_backward(
     v: Tensor,
     out: Tensor,
     lse: Tensor,
-    *args: object,
+    cu_seqlens_q: Tensor | None,
+    cu_seqlens_k: Tensor | None,
+    key_lengths: Tensor | None,
+    times_q: Tensor | None,
+    times_k: Tensor | None,
+    inv_freq: Tensor | None,
+    interleaved: bool,
+    causal: bool,
+    window_left: int,
+    window_right: int,
+    scale: float,
+    partials: bool,
+    compute_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of ``attention`` by recomputation under autograd. ``args`` as in ``attention``."""
-    if q.shape[0] == 0:
-        return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
-    with torch.enable_grad():
-        inputs = [t.detach().requires_grad_() for t in (q, k, v)]
-        outputs = attention(*inputs, *args)  # type: ignore[arg-type]
-        grads = [grad_out, torch.zeros_like(lse) if grad_lse is None else grad_lse]
-        dq, dk, dv = torch.autograd.grad(outputs, inputs, grads)
-    return dq, dk, dv
+    """Gradients of ``attention`` from its results, which may be over more keys than are given here: each part
+    of the keys gives its part of the gradients. A block of queries at a time.
+    """
+    dtype = _compute_dtype(q, compute_dtype)
+    grad, total = grad_out.to(dtype), lse.to(dtype)
+    # d loss / d score = weight * (grad_out . v - slope)
+    slope = (grad * out.to(dtype)).sum(-1).T
+    if grad_lse is not None:
+        slope = slope - grad_lse.to(dtype)
+    exact_q, exact_k, exact_v = (x.to(dtype) for x in (q, k, v))
+    if inv_freq is not None:
+        exact_q = rotate(exact_q, times_q, inv_freq, None, interleaved, False, compute_dtype)
+        exact_k = rotate(exact_k, times_k, inv_freq, None, interleaved, False, compute_dtype)
+    grads = dq, dk, dv = [torch.zeros_like(x) for x in (exact_q, exact_k, exact_v)]
+    starts_q = [0, q.shape[0]] if cu_seqlens_q is None else cu_seqlens_q.tolist()
+    starts_k = [0, k.shape[0]] if cu_seqlens_k is None else cu_seqlens_k.tolist()
+    lengths = key_lengths.tolist() if key_lengths is not None else None
+    group = q.shape[1] // k.shape[1]
+    for n in range(len(starts_q) - 1):
+        queries = starts_q[n + 1] - starts_q[n]
+        keys = lengths[n] if lengths is not None else starts_k[n + 1] - starts_k[n]
+        those = slice(starts_k[n], starts_k[n] + keys)
+        kn, vn = (x[those].repeat_interleave(group, dim=1) for x in (exact_k, exact_v))
+        for i in range(0, queries, QUERY_BLOCK):
+            stop = min(i + QUERY_BLOCK, queries)
+            seen = visible(i, stop, queries, keys, causal, window_left, window_right, q.device)
+            rows = slice(starts_q[n] + i, starts_q[n] + stop)
+            scores = torch.einsum("nhd,mhd->hnm", exact_q[rows], kn) * scale
+            weights = torch.exp(scores - total[:, rows, None]).masked_fill(~seen, 0.0)
+            moved = torch.einsum("nhd,mhd->hnm", grad[rows], vn) - slope[:, rows, None]
+            moved = weights * moved * scale
+            dq[rows] = torch.einsum("hnm,mhd->nhd", moved, kn)
+            for sums, part, x in ((dk, moved, exact_q), (dv, weights, grad)):
+                each = torch.einsum("hnm,nhd->mhd", part, x[rows])
+                sums[those] += each.unflatten(1, (-1, group)).sum(2)
+    if inv_freq is not None:
+        for turned, times in ((dq, times_q), (dk, times_k)):
+            back = rotate(turned, times, inv_freq, None, interleaved, True, compute_dtype)
+            turned.copy_(back)
+    return tuple(x.to(q.dtype) for x in grads)  # type: ignore[return-value]
 
 
 def merge_attention(

@@ -1,0 +1,23 @@
+"""Sequences that several ranks share: plans, links and attention (Ulysses within a ring)."""
+
+from .attention import attention
+from .bands import Mask
+from .exchange import RowExchange
+from .link import Alone, GroupLink, Link, world_link
+from .local import LocalLink, local_links, run_local
+from .plan import Layout, SequencePlan
+
+__all__ = [
+    "Alone",
+    "GroupLink",
+    "Layout",
+    "Link",
+    "LocalLink",
+    "Mask",
+    "RowExchange",
+    "SequencePlan",
+    "attention",
+    "local_links",
+    "run_local",
+    "world_link",
+]

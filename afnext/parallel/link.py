@@ -1,0 +1,165 @@
+"""What ranks that share a sequence send one another: the links that attention uses, and torch's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from afnext.errors import AfnextError
+
+DIMENSIONS = ("ring", "ulysses")
+"""The names of the mesh's dimensions, outer first: Ulysses ranks are neighbours."""
+
+
+class Work(Protocol):
+    """A message under way."""
+
+    def wait(self) -> None:
+        """Until it has arrived: on CUDA the current stream waits, the host does not."""
+
+
+class Link(Protocol):
+    """A rank's place among the ranks that share a sequence, and its ways to the others.
+
+    Every rank must make the same calls in the same order. Buffers stay as they are until ``wait`` returns.
+    """
+
+    ulysses: int
+    ring: int
+    rank: int
+
+    def all_to_all(
+        self, received: Tensor, sent: Tensor, received_rows: Sequence[int], sent_rows: Sequence[int]
+    ) -> Work:
+        """Send each Ulysses rank its rows of ``sent``, which lie one after another, and receive the like."""
+
+    def shift(self, received: Sequence[Tensor], sent: Sequence[Tensor]) -> Work:
+        """Send to the next ring rank and receive from the one before."""
+
+
+class Done:
+    """Nothing is under way."""
+
+    def wait(self) -> None:
+        """Nothing to wait for."""
+
+
+class GroupWork:
+    """torch's own requests; ``what`` says between whom, for the error of one that never ends."""
+
+    def __init__(self, requests: Sequence[Any], what: str, seconds: float | None) -> None:
+        self.requests, self.what, self.seconds = requests, what, seconds
+
+    def wait(self) -> None:
+        try:
+            for request in self.requests:
+                if self.seconds is None:
+                    request.wait()
+                else:
+                    request.wait(timedelta(seconds=self.seconds))
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise AfnextError(f"{self.what} did not come to an end: {reason}") from error
+
+
+class GroupLink:
+    """The process groups of a torch mesh.
+
+    NCCL's messages run on streams of its own, and ``wait`` makes the current stream wait for them by an
+    event: the host never does.
+
+    Args:
+        mesh: of two dimensions called "ring" and "ulysses".
+        timeout: seconds after which a message under way is an error, where the host waits (gloo).
+    """
+
+    def __init__(self, mesh: DeviceMesh, timeout: float = 600.0) -> None:
+        if mesh.mesh_dim_names != DIMENSIONS:
+            raise ValueError(
+                f"GroupLink: mesh must have dimensions {DIMENSIONS}, got {mesh.mesh_dim_names}"
+            )
+        self.ring, self.ulysses = mesh.size(0), mesh.size(1)
+        self._ring, self._ulysses = mesh.get_group("ring"), mesh.get_group("ulysses")
+        ring_rank, ulysses_rank = mesh.get_local_rank("ring"), mesh.get_local_rank("ulysses")
+        self.rank = ring_rank * self.ulysses + ulysses_rank
+        ranks = dist.get_process_group_ranks(self._ring)
+        self._next = ranks[(ring_rank + 1) % self.ring]
+        self._before = ranks[ring_rank - 1]
+        self._seconds = None if dist.get_backend(self._ring) == "nccl" else timeout
+        self._peers = dist.get_process_group_ranks(self._ulysses)
+
+    def all_to_all(
+        self, received: Tensor, sent: Tensor, received_rows: Sequence[int], sent_rows: Sequence[int]
+    ) -> Work:
+        request = dist.all_to_all_single(
+            received, sent, list(received_rows), list(sent_rows), group=self._ulysses, async_op=True
+        )
+        what = f"rank {dist.get_rank()}: the exchange of heads among ranks {self._peers}"
+        return GroupWork([request], what, self._seconds)
+
+    def shift(self, received: Sequence[Tensor], sent: Sequence[Tensor]) -> Work:
+        # Receives first: gloo then has somewhere to put what comes early.
+        operations = [
+            dist.P2POp(dist.irecv, x, self._before, self._ring) for x in received if x.numel()
+        ] + [dist.P2POp(dist.isend, x, self._next, self._ring) for x in sent if x.numel()]
+        if not operations:
+            return Done()
+        what = (
+            f"rank {dist.get_rank()}: the ring's message from rank {self._before} or to rank "
+            f"{self._next}"
+        )
+        return GroupWork(dist.batch_isend_irecv(operations), what, self._seconds)
+
+
+class Alone:
+    """The link of one rank by itself."""
+
+    ulysses = ring = 1
+    rank = 0
+
+    def all_to_all(
+        self, received: Tensor, sent: Tensor, received_rows: Sequence[int], sent_rows: Sequence[int]
+    ) -> Work:
+        received.copy_(sent)
+        return Done()
+
+    def shift(self, received: Sequence[Tensor], sent: Sequence[Tensor]) -> Work:
+        for to, x in zip(received, sent, strict=True):
+            to.copy_(x)
+        return Done()
+
+
+_links: dict[tuple[int, int, int], Link] = {}
+
+
+def world_link(ulysses: int, ring: int) -> Link:
+    """The link over all processes of torch's default group, made at the first call and kept.
+
+    Raises:
+        ValueError: the group has another number of ranks.
+    """
+    if not dist.is_initialized():
+        if ulysses * ring != 1:
+            raise ValueError(
+                f"attention: plan has ulysses {ulysses} x ring {ring} ranks, but torch.distributed is "
+                "not initialised: start with torchrun, or give link"
+            )
+        return Alone()
+    world = dist.get_world_size()
+    if world != ulysses * ring:
+        raise ValueError(
+            f"attention: plan has ulysses {ulysses} x ring {ring} ranks, but the process group has "
+            f"{world} (seen by rank {dist.get_rank()})"
+        )
+    key = (ulysses, ring, id(dist.group.WORLD))
+    if key not in _links:
+        device = "cuda" if torch.cuda.is_available() and dist.get_backend() == "nccl" else "cpu"
+        mesh = init_device_mesh(device, (ring, ulysses), mesh_dim_names=DIMENSIONS)
+        _links[key] = GroupLink(mesh)
+    return _links[key]

@@ -1,0 +1,80 @@
+"""Processes with gloo between them: forked from one that has torch imported, so that eight cost little."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tempfile
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+WAIT = 120.0
+"""Seconds after which a test's processes are given up."""
+
+
+def spawn(world: int, function: Callable[..., Any], *args: Any) -> list[Any]:
+    """What ``function(*args)`` returns (plain values) in each of ``world`` processes of a gloo group.
+
+    Raises:
+        AssertionError: with the traceback of the first that failed.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch.distributed", "afnext.parallel"])
+    before = dict(os.environ)
+    os.environ |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            store = str(Path(folder) / "store")
+            started = []
+            for rank in range(world):
+                ours, theirs = context.Pipe(duplex=False)
+                target = context.Process(
+                    target=_main, args=(rank, world, store, theirs, function, args), daemon=True
+                )
+                target.start()
+                theirs.close()
+                started.append((target, ours))
+            try:
+                answers = [_answer(rank, pipe) for rank, (_, pipe) in enumerate(started)]
+            finally:
+                for process, _ in started:
+                    process.join(5)
+                    if process.is_alive():
+                        process.kill()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    failed = [f"rank {i}: {answer}" for i, (good, answer) in enumerate(answers) if not good]
+    assert not failed, "\n".join(failed)
+    return [answer for _, answer in answers]
+
+
+def _answer(rank: int, pipe: Any) -> tuple[bool, Any]:
+    try:
+        return pipe.recv() if pipe.poll(WAIT) else (False, f"no answer in {WAIT:.0f} s")
+    except EOFError:
+        return False, "died"
+
+
+def _main(rank: int, world: int, store: str, pipe: Any, function: Callable, args: tuple) -> None:
+    import torch
+    import torch.distributed as dist
+
+    from afnext.ops.runtime import set_num_threads
+
+    os.environ |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    torch.set_num_threads(1)
+    set_num_threads(1)
+    try:
+        dist.init_process_group(
+            "gloo", store=dist.FileStore(store, world), rank=rank, world_size=world,
+            timeout=timedelta(seconds=WAIT / 2),
+        )  # fmt: skip
+        pipe.send((True, function(*args)))
+        dist.barrier()
+    except BaseException:
+        pipe.send((False, traceback.format_exc()))
+    os._exit(0)  # threads of gloo may still wait for ranks that failed
