@@ -16,6 +16,7 @@ import torch
 from .audio.loading import MAX_SECONDS
 from .audio.recording import Recording
 from .audio.windows import SAMPLE_RATE
+from .cache import cache_root
 from .chat import ChatTemplate, Message, Tokenizer, Variant, build_prompt
 from .chat.growing import growing
 from .chat.messages import AudioSource, as_messages
@@ -23,7 +24,7 @@ from .chat.variants import detect_variant, get_variant
 from .engine import DiskCache, Engine, GenerationParams
 from .engine.constraint import Constraints
 from .engine.packed import require_quantization, stored_quantization
-from .engine.packed_cache import PackedCache, cache_root, identity
+from .engine.packed_cache import PackedCache, identity
 from .engine.pages import kv_dtype
 from .errors import ChatError
 from .hub import find_model

@@ -71,7 +71,8 @@ def on_ray(
             [{"file": file} for file in files], override_num_blocks=min(len(files), _MOST_BLOCKS)
         )
         pool = ray.data.ActorPoolStrategy(size=min(workers, len(files)))
-        for row in todo.map(Worker, compute=pool, num_gpus=gpus).iter_rows():
+        worker: Any = Worker  # Ray takes classes too, which its types leave out
+        for row in todo.map(worker, compute=pool, num_gpus=gpus).iter_rows():
             yield row["file"], json.loads(row["answer"])
     except (ray.exceptions.RayError, ConnectionError) as error:
         cause = getattr(error, "cause", None) or error

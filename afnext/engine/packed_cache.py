@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -15,15 +14,6 @@ from afnext import ops
 from afnext.ops import PackedWeight
 
 LEAST_BYTES = 1 << 28  # a smaller model is packed in less time than it takes to ask the disk
-
-
-def cache_root() -> Path | None:
-    """``AFNEXT_CACHE``, else ``afnext`` in the user's cache folder; None where that is set to nothing."""
-    named = os.environ.get("AFNEXT_CACHE")
-    if named is not None:
-        return Path(named).expanduser() if named else None
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "afnext"
 
 
 def identity(files: list[Path]) -> str:

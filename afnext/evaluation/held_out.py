@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from afnext.audio.windows import SAMPLE_RATE, AudioWindow, cut_windows
-from afnext.engine.packed_cache import cache_root
+from afnext.cache import cache_root
 from afnext.errors import AfnextError
 from afnext.training.shards import Recording, Shard, is_whole, write_shard
 from afnext.training.synthesis import banks as all_banks

@@ -168,12 +168,12 @@ def write(path: str | Path, conversations: Iterable[Conversation]) -> int:
     count = 0
     with Path(path).open("w", encoding="utf-8") as file:
         for item in conversations:
-            file.write(json.dumps(_record(item), ensure_ascii=False) + "\n")
+            file.write(json.dumps(record(item), ensure_ascii=False) + "\n")
             count += 1
     return count
 
 
-def _record(item: Conversation) -> dict[str, Any]:
+def record(item: Conversation) -> dict[str, Any]:
     names = {"system": "system", "user": "human", "assistant": "gpt"}
     sounds = item.sounds
     numbers = iter(range(1, len(sounds) + 1))
@@ -186,15 +186,15 @@ def _record(item: Conversation) -> dict[str, Any]:
             for part in turn.parts
         )  # fmt: skip
 
-    record: dict[str, Any] = {"id": item.id}
+    made: dict[str, Any] = {"id": item.id}
     if sounds:
-        record["sound"] = sounds[0] if len(sounds) == 1 else list(sounds)
+        made["sound"] = sounds[0] if len(sounds) == 1 else list(sounds)
     if item.duration is not None:
-        record["duration"] = item.duration
+        made["duration"] = item.duration
     if item.task:
-        record["task"] = item.task
+        made["task"] = item.task
     said = [{"from": names[turn.role], "value": value(turn)} for turn in item.turns]
-    return record | {"conversations": said}
+    return made | {"conversations": said}
 
 
 def _records(path: Path) -> Iterator[tuple[str, Any]]:

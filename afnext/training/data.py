@@ -25,7 +25,7 @@ def prepare(
     made = _synthesise(config.synthesis, folder, workers, journal)
     held_out = _synthesise(config.held_out, folder, workers, journal)
     given = {
-        name: Source(Path(s.path), Path(s.root) if s.root else None, s.skip_broken)
+        name: Source(s.path, Path(s.root) if s.root else None, s.skip_broken)
         for name, s in config.sources.items()
     }
     if double := made.keys() & given.keys():

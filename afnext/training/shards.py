@@ -1,16 +1,15 @@
 """Recordings in shards: tar files as WebDataset has them, with an index, so that any one is read at once.
 
-A shard ``NAME-00003.tar`` holds for each recording ``KEY.wav`` (or ``.flac``: whatever libsndfile reads)
-and ``KEY.json``; ``NAME-00003.index.json`` beside it holds where each begins. A recording is named by the
-path ``NAME-00003.tar/KEY.wav``. Shards are written whole or not at all: one under another name until it is
-complete.
+A shard ``NAME-00003.tar`` holds for each recording ``KEY.wav`` (or ``.flac``, ``.opus``: whatever
+libsndfile reads) and ``KEY.json``; ``NAME-00003.index.json`` beside it holds where each begins. A recording
+is named by the path ``NAME-00003.tar/KEY.wav``. Shards are written whole or not at all: one under another
+name until it is complete.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import os
 import tarfile
 from collections.abc import Iterable
 from contextlib import suppress
@@ -23,8 +22,11 @@ import soundfile
 from numpy.typing import NDArray
 
 from afnext.errors import AfnextError, AudioError
+from afnext.training.store import File, Where
 
 FORMAT = 1
+ENCODINGS = {"wav": ("WAV", "PCM_16"), "flac": ("FLAC", "PCM_16"), "opus": ("OGG", "OPUS")}
+"""How recordings are encoded, by the ending of their names: libsndfile's format and subtype."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +47,8 @@ class Recording:
     labels: dict[str, Any] = field(default_factory=dict)
 
 
-def write_shard(path: str | Path, recordings: Iterable[Recording]) -> int:
-    """Write a shard of 16-bit WAV files and its index; gives how many recordings.
+def write_shard(path: str | Path, recordings: Iterable[Recording], encoding: str = "wav") -> int:
+    """Write a shard and its index; gives how many recordings. ``encoding``: one of ``ENCODINGS``, 16 bits.
 
     Where that fails nothing is left behind, and a shard that was there before stays.
 
@@ -54,7 +56,7 @@ def write_shard(path: str | Path, recordings: Iterable[Recording]) -> int:
         AfnextError: the disk is full, the folder cannot be written to, or two recordings have one key.
     """
     path = Path(path)
-    part, index = path.with_suffix(".tar.part"), _index_path(path)
+    part, index = path.with_suffix(".tar.part"), path.with_suffix(".index.json")
     index_part = index.with_suffix(".json.part")
     entries: dict[str, list[int]] = {}
     count = 0
@@ -64,9 +66,10 @@ def write_shard(path: str | Path, recordings: Iterable[Recording]) -> int:
                 if f"{recording.key}.json" in entries:
                     raise AfnextError(f"{path} would have {recording.key} twice")
                 wave = io.BytesIO()
-                soundfile.write(wave, recording.samples, recording.rate, "PCM_16", format="WAV")
+                format, subtype = ENCODINGS[encoding]
+                soundfile.write(wave, recording.samples, recording.rate, subtype, format=format)
                 labels = json.dumps(recording.labels, ensure_ascii=False).encode()
-                for name, content in ((f"{recording.key}.wav", wave.getvalue()),
+                for name, content in ((f"{recording.key}.{encoding}", wave.getvalue()),
                                       (f"{recording.key}.json", labels)):  # fmt: skip
                     member = tarfile.TarInfo(name)
                     member.size = len(content)
@@ -97,41 +100,34 @@ def is_whole(path: str | Path) -> bool:
 
 
 class Shard:
-    """A shard, opened for reading by any number of threads."""
+    """A shard, opened for reading by any number of threads; a path, or an address (:mod:`store`)."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: Where) -> None:
         """Raises ``AfnextError`` where the shard or its index is missing, cut short or not of this format."""
-        self.path = Path(path)
+        self.path = path
+        listing = File(_index_path(path))
         try:
-            index = json.loads(_index_path(self.path).read_text())
+            index = json.loads(listing.read())
             if index["format"] != FORMAT:
                 raise AfnextError(
                     f"{self.path} has an index of format {index['format']}, not {FORMAT}"
                 )
             self.members = {name: Member(*entry) for name, entry in index["members"].items()}
-            size = self.path.stat().st_size
-            if size != index["bytes"]:
-                raise AfnextError(
-                    f"{self.path} is broken: {size} bytes, its index says {index['bytes']}"
-                )
-            self._file = os.open(self.path, os.O_RDONLY)
-        except OSError as error:
-            raise AfnextError(
-                f"cannot open the shard {self.path}: {error.strerror}: {error.filename}"
-            ) from None
+            expected = index["bytes"]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, AfnextError):
                 raise
-            raise AfnextError(f"{_index_path(self.path)} is no index of a shard: {error}") from None
+            raise AfnextError(f"{_index_path(path)} is no index of a shard: {error}") from None
+        finally:
+            listing.close()
+        self._file = File(path)
+        if self._file.size != expected:
+            raise AfnextError(
+                f"{self.path} is broken: {self._file.size} bytes, its index says {expected}"
+            )
 
     def close(self) -> None:
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
-
-    def __del__(self) -> None:
-        if hasattr(self, "_file"):
-            self.close()
+        self._file.close()
 
     @property
     def keys(self) -> list[str]:
@@ -144,7 +140,7 @@ class Shard:
         member = self.members.get(name)
         if member is None:
             raise AfnextError(f"{self.path} has no {name}")
-        content = os.pread(self._file, member.size, member.offset)
+        content = self._file.read(member.offset, member.size)
         if len(content) != member.size:
             raise AfnextError(f"{self.path} is broken: it ends within {name}")
         return content
@@ -178,5 +174,7 @@ def _padded(size: int) -> int:
     return -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 
 
-def _index_path(path: Path) -> Path:
-    return path.with_suffix(".index.json")
+def _index_path(path: Where) -> Where:
+    if isinstance(path, Path):
+        return path.with_suffix(".index.json")
+    return f"{path.removesuffix('.tar')}.index.json"

@@ -2,8 +2,9 @@
 
 A source's files are read once, for an index: which records hear which recording, how long it is, how many
 characters they have. Lines are parsed again when they are drawn, so that an index is all that is held; a file
-that is one JSON value is held whole. Nothing is drawn from a running state: what a step trains on is a
-function of seed, stage and step, so that a run that goes on does what it would have done.
+that is one JSON value is held whole. A folder that :mod:`afnext.training.archive` wrote has its index on
+disk, and nothing is read before it is drawn. Nothing is drawn from a running state: what a step trains on is
+a function of seed, stage and step, so that a run that goes on does what it would have done.
 """
 
 from __future__ import annotations
@@ -20,45 +21,16 @@ from afnext.audio.windows import SAMPLE_RATE, AudioWindow, cut_windows
 from afnext.errors import AfnextError, AudioError
 from afnext.training import conversations
 from afnext.training.conversations import Conversation, RecordError, Skipped
+from afnext.training.entries import AUDIO_TOKENS, Entry, Place
+from afnext.training.index import NAME as INDEX
+from afnext.training.index import Index
 from afnext.training.shards import Shard
+from afnext.training.store import File, Where, is_remote, join, local
 from afnext.training.synthesis.labels import from_json
 from afnext.training.synthesis.scenes import Scene
 
-AUDIO_TOKENS = 25.0  # a second
-CHARACTERS = 3.0  # of text in a token, about: budgets need no more
-OVERHEAD = 12  # tokens of a turn's frame
 OPEN_SHARDS = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A record: which file of its source, where its line begins, how many bytes it has. Of a file that is one
-    JSON value: which of its records, and no bytes.
-    """
-
-    file: int
-    offset: int
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """What is drawn at once: a recording with the records that hear it alone, or one other record.
-
-    Attributes:
-        records: where they lie.
-        seconds: of audio, all recordings together.
-        characters: of each record's turns.
-    """
-
-    records: tuple[Place, ...]
-    seconds: float
-    characters: tuple[int, ...]
-
-    def tokens(self, chosen: Sequence[int], per_second: float = AUDIO_TOKENS) -> int:
-        """About how many tokens the recording and some of its records take, packed."""
-        text = sum(self.characters[i] / CHARACTERS + OVERHEAD for i in chosen)
-        return round(per_second * self.seconds + text)
+SAMPLED = 100_000  # entries of a source that its mean length is taken from
 
 
 @dataclass
@@ -67,7 +39,8 @@ class Source:
 
     Attributes:
         path: a folder of ``*.conversations.jsonl``, or one file of records: JSON lines, a list as Audio
-            Flamingo 3 publishes them, or Audio Flamingo 2's manifest.
+            Flamingo 3 publishes them, or Audio Flamingo 2's manifest. Of a folder with an index also the
+            address (``https://..``, ``s3://..``, whatever fsspec knows).
         root: where relative paths of recordings begin; by default the folder of the records.
         skip_broken: whether to leave out and count what cannot be read, instead of ending.
         skipped: what was left out.
@@ -77,25 +50,34 @@ class Source:
         AfnextError: there are no records, or (unless ``skip_broken``) one cannot be read.
     """
 
-    path: Path
+    path: Where
     root: Path | None = None
     skip_broken: bool = False
     skipped: Skipped = field(default_factory=Skipped)
-    files: list[Path] = field(init=False)
-    entries: list[Entry] = field(init=False)
+    files: list[Where] = field(init=False)
+    entries: Sequence[Entry] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.path = Path(self.path)
-        folder = self.path.is_dir()
-        self.files = sorted(self.path.glob("*.conversations.jsonl")) if folder else [self.path]
-        self.root = self.root or (self.path if folder else self.path.parent)
-        self._shard = lru_cache(OPEN_SHARDS)(Shard)
+        self._shard, self._file = lru_cache(OPEN_SHARDS)(Shard), lru_cache(OPEN_SHARDS)(File)
         self._held: dict[int, list[Conversation]] = {}
-        self.entries = [
-            e for number, file in enumerate(self.files) for e in self._index(number, file)
-        ]
+        if is_remote(self.path) or (Path(self.path) / INDEX).exists():
+            self._folder: Where = self.root or self.path
+            index = Index(local(self.path, INDEX))
+            self.entries, self.files = index, [join(self.path, name) for name in index.shards]
+        else:
+            path = Path(self.path)
+            self._folder = self.root or (path if path.is_dir() else path.parent)
+            files = sorted(path.glob("*.conversations.jsonl")) if path.is_dir() else [path]
+            self.files = [*files]
+            self.entries = [e for n, file in enumerate(files) for e in self._index(n, file)]
         if not self.entries:
             raise AfnextError(f"no conversations at {self.path}")
+
+    def up_to(self, seconds: float) -> Sequence[Entry]:
+        """The entries with at most so much audio."""
+        if isinstance(self.entries, Index):
+            return self.entries.up_to(seconds)
+        return [entry for entry in self.entries if entry.seconds <= seconds]
 
     def _index(self, number: int, file: Path) -> Iterator[Entry]:
         alone: dict[str, list[tuple[Place, float, int]]] = {}
@@ -135,11 +117,10 @@ class Source:
         """Of all its recordings, measured where the record does not say."""
         if item.duration is not None or not item.sounds:
             return item.duration or 0.0
-        assert self.root is not None
         total, where = 0.0, f"{file.name}, {item.id}"
         for path in item.sounds:
             try:
-                stated = probe(self.root / path).duration
+                stated = probe(Path(self._folder) / path).duration
             except AudioError as error:
                 why = "no duration is given, and a recording cannot be read"
                 raise RecordError(why, where, str(error)) from None
@@ -155,10 +136,9 @@ class Source:
             if not place.size:
                 found.append(self._held[place.file][place.offset])
                 continue
-            file = self.files[place.file]
-            with file.open("rb") as stream:
-                stream.seek(place.offset)
-                found.append(_conversation(stream.read(place.size), file, place.offset))
+            where = self.files[place.file]
+            line = self._file(where).read(place.offset, place.size)
+            found.append(_conversation(line, where, place.offset))
         return found
 
     def labels(self, path: str) -> Scene | None:
@@ -167,11 +147,10 @@ class Source:
         Raises:
             AfnextError: the labels are broken.
         """
-        assert self.root is not None
         shard, inside, name = path.rpartition(".tar/")
         if not inside:
             return None
-        found = self._shard(self.root / f"{shard}.tar").labels(name.rpartition(".")[0])
+        found = self._shard(join(self._folder, f"{shard}.tar")).labels(name.rpartition(".")[0])
         return from_json(found, path) if found else None
 
     def windows(self, path: str) -> list[AudioWindow]:
@@ -180,14 +159,13 @@ class Source:
         Raises:
             AudioError: it cannot be read.
         """
-        assert self.root is not None
         shard, inside, name = path.rpartition(".tar/")
         if not inside:
-            return load(self.root / path)
-        samples, rate = self._shard(self.root / f"{shard}.tar").audio(name)
+            return load(Path(self._folder) / path)
+        samples, rate = self._shard(join(self._folder, f"{shard}.tar")).audio(name)
         if rate != SAMPLE_RATE:
             raise AudioError(
-                f"{self.root / path} has {rate} Hz; recordings in shards need {SAMPLE_RATE}"
+                f"{join(self._folder, path)} has {rate} Hz; recordings in shards need {SAMPLE_RATE}"
             )
         return list(cut_windows([samples]))
 
@@ -204,8 +182,8 @@ def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
         raise AfnextError(f"cannot read conversations from {file}: {error.strerror}") from None
 
 
-def _conversation(line: bytes, file: Path, offset: int) -> Conversation:
-    where = f"{file.name}, byte {offset}"
+def _conversation(line: bytes, file: Where, offset: int) -> Conversation:
+    where = f"{str(file).rpartition('/')[2]}, byte {offset}"
     try:
         record = json.loads(line)
     except ValueError as error:
@@ -242,7 +220,7 @@ class Mixture:
     longest: float
     per_recording: int = 6
     per_second: float = AUDIO_TOKENS
-    _usable: dict[str, list[Entry]] = field(init=False, default_factory=dict)
+    _usable: dict[str, Sequence[Entry]] = field(init=False, default_factory=dict)
     _shares: dict[str, float] = field(init=False, default_factory=dict)  # of draws
 
     def __post_init__(self) -> None:
@@ -253,11 +231,12 @@ class Mixture:
             if weight < 0:
                 raise AfnextError(f"mixture: {name}'s weight must be at least 0, got {weight}")
             if weight > 0:
-                usable = [e for e in self.sources[name].entries if e.seconds <= self.longest]
+                usable = self.sources[name].up_to(self.longest)
                 if not usable:
                     raise AfnextError(f"mixture: {name} has nothing of at most {self.longest:g} s")
                 self._usable[name] = usable
-                tokens = sum(self._tokens(e, range(self._count(e))) for e in usable) / len(usable)
+                some = usable[:: -(-len(usable) // SAMPLED)]
+                tokens = sum(self._tokens(e, range(self._count(e))) for e in some) / len(some)
                 self._shares[name] = weight / max(1.0, tokens)
         if not self._usable:
             raise AfnextError("mixture: no source has a weight above 0")

@@ -141,9 +141,10 @@ def test_an_interrupt_within_a_write_leaves_whole_lines(
         raise KeyboardInterrupt
 
     with Results(path, SETTINGS) as results:
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(os, "write", interrupted)
+        monkeypatch.setattr(os, "write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
             results.add("b.wav", {"text": "words"})
+        monkeypatch.undo()
     assert [line["file"] for line in lines(path)] == ["a.wav", "b.wav"][: 1 + (written is None)]
 
 

@@ -113,8 +113,8 @@ def _index(change: Callable[[dict], object]) -> Callable[[Path], None]:
     ("spoil", "said"),
     [
         (_truncate, r"set-00003.tar is broken: \d+ bytes, its index says \d+"),
-        (lambda path: path.unlink(), "cannot open the shard .*set-00003.tar: No such file"),
-        (lambda path: path.with_suffix(".index.json").unlink(), "No such file .*set-00003.index.json"),
+        (lambda path: path.unlink(), "cannot open .*set-00003.tar: No such file"),
+        (lambda path: path.with_suffix(".index.json").unlink(), "cannot open .*.index.json: No such file"),
         (lambda path: path.with_suffix(".index.json").write_text("{"), "index.json is no index of a shard"),
         (lambda path: path.with_suffix(".index.json").write_bytes(b"\xff"), "index.json is no index"),
         (_index(lambda index: index.update(format=7)), "index of format 7, not 1"),

@@ -125,7 +125,7 @@ def test_recordings_that_cannot_be_read_are_named(folder: Path) -> None:
     source = Source(folder)
     with pytest.raises(AudioError, match=r"a-0.tar has no 7.wav"):
         source.windows("a-0.tar/7.wav")
-    with pytest.raises(AfnextError, match=r"cannot open the shard .*b.tar: No such file"):
+    with pytest.raises(AfnextError, match=r"cannot open .*b.index.json: No such file"):
         source.windows("b.tar/0.wav")
     with pytest.raises(AudioError, match=r"nowhere.wav"):
         source.windows("nowhere.wav")

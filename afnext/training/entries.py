@@ -1,0 +1,41 @@
+"""What is drawn from a source: a recording with all that is asked about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+AUDIO_TOKENS = 25.0  # a second
+CHARACTERS = 3.0  # of text in a token, about: budgets need no more
+OVERHEAD = 12  # tokens of a turn's frame
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A record: which file of its source, where its line begins, how many bytes it has. Of a file that is one
+    JSON value: which of its records, and no bytes.
+    """
+
+    file: int
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What is drawn at once: a recording with the records that hear it alone, or one other record.
+
+    Attributes:
+        records: where they lie.
+        seconds: of audio, all recordings together.
+        characters: of each record's turns.
+    """
+
+    records: tuple[Place, ...]
+    seconds: float
+    characters: tuple[int, ...]
+
+    def tokens(self, chosen: Sequence[int], per_second: float = AUDIO_TOKENS) -> int:
+        """About how many tokens the recording and some of its records take, packed."""
+        text = sum(self.characters[i] / CHARACTERS + OVERHEAD for i in chosen)
+        return round(per_second * self.seconds + text)

@@ -1,0 +1,165 @@
+"""The index of a training set on disk: an Arrow file that is mapped into memory, so that it opens at once
+and takes no memory of its own, however many records it lists.
+
+A row is a record: the ``key`` that it has in its file, which ``shard`` (a file of conversations) holds it,
+at which ``offset`` and with how many bytes (``size``), how long its recordings are together (``duration``,
+seconds), how many ``characters`` its turns have, and which ``source`` (a file of records) it came from.
+Records that hear one and the same recording follow each other as one entry; entries are in the order of
+their duration, so that those of at most so many seconds are the first ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from afnext.errors import AfnextError
+from afnext.training.entries import Entry, Place
+
+FORMAT = b"1"
+NAME = "index.arrow"
+SCHEMA = pa.schema(
+    [
+        ("key", pa.large_string()),
+        ("shard", pa.int32()),
+        ("offset", pa.int64()),
+        ("size", pa.int32()),
+        ("duration", pa.float32()),
+        ("characters", pa.int32()),
+        ("source", pa.int32()),
+        ("entry", pa.int64()),
+    ]
+)
+
+
+def write_index(
+    folder: str | Path, rows: pa.Table, shards: Sequence[str], sources: Sequence[str]
+) -> None:
+    """Write the index of ``folder``, whole or not at all.
+
+    Args:
+        folder: of the training set.
+        rows: of ``SCHEMA``; ``entry`` counts from 0 without gaps, and no entry is shorter than the one
+            before it.
+        shards: names of the files of conversations in the folder, by number.
+        sources: where records came from, by number.
+
+    Raises:
+        AfnextError: the disk is full, say.
+    """
+    path = Path(folder) / NAME
+    part = path.with_suffix(".arrow.part")
+    names = {b"format": FORMAT, b"shards": "\n".join(shards).encode()}
+    schema = SCHEMA.with_metadata(names | {b"sources": "\n".join(sources).encode()})
+    try:
+        with pa.OSFile(str(part), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+            # One batch, so that each column is one piece of memory.
+            for batch in rows.cast(schema).combine_chunks().to_batches():
+                writer.write_batch(batch)
+        part.replace(path)
+    except OSError as error:
+        raise AfnextError(f"cannot write the index {path}: {error.strerror or error}") from None
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+class Index(Sequence[Entry]):
+    """The entries of a training set, shortest first.
+
+    Args:
+        path: of the index, or of the folder that holds it.
+
+    Attributes:
+        shards: names of the files of conversations, by number.
+        sources: where records came from, by number.
+
+    Raises:
+        AfnextError: there is no index in the folder, or it is broken or of another format.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        path = Path(path) / NAME if Path(path).is_dir() else Path(path)
+        try:
+            self._map = pa.memory_map(str(path))
+            table = pa.ipc.open_file(self._map).read_all()
+        except OSError as error:
+            raise AfnextError(f"cannot open the index {path}: {error}") from None
+        except pa.ArrowInvalid as error:
+            raise AfnextError(f"{path} is broken: {error}") from None
+        metadata = table.schema.metadata or {}
+        if metadata.get(b"format") != FORMAT or not table.schema.equals(SCHEMA):
+            raise AfnextError(f"{path} is no index of format {FORMAT.decode()}")
+        self.shards = metadata[b"shards"].decode().split("\n")
+        self.sources = metadata[b"sources"].decode().split("\n")
+        self._table = table
+        self._columns: dict[str, NDArray[Any]] = {
+            name: _mapped(table[name]) for name in SCHEMA.names if name != "key"
+        }
+        self.records = table.num_rows
+
+    def __len__(self) -> int:
+        return int(self._columns["entry"][-1]) + 1 if self.records else 0
+
+    @overload
+    def __getitem__(self, index: int) -> Entry: ...
+    @overload
+    def __getitem__(self, index: slice) -> Part: ...
+    def __getitem__(self, index: int | slice) -> Entry | Part:
+        if isinstance(index, slice):
+            return Part(self, range(*index.indices(len(self))))
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"the index has {len(self)} entries, asked for {index}")
+        entry = self._columns["entry"]
+        first, last = np.searchsorted(entry, [index % len(self), index % len(self) + 1])
+        columns = {name: values[first:last].tolist() for name, values in self._columns.items()}
+        places = map(Place, columns["shard"], columns["offset"], columns["size"])
+        return Entry(tuple(places), max(columns["duration"]), tuple(columns["characters"]))
+
+    def keys(self, entry: int) -> list[str]:
+        """Of an entry's records, as their files have them."""
+        first, last = np.searchsorted(self._columns["entry"], [entry, entry + 1])
+        keys: list[str] = self._table["key"].slice(first, last - first).to_pylist()
+        return keys
+
+    def up_to(self, seconds: float) -> Part:
+        """The entries of at most so many seconds."""
+        rows = np.searchsorted(self._columns["duration"], np.float32(seconds), "right")
+        count = int(self._columns["entry"][rows - 1]) + 1 if rows else 0
+        return Part(self, range(count))
+
+
+class Part(Sequence[Entry]):
+    """Some of an index's entries."""
+
+    def __init__(self, index: Index, entries: range) -> None:
+        self._index, self._entries = index, entries
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @overload
+    def __getitem__(self, index: int) -> Entry: ...
+    @overload
+    def __getitem__(self, index: slice) -> Part: ...
+    def __getitem__(self, index: int | slice) -> Entry | Part:
+        if isinstance(index, slice):
+            return Part(self._index, self._entries[index])
+        return self._index[self._entries[index]]
+
+    def __iter__(self) -> Iterator[Entry]:
+        return (self._index[i] for i in self._entries)
+
+
+def _mapped(column: pa.ChunkedArray) -> NDArray[Any]:
+    """The column where it lies in the file."""
+    if not column.num_chunks:
+        return np.empty(0, column.type.to_pandas_dtype())
+    values: NDArray[Any] = column.chunk(0).to_numpy(zero_copy_only=True)
+    return values
