@@ -5,6 +5,7 @@ The answer goes to stdout, everything else to stderr. Exit code 2 is misuse, 1 i
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -226,7 +227,9 @@ def train(
         str | None, typer.Option(help="cpu or cuda; by default what the recipe says.")
     ] = None,
 ) -> None:
-    """Train a model by a chain of stages; print the folder of the finished model."""
+    """Train a model by a chain of stages; print the folder of the finished model. Under torchrun on all its
+    processes: torchrun --nproc-per-node 4 --no-python afnext train ...
+    """
     from .evaluation.samples import write_samples
     from .training import train as run
 
@@ -235,7 +238,8 @@ def train(
     made = run(
         chain, out, resume=resume, data=data, stages=stage or (), device=device, show=write_samples
     )
-    _print(str(made))
+    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes
+        _print(str(made))
 
 
 @app.command("eval")

@@ -193,8 +193,8 @@ class Study:
         if seed not in self._shared:
             self._shared = {seed: self._first_stage(seed)}
         weights, progress = self._shared[seed]
-        run.all.load_state_dict(weights, strict=False)
-        state.save(run.checkpoint, run.all, [], progress)
+        run.trained.load_state_dict(weights, strict=False)
+        state.save(run.checkpoint, run.trained.state_dict(), [], progress)
 
     def _first_stage(self, seed: int) -> tuple[dict[str, Tensor], state.Progress]:
         """What the base's first stage trains, trained."""
@@ -207,7 +207,7 @@ class Study:
         finally:
             journal.close()
         trained = [name for pattern in first.train for name in run.parts[0][pattern]]
-        weights = run.all.state_dict()
+        weights = run.trained.state_dict()
         return {name: weights[name] for name in trained}, run.progress
 
     def score(self, model: Path) -> dict[str, dict[str, dict[str, Any]]]:

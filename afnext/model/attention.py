@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -166,4 +167,7 @@ class Dense:
         return softmax_attention(self.rope(q), self.rope(k), v, mask=self.mask)
 
 
-Attend = Packed | Branches | Dense
+class Attend(Protocol):
+    """What a decoder layer calls: any of these, or what shares a sequence among processes."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...

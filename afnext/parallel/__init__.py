@@ -1,6 +1,6 @@
 """Sequences that several ranks share: plans, links and attention (Ulysses within a ring)."""
 
-from .attention import attention
+from .attention import SharedAttention, attention
 from .bands import Mask
 from .exchange import RowExchange
 from .link import Alone, GroupLink, Link, world_link
@@ -16,6 +16,7 @@ __all__ = [
     "Mask",
     "RowExchange",
     "SequencePlan",
+    "SharedAttention",
     "attention",
     "local_links",
     "run_local",

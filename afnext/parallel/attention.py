@@ -391,3 +391,20 @@ def _attend_backward(
     dq[rows] += grad_q
     dkv[0, call.k_start : call.k_stop, heads] += grad_k
     dkv[1, call.k_start : call.k_stop, heads] += grad_v
+
+
+class SharedAttention:
+    """What a decoder's layers call with q, k, v of this rank's tokens, in place of attention in one process.
+
+    Args:
+        plan: of the batch.
+        times: ``[T]``, positions of this rank's tokens.
+        inv_freq: float32 ``[D / 2]``.
+        link: ways to the other ranks.
+    """
+
+    def __init__(self, plan: SequencePlan, times: Tensor, inv_freq: Tensor, link: Link) -> None:
+        self.plan, self.times, self.inv_freq, self.link = plan, times, inv_freq, link
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attention(q, k, v, self.times, self.plan, inv_freq=self.inv_freq, link=self.link)

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from afnext.audio.windows import AudioWindow
 from afnext.chat import ChatTemplate, Tokenizer
 from afnext.errors import AfnextError
+from afnext.model import AudioBatch
 from afnext.ops.runtime import set_num_threads
 from afnext.training.config import StageConfig, TrainConfig, mixture_of
 from afnext.training.conversations import Conversation, Turn
@@ -23,6 +24,7 @@ from afnext.training.synthesis.scenes import Scene
 from afnext.training.targets import Targets, Words
 from afnext.training.tasks.script import script
 from afnext.training.tasks.sounds import direct
+from afnext.training.world import Team
 
 OF = "|"  # between the name of a source and the path of its recording
 SCRIPT_TOKENS = 7.0  # a second of a recording as text, about
@@ -30,21 +32,43 @@ CACHED = 60_000  # encoded conversations that are kept: about 100 MB
 
 
 @dataclass(frozen=True)
+class Shared:
+    """What the processes of a run know of a batch together.
+
+    Attributes:
+        team: those that have this batch; other teams have others at the same time.
+        own: the windows that this process encodes.
+        calls: how often each process calls the encoder.
+        labelled, spoken: whether any batch has recordings with labels, with speech.
+    """
+
+    team: Team
+    own: AudioBatch
+    calls: int
+    labelled: bool
+    spoken: bool
+
+
+@dataclass(frozen=True)
 class Batch:
     """``packed`` conversations, the ``targets`` of their recordings, and what each learnt token weighs
     (float32 ``[learnt]``, in the order of ``packed.targets``). ``seconds`` of audio, each recording once.
+    ``shared``: in a run of several processes.
     """
 
     packed: PackedBatch
     targets: Targets
     weights: Tensor
     seconds: float
+    shared: Shared | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on ``device``."""
+        shared = self.shared and replace(self.shared, own=self.shared.own.to(device))
         return Batch(
-            self.packed.to(device), self.targets.to(device), self.weights.to(device), self.seconds
-        )
+            self.packed.to(device), self.targets.to(device), self.weights.to(device), self.seconds,
+            shared,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +96,7 @@ class Batches(Dataset[Step]):
         sources: by name.
         tokenizer, template: the model's.
         words: of the same tokenizer.
+        team: of a step's batches those of this process's team are made.
 
     Raises:
         AfnextError: the mixture names no source, or has nothing within the stage's limits.
@@ -85,7 +110,9 @@ class Batches(Dataset[Step]):
         tokenizer: Tokenizer,
         template: ChatTemplate,
         words: Words,
+        team: Team | None = None,
     ) -> None:
+        self.team = Team() if team is None else team
         self.stage, self.sources, self.words = stage, sources, words
         self.tokenizer, self.template, self.seed = tokenizer, template, config.seed
         shares = mixture_of(stage, config.stages)
@@ -170,7 +197,7 @@ class Batches(Dataset[Step]):
 
     def _batch(self, encoded: Sequence[Encoded], heard: Mapping[str, _Heard]) -> Batch:
         windows = {path: item.windows for path, item in heard.items()}
-        packed = pack(encoded, windows, self.tokenizer.audio_id)
+        packed = pack(encoded, windows, self.tokenizer.audio_id, share=self.team.size == 1)
         scenes = [heard[path].scene for path in packed.paths]
         targets = self.words.targets(scenes, packed.audio.row_tokens)
         seconds = sum(w.valid_samples for p in packed.paths for w in windows[p]) / 16_000
@@ -181,9 +208,11 @@ class Batches(Dataset[Step]):
         return self.stage.steps
 
     def __getitem__(self, step: int) -> Step:
-        """All batches of a step, and what had to be left out for them."""
+        """All batches of a step (of this process's team), and what had to be left out for them."""
         before = self.left_out()
-        batches = [self.batch(step, part) for part in range(self.stage.accumulate)]
+        team = self.team
+        parts = range(team.data_rank, self.stage.accumulate, team.data_size)
+        batches = [self.batch(step, part) for part in parts]
         after = self.left_out()
         left_out = {why: n - before.get(why, 0) for why, n in after.items()}
         return Step(batches, {why: n for why, n in left_out.items() if n})

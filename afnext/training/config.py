@@ -73,6 +73,22 @@ class ModelShape:
 
 
 @dataclass(frozen=True)
+class ParallelConfig:
+    """How processes share each sequence of a stage: ``ulysses`` neighbours share its heads, ``ring`` groups
+    of them its keys, tokens lie as ``layout`` says, see :class:`afnext.parallel.SequencePlan`. A run of one
+    process has sequences whole.
+    """
+
+    ulysses: int = 1
+    ring: int = 1
+    layout: Literal["contiguous", "zigzag", "striped"] = "zigzag"
+
+    def __post_init__(self) -> None:
+        if self.ulysses < 1 or self.ring < 1:
+            raise AfnextError("parallel: ulysses and ring must be at least 1")
+
+
+@dataclass(frozen=True)
 class LossWeights:
     """Weights of the objectives; 0 leaves one out. All but ``answer`` and ``size`` need labels (``targets``).
 
@@ -120,7 +136,8 @@ class StageConfig:
         final_rate: what of them is left at the end.
         weight_decay: of AdamW.
         clip: largest norm of the gradients.
-        accumulate: batches of a step.
+        accumulate: batches of a step, shared out among the processes of a run.
+        parallel: how processes share each sequence.
     """
 
     name: str
@@ -143,6 +160,7 @@ class StageConfig:
     weight_decay: float = 0.0
     clip: float = 1.0
     accumulate: int = 1
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch_tokens < 1 or self.accumulate < 1:
@@ -168,6 +186,7 @@ class TrainConfig:
         device: what the network is trained on, ``"cpu"`` or ``"cuda"``.
         threads, workers: of torch, and processes that make training sets (and batches, where the network is
             not on the CPU itself); 0: as many as there are cores.
+        replicate: copies of the parameters; each is sharded over its part of the run's processes.
         evaluate_every, save_every: steps; 0 for never.
         export_dtype: of the weights in the model folder.
     """
@@ -184,6 +203,7 @@ class TrainConfig:
     device: str = "cpu"
     threads: int = 0
     workers: int = 0
+    replicate: int = 1
     evaluate_every: int = 250
     save_every: int = 100
     export_dtype: Literal["float32", "bfloat16"] = "bfloat16"

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
 
 from afnext.chat import ChatTemplate
 from afnext.chat import Tokenizer as ChatTokenizer
@@ -27,23 +27,25 @@ from afnext.training.config import StageConfig, TrainConfig, load_recipe
 from afnext.training.data import corpus, prepare
 from afnext.training.export import export, model_config, save
 from afnext.training.initialise import initialise
-from afnext.training.loss import (
-    Heads,
-    alignment_loss,
-    answer_loss,
-    clock_loss,
-    frame_loss,
-    reading_loss,
-    size_loss,
-    spelling_loss,
-)
-from afnext.training.monitor import Journal, task_accuracy
+from afnext.training.loss import Heads
+from afnext.training.monitor import Journal, Quiet, task_accuracy
+from afnext.training.objectives import IDLE, Objectives, objectives, share
 from afnext.training.optimizer import build_optimizers, parts_of, rate_at
-from afnext.training.packing import NOT_LEARNT, hear, hidden_states
 from afnext.training.picture import draw_losses
+from afnext.training.sharding import (
+    Trained,
+    clip,
+    load_optimizer,
+    load_weights,
+    settle,
+    shard,
+    weights,
+    whole,
+)
 from afnext.training.sources import Source
 from afnext.training.targets import Words
 from afnext.training.tokenizer import save_tokenizer, train_tokenizer
+from afnext.training.world import Team, World, summed
 
 Show = Callable[[Path, Mapping[str, Source], Path, float], None]
 """Given a model folder, held-out sources, where to write, and the longest recordings in seconds:
@@ -78,6 +80,9 @@ def train(
 
     Raises:
         AfnextError: the recipe is wrong, or ``out`` holds another run.
+
+    Under ``torchrun`` every process calls it with the same arguments and a folder that all of them see; the
+    first alone writes.
     """
     config = recipe if isinstance(recipe, TrainConfig) else load_recipe(recipe)
     if device is not None:
@@ -87,14 +92,19 @@ def train(
         raise AfnextError(f"{out} holds a run already; resume it or choose another folder")
     if unknown := set(stages) - {stage.name for stage in config.stages}:
         raise AfnextError(f"{config.name}: no stage is called {unknown.pop()!r}")
+    world = World(config.device)
+    world.agree(config)
     out.mkdir(parents=True, exist_ok=True)
-    journal = Journal(out / "log.jsonl")
+    journal = (Quiet if world.rank else Journal)(out / "log.jsonl")
     try:
         folder = Path(data) if data else out / "data"
-        sources, held_out = prepare(config, folder, journal)
-        return Run(config, out, sources, held_out, journal, show).train(stages)
+        with world.first():
+            sources, held_out = prepare(config, folder, journal)
+        made = Run(config, out, sources, held_out, journal, show, world).train(stages)
     finally:
         journal.close()
+    world.close()
+    return made
 
 
 class Run:
@@ -108,45 +118,52 @@ class Run:
         held_out: Mapping[str, Source],
         journal: Journal,
         show: Show | None = None,
+        world: World | None = None,
     ) -> None:
+        self.world = World(config.device) if world is None else world
         torch.set_num_threads(config.threads or torch.get_num_threads())
         torch.manual_seed(config.seed)
         self.config, self.sources, self.held_out_sources = config, sources, held_out
         self.journal, self.out, self.show = journal, out, show
         self.model_folder, self.checkpoint = out / "model", out / "checkpoint.pt"
-        self.backend = self._tokenizer()
+        if self.world.rank == 0:
+            self._tokenizer()
+        self.world.wait()
+        self.backend = Tokenizer.from_file(str(self.model_folder / "tokenizer.json"))
         self.tokenizer = ChatTokenizer.from_folder(self.model_folder)
         self.template = ChatTemplate.from_folder(self.model_folder)
-        self.device = usable_device(config.device)
+        self.device = usable_device(self.world.device)
         self.words = Words(self.backend).to(self.device)
         self.times = self.words.times.tolist()
         self.net = self._network().to(self.device)
-        self.all = nn.ModuleDict({"net": self.net})
         self.heads: Heads | None = None
         if any(stage.losses.frames or stage.losses.spelling for stage in config.stages):
             self.heads = Heads(self.net.config.audio.hidden_size, config.model.pieces)
             for name, parameter in self.heads.named_parameters():
                 (nn.init.zeros_ if name.endswith("bias") else nn.init.normal_)(parameter)
                 parameter.data.mul_(0.05)
-            self.all["heads"] = self.heads.to(self.device)
-        self.parameters = {n: p for n, p in self.all.named_parameters() if CONSTANT not in n}
+            self.heads.to(self.device)
+        self.trained = Trained(self.net, self.heads)
+        if self.world.size > 1:
+            shard(self.trained, self.world.parameters(config.replicate))
+        self.parameters = {n: p for n, p in self.trained.named_parameters() if CONSTANT not in n}
         self.parts = [self._parts(stage) for stage in config.stages]
         for stage in config.stages:
+            self.world.team(stage)
             self.batches(stage, sources)  # a mixture that cannot be drawn from ends the run here
         self.progress = state.Progress()
 
-    def _tokenizer(self) -> Tokenizer:
-        """The initial folder's, or one trained on what the sources say; its files go to the model folder."""
+    def _tokenizer(self) -> None:
+        """Write the initial folder's, or one trained on what the sources say, into the model folder."""
         if not self.config.init:
             shape = self.config.model
             made = train_tokenizer(corpus(self.sources), shape.pieces, shape.times)
             save_tokenizer(made, self.model_folder)
-            return made
+            return
         self.model_folder.mkdir(parents=True, exist_ok=True)
         for path in Path(self.config.init).iterdir():
             if path.suffix in (".json", ".jinja", ".txt") and "index" not in path.name:
                 shutil.copyfile(path, self.model_folder / path.name)
-        return Tokenizer.from_file(str(self.model_folder / "tokenizer.json"))
 
     def _network(self) -> AudioLanguageModel:
         if self.config.init:
@@ -167,7 +184,7 @@ class Run:
         """Run or resume the stages, up to the last of ``stages`` if given, then export."""
         saved = state.load(self.checkpoint) if self.checkpoint.exists() else None
         if saved:
-            self.all.load_state_dict(saved["weights"])
+            load_weights(self.trained, saved["weights"])
             self.progress = state.Progress(**saved["progress"])
             torch.set_rng_state(saved["random"])
         count = sum(p.numel() for p in self.net.parameters())
@@ -181,10 +198,18 @@ class Run:
 
     def export(self) -> Path:
         """The model folder with the weights as they are."""
+        net = self.net
+        if self.world.size > 1:
+            state = weights(self.trained)
+            if self.world.rank:
+                return self.model_folder
+            net = AudioLanguageModel(self.net.config)
+            net.generation_config = self.net.generation_config
+            net.load_state_dict({n[4:]: w for n, w in state.items() if n.startswith("net.")})
         if self.config.init:
-            save(self.net, self.model_folder, self.config.export_dtype)
+            save(net, self.model_folder, self.config.export_dtype)
         else:
-            export(self.net, self.backend, self.model_folder, self.config.export_dtype)
+            export(net, self.backend, self.model_folder, self.config.export_dtype)
         return self.model_folder
 
     def _stage(self, index: int, optimizer_states: list | None) -> None:
@@ -194,12 +219,13 @@ class Run:
         for line in describe(self.parameters, self.parts[index], stage):
             self.journal.say(line)
         trained = {n for pattern in stage.train for n in self.parts[index][pattern]}
-        for name, parameter in self.all.named_parameters():
+        for name, parameter in self.trained.named_parameters():
             parameter.requires_grad_(name in trained)
         optimizers = build_optimizers(self.parameters, self.parts[index], stage)
         for optimizer, values in zip(optimizers, optimizer_states or [], strict=False):
-            optimizer.load_state_dict(values)
-        batches = self.batches(stage, self.sources)
+            load_optimizer(optimizer, values)
+        team = self.world.team(stage)
+        batches = self.batches(stage, self.sources, team)
         held_out = self._held_out(stage)
         totals: dict[str, float] = defaultdict(float)
         left_out: dict[str, int] = defaultdict(int)
@@ -210,17 +236,18 @@ class Run:
             rate = rate_at(stage, step)
             for group in chain.from_iterable(o.param_groups for o in optimizers):
                 group["lr"] = rate * group["peak"]
-            losses: dict[str, float] = defaultdict(float)
-            for batch in made.batches:
+            losses = {f"{name}_loss": 0.0 for name in objectives(stage)}
+            for batch in share(made.batches, stage, team, self.world):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):
-                    parts = self.losses(batch.to(self.device), stage)
-                together = torch.stack(list(parts.values())) / stage.accumulate
+                    parts = self.trained(self.losses, batch.to(self.device), stage)
+                together = torch.stack(list(parts.values()))
                 together.sum().backward()
                 for name, part in zip(parts, together.tolist(), strict=True):
-                    losses[f"{name}_loss"] += part
+                    if name != IDLE:
+                        losses[f"{name}_loss"] += part
             for why, count in made.left_out.items():
                 left_out[why] += count
-            norm = clip_grad_norm_([self.parameters[n] for n in trained], stage.clip)
+            norm = clip([self.parameters[n] for n in sorted(trained)], stage.clip)
             finite = bool(torch.isfinite(norm))
             if finite:
                 for optimizer in optimizers:
@@ -231,13 +258,16 @@ class Run:
             spent = time.perf_counter() - began
             began += spent
             progress.seconds += spent
-            counts = (losses if finite else {}) | {
-                "steps": 1,
-                "seconds": spent,
-                "skipped": int(not finite),
-                "tokens": sum(len(batch.packed.ids) for batch in made.batches),
-                "audio": sum(batch.seconds for batch in made.batches),
+            seen = losses | {
+                "tokens": sum(len(batch.packed.ids) for batch in made.batches) / team.size,
+                "audio": sum(batch.seconds for batch in made.batches) / team.size,
             }
+            seen = summed(self.world, seen)
+            losses = {name: seen[name] for name in losses}
+            counts = (seen if finite else {}) | {
+                "steps": 1, "seconds": spent, "skipped": int(not finite),
+                "tokens": seen["tokens"], "audio": seen["audio"],
+            }  # fmt: skip
             progress.check(finite, stage.name)
             for key, value in counts.items():
                 totals[key] += value
@@ -251,25 +281,40 @@ class Run:
                 self._evaluate(stage, held_out)
                 began = time.perf_counter()
             if config.save_every and (step + 1) % config.save_every == 0:
-                state.save(self.checkpoint, self.all, optimizers, progress)
+                self._save(optimizers)
+        for _, others in self.world.gathered((team.link.rank, dict(left_out)))[1:]:
+            for why, count in others.items() if _ == 0 else ():
+                left_out[why] += count
         if left_out:
             self.journal.write("left out", stage=stage.name, **left_out)
         progress.stage, progress.step = index + 1, 0
-        state.save(self.checkpoint, self.all, [], progress)
+        self._save([])
         self._show(stage)
+
+    def _save(self, optimizers: Sequence[Optimizer]) -> None:
+        """The checkpoint: put together from all processes, written by the first."""
+        held = weights(self.trained), [whole(o.state_dict()) for o in optimizers]
+        if self.world.rank == 0:
+            state.save(self.checkpoint, *held, self.progress)
+        self.world.wait()
 
     def _show(self, stage: StageConfig) -> None:
         """What a stage came to, for somebody to look at."""
-        draw_losses(self.journal.path, self.out / "losses.svg")
+        if self.world.rank == 0:
+            draw_losses(self.journal.path, self.out / "losses.svg")
         heard = stage.losses.answer and stage.hearing == "audio"
         if self.show and heard and self.held_out_sources:
-            path = self.out / f"samples-{stage.name}.md"
-            self.show(self.export(), self.held_out_sources, path, stage.audio_seconds)
+            path, folder = self.out / f"samples-{stage.name}.md", self.export()
+            if self.world.rank == 0:
+                self.show(folder, self.held_out_sources, path, stage.audio_seconds)
+            self.world.wait()
 
-    def batches(self, stage: StageConfig, sources: Mapping[str, Source]) -> Batches:
+    def batches(
+        self, stage: StageConfig, sources: Mapping[str, Source], team: Team | None = None
+    ) -> Batches:
         """What a stage draws from some sources."""
         words = self.words.to(torch.device("cpu"))
-        return Batches(self.config, stage, sources, self.tokenizer, self.template, words)
+        return Batches(self.config, stage, sources, self.tokenizer, self.template, words, team)
 
     def _held_out(self, stage: StageConfig) -> list[Batch]:
         if not (self.held_out_sources and self.config.evaluate_every and stage.losses.answer):
@@ -278,37 +323,8 @@ class Run:
         return [batches.batch(-1 - i).to(self.device) for i in range(HELD_OUT_BATCHES)]
 
     def losses(self, batch: Batch, stage: StageConfig) -> dict[str, Tensor]:
-        """The weighted objectives of one batch, by name."""
-        wanted, packed, targets = stage.losses, batch.packed, batch.targets
-        embedding = self.net.language_model.model.embed_tokens.weight
-        encoded, audio = hear(self.net, packed.audio)
-        parts: dict[str, Tensor] = {}
-        if len(targets.labelled):
-            if wanted.frames and self.heads:
-                parts["frame"] = wanted.frames * frame_loss(self.heads, encoded, targets)
-            if wanted.alignment:
-                near = alignment_loss(audio, embedding, self.words, targets)
-                parts["alignment"] = wanted.alignment * near
-            if wanted.clock:
-                read = clock_loss(audio, embedding, self.words, targets)
-                parts["clock"] = wanted.clock * read
-        if targets.spoken and self.heads and (wanted.spelling or wanted.reading):
-            spelled = self.heads.spelling(encoded)
-            if wanted.spelling:
-                parts["spelling"] = wanted.spelling * spelling_loss(spelled, targets)
-            if wanted.reading:
-                read = reading_loss(audio, embedding, spelled, self.words, targets)
-                parts["reading"] = wanted.reading * read
-        if wanted.size and len(audio):
-            parts["size"] = wanted.size * size_loss(audio, embedding)
-        if wanted.answer:
-            learnt = packed.targets != NOT_LEARNT
-            hidden = hidden_states(self.net, packed, audio)[learnt]
-            parts["answer"] = wanted.answer * answer_loss(
-                self.net.language_model.lm_head(hidden), packed.targets[learnt], batch.weights,
-                self.times,
-            )  # fmt: skip
-        return parts
+        """The weighted objectives of one batch, by name: its shares of the step's."""
+        return Objectives(self.net, self.heads, self.words, self.times, stage)(batch)
 
     def _report(self, stage: StageConfig, totals: dict[str, float], rate: float) -> None:
         steps, seconds = totals["steps"] - totals["skipped"], totals["seconds"]
@@ -327,7 +343,8 @@ class Run:
     def _evaluate(self, stage: StageConfig, batches: Sequence[Batch]) -> None:
         if batches:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
-                scores = task_accuracy(self.net, batches, self.words)
+                scores = self.trained(task_accuracy, self.net, batches, self.words)
+            settle(self.trained)
             self.journal.write("held-out", stage=stage.name, step=self.progress.step, **scores)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from afnext.training.targets import LABELS, ONSETS, Targets, Words
 
@@ -14,6 +15,8 @@ TIME_SMOOTHING = ((0, 0.6), (-1, 0.15), (1, 0.15), (-2, 0.05), (2, 0.05))
 """How the target mass of a time is shared with its neighbours 0.1 s apart."""
 ONSET_WEIGHT = 5.0
 """Of a beginning among frames without one, which are many."""
+CHUNK = 2048
+"""Rows of logits at a time: 1.2 GB in float32 with 152K pieces."""
 BLANK = 0.01
 """What a token that spells nothing weighs."""
 LONGEST = 1.5
@@ -35,7 +38,7 @@ class Heads(nn.Module):
 
 
 def answer_loss(logits: Tensor, targets: Tensor, weights: Tensor, times: Sequence[int]) -> Tensor:
-    """Weighted next-token loss, divided by the weights' sum; a time also credits its neighbours.
+    """Weighted sum of next-token losses; a time also credits its neighbours.
 
     Args:
         logits: ``[N, vocabulary]``; targets: int64 ``[N]``; weights: float32 ``[N]``.
@@ -50,7 +53,26 @@ def answer_loss(logits: Tensor, targets: Tensor, weights: Tensor, times: Sequenc
             moved = (targets + shift).clamp(first, last)
             near = near - mass * log_p.gather(1, moved[:, None])[:, 0]
         loss = torch.where((targets >= first) & (targets <= last), near, loss)
-    return (loss * weights).sum() / weights.sum()
+    return (loss * weights).sum()
+
+
+def chunked_answer_loss(
+    head: nn.Module, hidden: Tensor, targets: Tensor, weights: Tensor, times: Sequence[int]
+) -> Tensor:
+    """The same of ``head``'s logits of hidden states ``[N, hidden]``, some at a time, computed again
+    backward: of 128K rows of 152K logits never more than a chunk is there.
+    """
+
+    def of(rows: slice) -> Tensor:
+        return answer_loss(head(hidden[rows]), targets[rows], weights[rows], times)
+
+    if len(hidden) <= CHUNK:
+        return of(slice(None))
+    parts = [
+        checkpoint(of, slice(first, first + CHUNK), use_reentrant=False)
+        for first in range(0, len(hidden), CHUNK)
+    ]
+    return torch.stack(parts).sum()
 
 
 def frame_loss(heads: Heads, encoded: Tensor, targets: Targets) -> Tensor:

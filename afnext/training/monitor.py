@@ -105,3 +105,25 @@ class Journal:
     def close(self) -> None:
         if self._bar:
             self._bar.stop()
+
+
+class Quiet(Journal):
+    """Writes and shows nothing: for processes beside the first."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def advance(self, name: str, done: int, total: int) -> None:
+        pass
+
+    def due(self) -> bool:
+        return False
+
+    def write(self, kind: str, **values: Any) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass

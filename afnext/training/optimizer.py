@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import AdamW, Optimizer
 
 from afnext.errors import AfnextError
@@ -50,6 +51,7 @@ class Muon(Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             rate, momentum = group["lr"], group["momentum"]
+            # A sharded matrix is put together first: its direction is of all of it.
             shapes: dict[torch.Size, list[tuple[nn.Parameter, Tensor]]] = {}
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -59,10 +61,17 @@ class Muon(Optimizer):
                     state["momentum"] = torch.zeros_like(parameter)
                 average = state["momentum"].lerp_(parameter.grad, 1 - momentum)
                 update = parameter.grad.lerp(average, momentum)
+                if isinstance(update, DTensor):
+                    update = update.full_tensor()
                 shapes.setdefault(parameter.shape, []).append((parameter, update))
             for shape, pairs in shapes.items():
                 directions = orthogonalise(torch.stack([update for _, update in pairs]))
                 for (parameter, _), direction in zip(pairs, directions, strict=True):
+                    if isinstance(parameter, DTensor):
+                        mesh, placements = parameter.device_mesh, parameter.placements
+                        direction = distribute_tensor(
+                            direction, mesh, placements, src_data_rank=None
+                        )
                     parameter.mul_(1 - rate * group["decay"])
                     parameter.add_(direction, alpha=-rate * 0.2 * math.sqrt(max(shape)))
 

@@ -159,11 +159,15 @@ class PackedBatch:
         return replace(self, audio=self.audio.to(device), **moved)
 
 
-def pack(conversations: Sequence[Encoded], windows: Windows, audio_id: int | None) -> PackedBatch:
-    """Lay conversations out; what those of one beginning have in common lies once, up to the first answer."""
+def pack(
+    conversations: Sequence[Encoded], windows: Windows, audio_id: int | None, share: bool = True
+) -> PackedBatch:
+    """Lay conversations out; what those of one beginning have in common lies once, up to the first answer,
+    where they ``share`` it.
+    """
     groups: dict[str | int, list[Encoded]] = {}
     for number, item in enumerate(conversations):
-        groups.setdefault(item.begins or number, []).append(item)
+        groups.setdefault((share and item.begins) or number, []).append(item)
     order = [item for group in groups.values() for item in group]
     paths = list(dict.fromkeys(path for item in order for path in item.sounds))
     audio = AudioBatch.collate([list(windows[path]) for path in paths])

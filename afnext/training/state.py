@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.optim import Optimizer
 
 from afnext.errors import AfnextError, CheckpointError
 
@@ -37,17 +35,20 @@ class Progress:
 
 
 def save(
-    path: Path, modules: nn.Module, optimizers: Sequence[Optimizer], progress: Progress
+    path: Path,
+    weights: Mapping[str, Any],
+    optimizers: Sequence[Mapping[str, Any]],
+    progress: Progress,
 ) -> None:
-    """Write the weights, the optimizers, torch's random state and the progress, atomically.
+    """Write the states of modules and optimizers, torch's random state and the progress, atomically.
 
     Raises:
         AfnextError: the disk is full, or cannot be written to; the checkpoint before is as it was.
     """
     partial = path.with_suffix(".partial")
     content = {
-        "weights": modules.state_dict(),
-        "optimizers": [o.state_dict() for o in optimizers],
+        "weights": weights,
+        "optimizers": list(optimizers),
         "random": torch.get_rng_state(),
         "progress": vars(progress),
     }

@@ -22,7 +22,8 @@ def spawn(world: int, function: Callable[..., Any], *args: Any) -> list[Any]:
         AssertionError: with the traceback of the first that failed.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch.distributed", "afnext.parallel"])
+    # torch's compiler too: its optimizers and FSDP import it.
+    context.set_forkserver_preload(["torch._dynamo", "afnext.parallel", "afnext.training.loop"])
     before = dict(os.environ)
     os.environ |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     try:
@@ -32,7 +33,7 @@ def spawn(world: int, function: Callable[..., Any], *args: Any) -> list[Any]:
             for rank in range(world):
                 ours, theirs = context.Pipe(duplex=False)
                 target = context.Process(
-                    target=_main, args=(rank, world, store, theirs, function, args), daemon=True
+                    target=_main, args=(rank, world, store, theirs, function, args)
                 )
                 target.start()
                 theirs.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -80,3 +81,16 @@ def play(instrument: Instrument, place: int) -> NDArray[np.int16]:
         total += strength * harmonic.imag
         out[level] = 2000 * (level + 1) * decay * total
     return out
+
+
+def make_once(
+    folder: Path, split: str, sentences: int, seed: int, workers: int = 1
+) -> Iterator[tuple[int, Banks | None]]:
+    """In the place of ``banks.make``."""
+    where = Path(folder) / split
+    done = where / "done"
+    made = Banks(where)
+    if not done.exists():
+        made = make_banks(where, held_out=split == "held-out", sentences=sentences, seed=seed)
+        done.touch()
+    yield sentences, made

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,9 +14,8 @@ from afnext.training.config import (
     TrainConfig,
 )
 from afnext.training.synthesis import banks
-from afnext.training.synthesis.banks import Banks
 from afnext.training.synthesis.dataset import SceneSet
-from tests.training.banks import make_banks
+from tests.training.banks import make_once
 
 SETS = {"short": [SceneSet("mixed", 8, 2.0, 4.0), SceneSet("sounds", 4, 2.0, 3.0)],
         "longer": [SceneSet("mixed", 2, 31.0, 33.0)]}  # fmt: skip
@@ -32,19 +30,7 @@ def shared_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def fake_banks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Banks without the operating system's programs."""
-
-    def make(
-        folder: Path, split: str, sentences: int, seed: int, workers: int = 1
-    ) -> Iterator[tuple[int, Banks | None]]:
-        where = Path(folder) / split
-        done = where / "done"
-        made = Banks(where)
-        if not done.exists():
-            made = make_banks(where, held_out=split == "held-out", sentences=sentences, seed=seed)
-            done.touch()
-        yield sentences, made
-
-    monkeypatch.setattr(banks, "make", make)
+    monkeypatch.setattr(banks, "make", make_once)
 
 
 def stage(name: str, train: list[str], freeze: list[str], **fields: object) -> StageConfig:

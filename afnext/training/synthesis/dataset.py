@@ -84,13 +84,20 @@ def generate(
     folder.mkdir(parents=True, exist_ok=True)
     wanted = {"seed": seed, "sets": [asdict(s) for s in sets]}
     manifest = folder / "dataset.json"
-    if manifest.exists() and json.loads(manifest.read_text()) != wanted:
+    if not manifest.exists():
+        manifest.write_text(json.dumps(wanted, indent=1))
+    elif json.loads(manifest.read_text()) != wanted:
         raise ValueError(f"generate: {folder} holds another data set; choose another folder")
-    manifest.write_text(json.dumps(wanted, indent=1))
     parts = list(_parts(sets))
+    missing = [number for number in range(len(parts)) if not _is_made(folder, number)]
+    if not missing:  # nothing to write: other processes of a run may be reading
+        yield len(parts), len(parts)
+        return
     with ProcessPoolExecutor(workers) as pool:
-        arguments = (repeat(folder), range(len(parts)), parts, repeat(banks), repeat(seed))
-        for done, _ in enumerate(pool.map(_write_part, *arguments), 1):
+        chosen = [parts[number] for number in missing]
+        arguments = (repeat(folder), missing, chosen, repeat(banks), repeat(seed))
+        first = len(parts) - len(missing) + 1
+        for done, _ in enumerate(pool.map(_write_part, *arguments), first):
             yield done, len(parts)
 
 
@@ -103,14 +110,22 @@ def _parts(sets: Sequence[SceneSet]) -> Iterator[tuple[SceneSet, int, int]]:
             yield scenes, first, min(scenes.count, first + each)
 
 
+def _paths(folder: Path, number: int) -> tuple[Path, Path]:
+    """A shard, and what is said about it."""
+    path = folder / f"scenes-{number:05}.tar"
+    return path, path.with_suffix(".conversations.jsonl")
+
+
+def _is_made(folder: Path, number: int) -> bool:
+    path, asked = _paths(folder, number)
+    return is_whole(path) and asked.exists()
+
+
 def _write_part(
     folder: Path, number: int, part: tuple[SceneSet, int, int], banks: Banks, seed: int
 ) -> None:
     scenes, first, last = part
-    path = folder / f"scenes-{number:05}.tar"
-    asked = path.with_suffix(".conversations.jsonl")
-    if is_whole(path) and asked.exists():
-        return
+    path, asked = _paths(folder, number)
     rng = random.Random(f"{seed}/{number}")
     said: list[Conversation] = []
 

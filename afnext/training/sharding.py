@@ -1,0 +1,113 @@
+"""The trained modules over the processes of a run: torch's FSDP2, and their state as one process has it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    set_model_state_dict,
+)
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim import Optimizer
+
+from afnext.model import AudioLanguageModel
+
+Result = TypeVar("Result")
+
+
+class Trained(nn.Module):
+    """All that is trained: the network and the heads that only training uses.
+
+    ``forward`` calls what it is given: parameters that belong to no layer (embeddings, adaptor, heads) are
+    whole on every process from its beginning to the end of backward, so that losses may use them anywhere.
+    """
+
+    def __init__(self, net: AudioLanguageModel, heads: nn.Module | None) -> None:
+        super().__init__()
+        self.net = net
+        if heads is not None:
+            self.heads = heads
+
+    def forward(self, call: Callable[..., Result], *args: Any) -> Result:
+        return call(*args)
+
+
+def shard(trained: Trained, mesh: DeviceMesh) -> None:
+    """Shard the parameters of each layer over ``mesh`` (in copies where it has a dimension for them), and the
+    others together. Gradients are summed, not averaged: losses are shares of the step's.
+    """
+    net = trained.net
+    for layer in (*net.audio_tower.layers, *net.language_model.model.layers):
+        fully_shard(layer, mesh=mesh)
+    fully_shard(trained, mesh=mesh)
+    for module in trained.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+
+
+def settle(trained: nn.Module) -> None:
+    """Give up what is whole after a forward that no backward followed."""
+    if isinstance(trained, FSDPModule):
+        trained.reshard()
+
+
+def clip(parameters: list[nn.Parameter], limit: float) -> Tensor:
+    """Scale gradients down to a norm of ``limit`` over all processes; returns the norm before."""
+    norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
+    clip_grads_with_norm_(parameters, limit, norm)
+    return norm
+
+
+def whole(value: Any) -> Any:
+    """A state with its sharded tensors put together, as one process has it; every process must call it."""
+    if isinstance(value, DTensor):
+        return value.full_tensor().cpu()
+    if isinstance(value, dict):
+        return {key: whole(item) for key, item in value.items()}
+    return [whole(item) for item in value] if isinstance(value, list) else value
+
+
+def weights(trained: Trained) -> dict[str, Any]:
+    """The weights of all, on the host of the first process; on one process as they are."""
+    if not isinstance(trained, FSDPModule):
+        return trained.state_dict()
+    return get_model_state_dict(
+        trained, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
+
+
+def load_weights(trained: Trained, state: Mapping[str, Any]) -> None:
+    """Of the weights of all, which every process read, keep one's own."""
+    if not isinstance(trained, FSDPModule):
+        trained.load_state_dict(state)
+        return
+    set_model_state_dict(trained, dict(state), options=StateDictOptions(full_state_dict=True))
+
+
+def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """The same for an optimizer: moments are sharded as their parameters are."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    placed: dict[int, dict[str, Any]] = {}
+    for index, values in state["state"].items():
+        parameter = parameters[index]
+        placed[index] = {name: _placed(value, parameter) for name, value in values.items()}
+    optimizer.load_state_dict({**state, "state": placed})
+
+
+def _placed(value: Any, parameter: Tensor) -> Any:
+    if not isinstance(parameter, DTensor) or not isinstance(value, Tensor):
+        return value
+    if value.shape != parameter.shape:
+        return value
+    value = value.to(parameter.device)
+    return distribute_tensor(value, parameter.device_mesh, parameter.placements)

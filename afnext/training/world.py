@@ -1,0 +1,186 @@
+"""The processes of a run, as ``torchrun`` starts them, and how they are grouped for a stage."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from afnext.errors import AfnextError
+from afnext.parallel import Alone, GroupLink, Link
+from afnext.training.config import StageConfig, TrainConfig
+
+PATIENCE = timedelta(days=1)
+"""For what one process does while the others wait: training sets are made in hours."""
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Team:
+    """A process's place in a stage: which of the step's batches are its own, and with whom it shares them.
+
+    Attributes:
+        data_rank, data_size: batches ``data_rank``, ``data_rank + data_size``, ... of a step are its own.
+        link: ways to those who share its sequences.
+        group: all of them, by their rank in ``link``; None where there is no other.
+    """
+
+    data_rank: int = 0
+    data_size: int = 1
+    link: Link = field(default_factory=Alone)
+    group: dist.ProcessGroup | None = None
+
+    @property
+    def size(self) -> int:
+        """Processes that share a sequence."""
+        return self.link.ulysses * self.link.ring
+
+
+class World:
+    """All processes of a run; without ``torchrun`` one, for which nothing here does anything.
+
+    Args:
+        device: kind, ``"cpu"`` (gloo) or ``"cuda"`` (NCCL, and gloo for what is on the host).
+
+    Raises:
+        AfnextError: the processes cannot find one another.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.size, self.rank = int(os.environ.get("WORLD_SIZE", "1")), 0
+        self.owns = False
+        self.kind, self._given = torch.device(device).type, device
+        if dist.is_initialized():
+            self.size = dist.get_world_size()
+        if self.size == 1:
+            return
+        if not dist.is_initialized():
+            self.owns = True
+            if self.kind == "cuda":
+                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+            try:
+                dist.init_process_group("nccl" if self.kind == "cuda" else "gloo")
+            except (RuntimeError, ValueError) as error:
+                raise AfnextError(f"cannot join the run's other processes: {error}") from None
+        self.rank = dist.get_rank()
+        self.host = dist.new_group(backend="gloo", timeout=PATIENCE)
+        self._teams: dict[tuple[int, int], Team] = {}
+
+    def close(self) -> None:
+        """Leave the others, if this object joined them."""
+        if self.owns:
+            dist.destroy_process_group()
+
+    @property
+    def device(self) -> str:
+        """This process's own: the GPU of its local rank."""
+        many = self.kind == "cuda" and self.size > 1
+        return f"cuda:{torch.cuda.current_device()}" if many else self._given
+
+    def wait(self) -> None:
+        """Until all are here."""
+        if self.size > 1:
+            dist.barrier(self.host)
+
+    @contextmanager
+    def first(self) -> Iterator[None]:
+        """The first process does what is inside before the others do."""
+        if self.rank:
+            self.wait()
+        yield
+        if not self.rank:
+            self.wait()
+
+    def combined(self, values: Tensor, largest: bool = False) -> Tensor:
+        """The sum of all processes' ``values`` (on the host), or the largest of each."""
+        if self.size == 1:
+            return values
+        dist.all_reduce(values, dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM, self.host)
+        return values
+
+    def gathered(self, value: Value) -> list[Value]:
+        """Everybody's, by rank; plain values."""
+        if self.size == 1:
+            return [value]
+        found: list = [None] * self.size
+        dist.all_gather_object(found, value, self.host)
+        return found
+
+    def agree(self, recipe: TrainConfig) -> None:
+        """Raises :class:`AfnextError` with the rank whose recipe or code is not the first's."""
+        mine = {"recipe": repr(recipe), "code of afnext": _code()}
+        for rank, theirs in enumerate(everyone := self.gathered(mine)):
+            for what, value in theirs.items():
+                if value != everyone[0][what]:
+                    raise AfnextError(f"rank {rank} has another {what} than rank 0")
+
+    def parameters(self, replicate: int) -> DeviceMesh:
+        """The mesh over which parameters are sharded, in ``replicate`` copies."""
+        if self.size % replicate:
+            raise AfnextError(
+                f"replicate: {replicate} copies cannot be shared out among {self.size} processes"
+            )
+        shards = self.size // replicate
+        if replicate == 1:
+            return init_device_mesh(self.kind, (shards,), mesh_dim_names=("shard",))
+        names = ("replicate", "shard")
+        return init_device_mesh(self.kind, (replicate, shards), mesh_dim_names=names)
+
+    def team(self, stage: StageConfig) -> Team:
+        """Those who share sequences in a stage; one process has them whole, whatever the stage says.
+
+        Raises:
+            AfnextError: the processes, or the step's batches, cannot be shared out evenly.
+        """
+        if self.size == 1:
+            return Team()
+        ulysses, ring = stage.parallel.ulysses, stage.parallel.ring
+        together = ulysses * ring
+        if self.size % together:
+            raise AfnextError(
+                f"{stage.name}: ulysses {ulysses} x ring {ring} takes {together} processes for each "
+                f"sequence, which {self.size} cannot be shared out to"
+            )
+        groups = self.size // together
+        if stage.accumulate % groups:
+            raise AfnextError(
+                f"{stage.name}: {stage.accumulate} batches a step (accumulate) cannot be shared out to "
+                f"{groups} groups of processes"
+            )
+        key = (ulysses, ring)
+        if key not in self._teams:
+            shape = (groups, ring, ulysses)
+            mesh = init_device_mesh(self.kind, shape, mesh_dim_names=("data", "ring", "ulysses"))
+            flat = init_device_mesh(
+                self.kind, (groups, together), mesh_dim_names=("data", "sequence")
+            )
+            link: Link = GroupLink(mesh["ring", "ulysses"]) if together > 1 else Alone()
+            group = flat.get_group("sequence") if together > 1 else None
+            self._teams[key] = Team(mesh.get_local_rank("data"), groups, link, group)
+        return self._teams[key]
+
+
+def _code() -> str:
+    """What the package's Python files hold, as a hash."""
+    folder = Path(__file__).parent.parent
+    found = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        found.update(path.relative_to(folder).as_posix().encode())
+        found.update(path.read_bytes())
+    return found.hexdigest()
+
+
+def summed(world: World, values: Mapping[str, float]) -> dict[str, float]:
+    """The sum over all processes of numbers that all of them have, by name."""
+    added = world.combined(torch.tensor(list(values.values()), dtype=torch.float64))
+    return dict(zip(values, added.tolist(), strict=True))

@@ -1,0 +1,186 @@
+"""Runs of nano for ten steps, alone and on several processes, and how far their gradients are apart."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+
+from afnext.hub import EMBEDDED
+from afnext.training import loop
+from afnext.training.batches import Batch, Batches
+from afnext.training.config import (
+    LossWeights,
+    ParallelConfig,
+    SourceConfig,
+    StageConfig,
+    SynthesisConfig,
+    TrainConfig,
+)
+from afnext.training.synthesis import banks
+from afnext.training.synthesis.dataset import SceneSet
+from tests.training.banks import make_once
+
+STEPS = 10
+LABELLED = [SceneSet("mixed", 4, 2.0, 4.0), SceneSet("sounds", 2, 2.0, 3.0)]
+
+
+def write_sources(folder: Path) -> None:
+    """``heard``: recordings of one window, of two and of a moment, several questions about one. ``read``:
+    no recordings at all."""
+    random = np.random.default_rng(5)
+    folder.mkdir(parents=True)
+    heard, read = [], []
+    for number, seconds in enumerate([3.0, 0.5, 34.0, 7.7]):
+        name = f"{number}.wav"
+        samples = random.standard_normal(int(16_000 * seconds)) * 0.05
+        soundfile.write(folder / name, samples, 16_000)
+        for question in range(1 + number % 3):
+            said = [
+                {"from": "human", "value": f"<sound>\nWhat is sound number {question}?"},
+                {"from": "gpt", "value": f"A dog barks {number} times, at <t>{number}.5</t>."},
+            ]
+            record = {"id": f"{number}-{question}", "sound": name, "duration": seconds}
+            heard.append(record | {"conversations": said})
+    for number in range(6):
+        said = [
+            {"from": "human", "value": f"What is {number} and two?"},
+            {"from": "gpt", "value": f"I would say {number + 2}." + " Quite sure." * (number % 4)},
+        ]
+        read.append({"id": f"read-{number}", "conversations": said})
+    (folder / "heard.json").write_text(json.dumps(heard))
+    (folder / "read.json").write_text(json.dumps(read))
+
+
+def recipe(
+    folder: Path,
+    parallel: ParallelConfig | None = None,
+    replicate: int = 1,
+    losses: LossWeights | None = None,
+    optimizer: str = "adamw",
+    read: float = 0.4,
+    steps: int = STEPS,
+    seconds: float = 40.0,
+    tokens: int = 300,
+) -> TrainConfig:
+    stage = StageConfig(
+        "all",
+        steps=steps,
+        train={"net": 1e-4} | ({"heads": 1e-4} if losses else {}),
+        mixture={"labelled" if losses else "heard": 1 - read, "read": read},
+        audio_seconds=seconds,
+        batch_tokens=tokens,
+        accumulate=4,
+        optimizer=optimizer,  # type: ignore[arg-type]
+        losses=losses or LossWeights(length_power=0.5),
+        parallel=parallel or ParallelConfig(),
+    )
+    return TrainConfig(
+        name="nano",
+        stages=[stage],
+        init=str(EMBEDDED["nano"]),
+        sources={n: SourceConfig(str(folder / f"{n}.json")) for n in ("heard", "read")},
+        synthesis=SynthesisConfig(1, 24, {"labelled": LABELLED}) if losses else None,
+        replicate=replicate,
+        bf16=False,
+        threads=1,
+        workers=1,
+        evaluate_every=0,
+        save_every=5,
+        export_dtype="float32",
+    )
+
+
+def gradients(run: loop.Run) -> dict[str, torch.Tensor]:
+    """Of all parameters, whole, on every process."""
+    found = {n: p.grad for n, p in run.parameters.items() if p.grad is not None}
+    return {n: loop.whole(g).clone() for n, g in found.items()}
+
+
+def recorded(config: TrainConfig, out: Path, reference: Path | None = None) -> list[dict]:
+    """Train, and for each step either write the gradients to ``out`` or say how far they are from those that
+    ``reference`` holds: the difference's norm beside the norm, of the whole and of the worst parameter.
+    """
+    found: list[dict] = []
+    clip, losses = loop.clip, []
+
+    def watched(parameters: list, limit: float) -> torch.Tensor:
+        mine = gradients(run_of[0])
+        if reference is None:
+            torch.save(mine, out / f"{len(found)}.pt")
+            found.append({})
+        else:
+            wanted = torch.load(reference / f"{len(found)}.pt", weights_only=True, mmap=True)
+            assert mine.keys() == wanted.keys()
+            off = {n: float((mine[n] - w).norm()) for n, w in wanted.items()}
+            norms = {n: float(w.norm()) for n, w in wanted.items()}
+            whole = sum(v**2 for v in norms.values()) ** 0.5
+            total = sum(v**2 for v in off.values()) ** 0.5 / whole
+            worst = max((off[n] / max(norms[n], 1e-3 * whole), n) for n in off)
+            found.append({"error": total, "worst": worst})
+        return clip(parameters, limit)
+
+    banks.make = make_once  # type: ignore[assignment]
+    run_of: list[loop.Run] = []
+    begin = loop.Run.__init__
+    summed = loop.summed
+
+    def begun(run: loop.Run, *args: object) -> None:
+        begin(run, *args)  # type: ignore[arg-type]
+        run_of.append(run)
+
+    def told(world: loop.World, values: dict[str, float]) -> dict[str, float]:
+        totals = summed(world, values)
+        losses.append({n: v for n, v in totals.items() if n.endswith("_loss")})
+        return totals
+
+    loop.clip, loop.Run.__init__, loop.summed = watched, begun, told  # type: ignore[assignment, method-assign]
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        loop.train(config, out / "run", data=Path(config.sources["heard"].path).parent / "data")
+    finally:
+        loop.clip, loop.Run.__init__, loop.summed = clip, begin, summed  # type: ignore[method-assign]
+    return [step | {"losses": loss} for step, loss in zip(found, losses, strict=True)]
+
+
+def all_recorded(configs: Sequence[TrainConfig], out: Path, reference: Path) -> list[list[dict]]:
+    """Of several runs, one after another in the same processes."""
+    return [recorded(config, out / str(i), reference) for i, config in enumerate(configs)]
+
+
+def refused(configs: Sequence[TrainConfig], out: Path) -> list[str]:
+    """What is said of runs that cannot begin; at last of one whose third process has another seed."""
+    import dataclasses
+
+    import torch.distributed as dist
+
+    from afnext.errors import AfnextError
+
+    odd = dataclasses.replace(configs[0], seed=int(dist.get_rank() == 2))
+    found = []
+    for number, config in enumerate([*configs, odd]):
+        try:
+            loop.train(config, out / str(number))
+        except AfnextError as error:
+            found.append(str(error))
+    return found
+
+
+def stopped(config: TrainConfig, out: Path, data: Path, stage: str, step: int) -> None:
+    """A run that ends on all processes when the batch of a step is wanted."""
+    banks.make = make_once  # type: ignore[assignment]
+    batch = Batches.batch
+
+    def fails(self: Batches, at: int, part: int = 0) -> Batch:
+        if (self.stage.name, at) == (stage, step):
+            raise ZeroDivisionError
+        return batch(self, at, part)
+
+    Batches.batch = fails  # type: ignore[method-assign]
+    with suppress(ZeroDivisionError):
+        loop.train(config, out, data=data)
