@@ -176,7 +176,7 @@ class TrainConfig:
     Attributes:
         name: of the chain, and of the model that it makes.
         stages: in order; each begins with the weights the one before ended with.
-        init: a model folder to begin with; otherwise ``model`` is drawn at random.
+        init: a model to begin with ("nano", a folder or a hub id); otherwise ``model`` is drawn at random.
         model: geometry, where there is no ``init``.
         synthesis: a training set to make; its sets are sources of these names.
         held_out: the like, for what is watched while training.

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from afnext.chat import ChatTemplate
 from afnext.chat import Tokenizer as ChatTokenizer
 from afnext.errors import AfnextError
+from afnext.hub import find_model
 from afnext.model import AudioLanguageModel, ModelConfig
 from afnext.model.device import usable_device
 from afnext.training import state
@@ -126,6 +127,8 @@ class Run:
         self.config, self.sources, self.held_out_sources = config, sources, held_out
         self.journal, self.out, self.show = journal, out, show
         self.model_folder, self.checkpoint = out / "model", out / "checkpoint.pt"
+        with self.world.first():
+            self.init = find_model(config.init) if config.init else None
         if self.world.rank == 0:
             self._tokenizer()
         self.world.wait()
@@ -155,19 +158,21 @@ class Run:
 
     def _tokenizer(self) -> None:
         """Write the initial folder's, or one trained on what the sources say, into the model folder."""
-        if not self.config.init:
+        if self.init is None:
             shape = self.config.model
             made = train_tokenizer(corpus(self.sources), shape.pieces, shape.times)
             save_tokenizer(made, self.model_folder)
             return
         self.model_folder.mkdir(parents=True, exist_ok=True)
-        for path in Path(self.config.init).iterdir():
-            if path.suffix in (".json", ".jinja", ".txt") and "index" not in path.name:
+        for path in self.init.iterdir():
+            # What was measured of the initial model is not true of this one.
+            about = path.name == "scores.json" or "index" in path.name
+            if path.suffix in (".json", ".jinja", ".txt") and not about:
                 shutil.copyfile(path, self.model_folder / path.name)
 
     def _network(self) -> AudioLanguageModel:
-        if self.config.init:
-            return AudioLanguageModel.from_pretrained(self.config.init, dtype=torch.float32)
+        if self.init is not None:
+            return AudioLanguageModel.from_pretrained(self.init, dtype=torch.float32)
         net = AudioLanguageModel(
             ModelConfig.from_dict(model_config(self.config.model, self.backend))
         )
@@ -206,7 +211,7 @@ class Run:
             net = AudioLanguageModel(self.net.config)
             net.generation_config = self.net.generation_config
             net.load_state_dict({n[4:]: w for n, w in state.items() if n.startswith("net.")})
-        if self.config.init:
+        if self.init is not None:
             save(net, self.model_folder, self.config.export_dtype)
         else:
             export(net, self.backend, self.model_folder, self.config.export_dtype)
