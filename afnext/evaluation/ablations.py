@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -171,7 +172,7 @@ class Study:
         journal = Journal(self._new(folder) / "log.jsonl")
         try:
             run = Run(config, folder, self.sources(journal), {}, journal)
-            if config.stages[0].name == self.base.stages[0].name and not run.checkpoint.exists():
+            if config.stages[0].name == self.base.stages[0].name and run.checkpoints.newest is None:
                 self._share(run, seed)
             model = run.train()
             figures = self.score(model)
@@ -180,7 +181,7 @@ class Study:
         scores = {"variant": variant, "seed": config.seed, "figures": figures,
                   "minutes": round(run.progress.seconds / 60, 2)}  # fmt: skip
         (folder / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
-        run.checkpoint.unlink()
+        shutil.rmtree(run.checkpoints.folder)
 
     def sources(self, journal: Journal) -> Mapping[str, Source]:
         """The training sets, made and indexed once for all runs."""
@@ -194,7 +195,8 @@ class Study:
             self._shared = {seed: self._first_stage(seed)}
         weights, progress = self._shared[seed]
         run.trained.load_state_dict(weights, strict=False)
-        state.save(run.checkpoint, run.trained.state_dict(), [], progress)
+        run.checkpoints.save(run.trained, [], progress)
+        run.checkpoints.finish()
 
     def _first_stage(self, seed: int) -> tuple[dict[str, Tensor], state.Progress]:
         """What the base's first stage trains, trained."""

@@ -136,6 +136,7 @@ class StageConfig:
         final_rate: what of them is left at the end.
         weight_decay: of AdamW.
         clip: largest norm of the gradients.
+        spike: a step whose gradients are more than so many times as long as of late is left out; 0: none is.
         accumulate: batches of a step, shared out among the processes of a run.
         parallel: how processes share each sequence.
     """
@@ -159,6 +160,7 @@ class StageConfig:
     final_rate: float = 0.0
     weight_decay: float = 0.0
     clip: float = 1.0
+    spike: float = 0.0
     accumulate: int = 1
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
@@ -188,6 +190,7 @@ class TrainConfig:
             not on the CPU itself); 0: as many as there are cores.
         replicate: copies of the parameters; each is sharded over its part of the run's processes.
         evaluate_every, save_every: steps; 0 for never.
+        keep: how many of the newest checkpoints stay.
         export_dtype: of the weights in the model folder.
     """
 
@@ -206,6 +209,7 @@ class TrainConfig:
     replicate: int = 1
     evaluate_every: int = 250
     save_every: int = 100
+    keep: int = 2
     export_dtype: Literal["float32", "bfloat16"] = "bfloat16"
 
     def __post_init__(self) -> None:

@@ -7,9 +7,11 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from tokenizers import Tokenizer
@@ -24,6 +26,7 @@ from afnext.model import AudioLanguageModel, ModelConfig
 from afnext.model.device import usable_device
 from afnext.training import state
 from afnext.training.batches import Batch, Batches
+from afnext.training.checkpoints import Checkpoints, newest
 from afnext.training.config import StageConfig, TrainConfig, load_recipe
 from afnext.training.data import corpus, prepare
 from afnext.training.export import export, model_config, save
@@ -36,18 +39,17 @@ from afnext.training.picture import draw_losses
 from afnext.training.sharding import (
     Trained,
     clip,
-    load_optimizer,
-    load_weights,
     settle,
     shard,
     weights,
-    whole,
 )
+from afnext.training.signals import Stop
 from afnext.training.sources import Source
 from afnext.training.targets import Words
 from afnext.training.tokenizer import save_tokenizer, train_tokenizer
 from afnext.training.world import Team, World, summed
 
+CHECKPOINTS = "checkpoints"
 Show = Callable[[Path, Mapping[str, Source], Path, float], None]
 """Given a model folder, held-out sources, where to write, and the longest recordings in seconds:
 ``afnext.evaluation.samples.write_samples``."""
@@ -69,8 +71,8 @@ def train(
 
     Args:
         recipe: a YAML file, a folder with a ``chain.yaml`` or a :class:`TrainConfig`.
-        out: folder for the run: ``log.jsonl``, ``checkpoint.pt`` and the finished ``model/``.
-        resume: go on from ``out/checkpoint.pt``; otherwise that file must not exist.
+        out: folder for the run: ``log.jsonl``, ``checkpoints/`` and the finished ``model/``.
+        resume: go on from the newest checkpoint; otherwise there must be none.
         data: folder for synthesised recordings, kept between runs; by default ``out/data``.
         stages: stop after the last of these; by default run all.
         device: what to train on, ``"cpu"`` or ``"cuda"``; by default what the recipe says.
@@ -89,7 +91,7 @@ def train(
     if device is not None:
         config = replace(config, device=device)
     out = Path(out)
-    if (out / "checkpoint.pt").exists() and not resume:
+    if not resume and newest(out / CHECKPOINTS) is not None:
         raise AfnextError(f"{out} holds a run already; resume it or choose another folder")
     if unknown := set(stages) - {stage.name for stage in config.stages}:
         raise AfnextError(f"{config.name}: no stage is called {unknown.pop()!r}")
@@ -126,7 +128,8 @@ class Run:
         torch.manual_seed(config.seed)
         self.config, self.sources, self.held_out_sources = config, sources, held_out
         self.journal, self.out, self.show = journal, out, show
-        self.model_folder, self.checkpoint = out / "model", out / "checkpoint.pt"
+        self.model_folder = out / "model"
+        self.checkpoints = Checkpoints(out / CHECKPOINTS, self.world, config.keep)
         with self.world.first():
             self.init = find_model(config.init) if config.init else None
         if self.world.rank == 0:
@@ -187,37 +190,35 @@ class Run:
 
     def train(self, stages: Sequence[str] = ()) -> Path:
         """Run or resume the stages, up to the last of ``stages`` if given, then export."""
-        saved = state.load(self.checkpoint) if self.checkpoint.exists() else None
-        if saved:
-            load_weights(self.trained, saved["weights"])
-            self.progress = state.Progress(**saved["progress"])
-            torch.set_rng_state(saved["random"])
+        found = self.checkpoints.restore(self.trained)
+        self.progress = found or self.progress
         count = sum(p.numel() for p in self.net.parameters())
         self.journal.write("start", parameters=count, vocabulary=self.tokenizer.vocab_size)
         names = [stage.name for stage in self.config.stages]
         last = max((names.index(name) for name in stages), default=len(names) - 1)
-        for index in range(self.progress.stage, last + 1):
-            self._stage(index, saved["optimizers"] if saved else None)
-            saved = None
+        with Stop() as stop, closing(self.checkpoints):
+            for index in range(self.progress.stage, last + 1):
+                self._stage(index, stop)
+            self.checkpoints.finish()
         return self.export()
 
     def export(self) -> Path:
         """The model folder with the weights as they are."""
         net = self.net
         if self.world.size > 1:
-            state = weights(self.trained)
+            whole = weights(self.trained)
             if self.world.rank:
                 return self.model_folder
             net = AudioLanguageModel(self.net.config)
             net.generation_config = self.net.generation_config
-            net.load_state_dict({n[4:]: w for n, w in state.items() if n.startswith("net.")})
+            net.load_state_dict({n[4:]: w for n, w in whole.items() if n.startswith("net.")})
         if self.init is not None:
             save(net, self.model_folder, self.config.export_dtype)
         else:
             export(net, self.backend, self.model_folder, self.config.export_dtype)
         return self.model_folder
 
-    def _stage(self, index: int, optimizer_states: list | None) -> None:
+    def _stage(self, index: int, stop: Stop) -> None:
         config, stage, progress = self.config, self.config.stages[index], self.progress
         if progress.stage != index:
             progress.stage, progress.step = index, 0
@@ -227,8 +228,10 @@ class Run:
         for name, parameter in self.trained.named_parameters():
             parameter.requires_grad_(name in trained)
         optimizers = build_optimizers(self.parameters, self.parts[index], stage)
-        for optimizer, values in zip(optimizers, optimizer_states or [], strict=False):
-            load_optimizer(optimizer, values)
+        if progress.step:
+            self.checkpoints.restore_optimizers(self.trained, optimizers)
+        else:
+            progress.norm = 0.0
         team = self.world.team(stage)
         batches = self.batches(stage, self.sources, team)
         held_out = self._held_out(stage)
@@ -238,6 +241,7 @@ class Run:
         workers = 0 if on_cpu else (config.workers or max(1, (os.cpu_count() or 1) - 1))
         began = time.perf_counter()
         for step, made in enumerate(batches.ahead(progress.step, workers), progress.step):
+            waited = time.perf_counter() - began
             rate = rate_at(stage, step)
             for group in chain.from_iterable(o.param_groups for o in optimizers):
                 group["lr"] = rate * group["peak"]
@@ -254,26 +258,27 @@ class Run:
                 left_out[why] += count
             norm = clip([self.parameters[n] for n in sorted(trained)], stage.clip)
             finite = bool(torch.isfinite(norm))
-            if finite:
-                for optimizer in optimizers:
-                    optimizer.step()
-            for optimizer in optimizers:
-                optimizer.zero_grad(set_to_none=True)
             progress.step = step + 1
+            usable = progress.usable(float(norm), finite, stage.spike, stage.name)
+            for optimizer in optimizers:
+                if usable:
+                    optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
             spent = time.perf_counter() - began
             began += spent
             progress.seconds += spent
             seen = losses | {
                 "tokens": sum(len(batch.packed.ids) for batch in made.batches) / team.size,
                 "audio": sum(batch.seconds for batch in made.batches) / team.size,
+                "wait": waited / self.world.size,
+                "stop": float(stop.asked),
             }
             seen = summed(self.world, seen)
             losses = {name: seen[name] for name in losses}
-            counts = (seen if finite else {}) | {
-                "steps": 1, "seconds": spent, "skipped": int(not finite),
-                "tokens": seen["tokens"], "audio": seen["audio"],
+            counts = (losses if usable else {}) | {
+                "steps": 1, "seconds": spent, "skipped": int(not usable),
+                "tokens": seen["tokens"], "audio": seen["audio"], "wait": seen["wait"],
             }  # fmt: skip
-            progress.check(finite, stage.name)
             for key, value in counts.items():
                 totals[key] += value
             loss_now = sum(losses.values())
@@ -285,23 +290,27 @@ class Run:
             if config.evaluate_every and ((step + 1) % config.evaluate_every == 0 or last):
                 self._evaluate(stage, held_out)
                 began = time.perf_counter()
+            if seen["stop"]:
+                self._stopped(stage, optimizers)
             if config.save_every and (step + 1) % config.save_every == 0:
-                self._save(optimizers)
-        for _, others in self.world.gathered((team.link.rank, dict(left_out)))[1:]:
-            for why, count in others.items() if _ == 0 else ():
+                self.checkpoints.save(self.trained, optimizers, progress)
+        for place, others in self.world.gathered((team.link.rank, dict(left_out)))[1:]:
+            for why, count in others.items() if place == 0 else ():  # a team has it in common
                 left_out[why] += count
         if left_out:
             self.journal.write("left out", stage=stage.name, **left_out)
         progress.stage, progress.step = index + 1, 0
-        self._save([])
+        self.checkpoints.save(self.trained, [], progress)
         self._show(stage)
 
-    def _save(self, optimizers: Sequence[Optimizer]) -> None:
-        """The checkpoint: put together from all processes, written by the first."""
-        held = weights(self.trained), [whole(o.state_dict()) for o in optimizers]
-        if self.world.rank == 0:
-            state.save(self.checkpoint, *held, self.progress)
-        self.world.wait()
+    def _stopped(self, stage: StageConfig, optimizers: Sequence[Optimizer]) -> NoReturn:
+        """Keep what is done, and end."""
+        self.checkpoints.save(self.trained, optimizers, self.progress)
+        self.checkpoints.finish()
+        raise AfnextError(
+            f"stopped by a signal after step {self.progress.step} of {stage.name}, which is kept: "
+            "--resume goes on"
+        )
 
     def _show(self, stage: StageConfig) -> None:
         """What a stage came to, for somebody to look at."""
@@ -342,6 +351,7 @@ class Run:
             rate=rate,
             tokens_per_second=totals["tokens"] / seconds,
             audio_seconds_per_second=totals["audio"] / seconds,
+            data_wait=totals["wait"] / seconds,
             skipped=totals["skipped"],
         )
 

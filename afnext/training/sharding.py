@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
-    set_model_state_dict,
 )
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
-from torch.optim import Optimizer
 
 from afnext.model import AudioLanguageModel
 
@@ -68,15 +66,6 @@ def clip(parameters: list[nn.Parameter], limit: float) -> Tensor:
     return norm
 
 
-def whole(value: Any) -> Any:
-    """A state with its sharded tensors put together, as one process has it; every process must call it."""
-    if isinstance(value, DTensor):
-        return value.full_tensor().cpu()
-    if isinstance(value, dict):
-        return {key: whole(item) for key, item in value.items()}
-    return [whole(item) for item in value] if isinstance(value, list) else value
-
-
 def weights(trained: Trained) -> dict[str, Any]:
     """The weights of all, on the host of the first process; on one process as they are."""
     if not isinstance(trained, FSDPModule):
@@ -84,30 +73,3 @@ def weights(trained: Trained) -> dict[str, Any]:
     return get_model_state_dict(
         trained, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
     )
-
-
-def load_weights(trained: Trained, state: Mapping[str, Any]) -> None:
-    """Of the weights of all, which every process read, keep one's own."""
-    if not isinstance(trained, FSDPModule):
-        trained.load_state_dict(state)
-        return
-    set_model_state_dict(trained, dict(state), options=StateDictOptions(full_state_dict=True))
-
-
-def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
-    """The same for an optimizer: moments are sharded as their parameters are."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    placed: dict[int, dict[str, Any]] = {}
-    for index, values in state["state"].items():
-        parameter = parameters[index]
-        placed[index] = {name: _placed(value, parameter) for name, value in values.items()}
-    optimizer.load_state_dict({**state, "state": placed})
-
-
-def _placed(value: Any, parameter: Tensor) -> Any:
-    if not isinstance(parameter, DTensor) or not isinstance(value, Tensor):
-        return value
-    if value.shape != parameter.shape:
-        return value
-    value = value.to(parameter.device)
-    return distribute_tensor(value, parameter.device_mesh, parameter.placements)

@@ -1,68 +1,44 @@
-"""Checkpoints of a run: written whole or not at all, read without pickle."""
+"""Where a run stands."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import torch
-
-from afnext.errors import AfnextError, CheckpointError
+from afnext.errors import AfnextError
 
 BROKEN = 10
-"""Steps in a row with gradients that are not finite, and left out, that end a run."""
+"""Steps in a row that cannot be used, and are left out, that end a run."""
+MEMORY = 0.98  # of the mean length of gradients, a step
 
 
 @dataclass
 class Progress:
-    """Where a run stands: the stage, the next step in it, and the seconds spent so far."""
+    """The stage, the next step in it, and the seconds spent so far.
+
+    ``broken``: steps in a row that were left out; ``norm``: the mean length of the gradients of late.
+    """
 
     stage: int = 0
     step: int = 0
     seconds: float = 0.0
-    broken: int = 0  # steps in a row whose gradients were not finite
+    broken: int = 0
+    norm: float = 0.0
 
-    def check(self, finite: bool, where: str) -> None:
-        """Count a step; raises :class:`AfnextError` where too many in a row were not finite."""
-        self.broken = 0 if finite else self.broken + 1
+    def usable(self, norm: float, finite: bool, spike: float, where: str) -> bool:
+        """Whether a step's gradients, so long, are to be used: they are finite, and where ``spike`` is above
+        0 not more than that many times as long as of late.
+
+        Raises:
+            AfnextError: too many in a row were not.
+        """
+        usable = finite and not (spike and self.norm and norm > spike * self.norm)
+        if usable:
+            self.norm = MEMORY * self.norm + (1 - MEMORY) * norm if self.norm else norm
+        self.broken = 0 if usable else self.broken + 1
         if self.broken >= BROKEN:
+            what = "far longer than before" if finite else "not finite"
             raise AfnextError(
-                f"{where}: the gradients of {BROKEN} steps in a row were not finite, the last one "
+                f"{where}: the gradients of {BROKEN} steps in a row were {what}, the last one "
                 f"step {self.step}; the checkpoint is of before: try a smaller learning rate"
             )
-
-
-def save(
-    path: Path,
-    weights: Mapping[str, Any],
-    optimizers: Sequence[Mapping[str, Any]],
-    progress: Progress,
-) -> None:
-    """Write the states of modules and optimizers, torch's random state and the progress, atomically.
-
-    Raises:
-        AfnextError: the disk is full, or cannot be written to; the checkpoint before is as it was.
-    """
-    partial = path.with_suffix(".partial")
-    content = {
-        "weights": weights,
-        "optimizers": list(optimizers),
-        "random": torch.get_rng_state(),
-        "progress": vars(progress),
-    }
-    try:
-        torch.save(content, partial)
-        partial.replace(path)
-    except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError
-        partial.unlink(missing_ok=True)
-        raise AfnextError(f"cannot write {path}: {error}") from None
-
-
-def load(path: Path) -> dict[str, Any]:
-    """Read what :func:`save` wrote; only tensors and plain values are ever unpickled."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(f"cannot resume from {path}: {error}") from None
+        return usable

@@ -58,6 +58,7 @@ class World:
 
     def __init__(self, device: str) -> None:
         self.size, self.rank = int(os.environ.get("WORLD_SIZE", "1")), 0
+        self.writing: dist.ProcessGroup | None = None
         self.owns = False
         self.kind, self._given = torch.device(device).type, device
         if dist.is_initialized():
@@ -74,6 +75,8 @@ class World:
                 raise AfnextError(f"cannot join the run's other processes: {error}") from None
         self.rank = dist.get_rank()
         self.host = dist.new_group(backend="gloo", timeout=PATIENCE)
+        # Of its own: checkpoints are written by a thread, beside whatever else is said.
+        self.writing = dist.new_group(backend="gloo", timeout=PATIENCE)
         self._teams: dict[tuple[int, int], Team] = {}
 
     def close(self) -> None:

@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from afnext.audio.windows import AudioWindow
-from afnext.errors import AfnextError, CheckpointError
+from afnext.errors import AfnextError
 from afnext.model import AudioBatch, AudioLanguageModel, ModelConfig
-from afnext.training import loop, state
+from afnext.training import loop
 from afnext.training.batches import Batches
+from afnext.training.checkpoints import newest, read
 from afnext.training.config import LossWeights, ModelShape, TrainConfig
 from afnext.training.export import model_config
 from tests.training.conftest import stage
@@ -38,9 +39,9 @@ def test_a_run_from_data_to_model_folder(
         "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
     }  # fmt: skip
     net = AudioLanguageModel.from_pretrained(folder, dtype=torch.float32)
-    saved = state.load(tmp_path / "checkpoint.pt")["weights"]
+    saved = read(newest(tmp_path / "checkpoints"))
     for name, parameter in net.named_parameters():
-        assert torch.equal(parameter, saved[f"net.{name}"])
+        assert torch.equal(parameter, saved[f"weights/net.{name}"])
     with pytest.raises(AfnextError, match="resume it or choose another"):
         loop.train(recipe, tmp_path, data=shared_data)
 
@@ -161,44 +162,8 @@ def test_gradients_that_are_not_finite_are_left_out_and_end_a_run_when_they_stay
     long = dataclasses.replace(run, stages=[dataclasses.replace(run.stages[0], steps=30)])
     with pytest.raises(AfnextError, match="10 steps in a row were not finite"):
         loop.train(long, tmp_path / "b", data=shared_data)
-    saved = state.load(tmp_path / "b" / "checkpoint.pt")["weights"]
+    saved = read(newest(tmp_path / "b" / "checkpoints"))
     assert all(bool(w.isfinite().all()) for w in saved.values())
-
-
-def test_a_full_disk_leaves_the_last_checkpoint_whole(
-    recipe: TrainConfig, tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    save, saves = torch.save, []
-
-    def full(value, path):
-        saves.append(path)
-        if len(saves) == 3:
-            Path(path).write_bytes(b"half")
-            raise OSError(28, "No space left on device")
-        save(value, path)
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(AfnextError, match=r"cannot write .*No space left"):
-        loop.train(recipe, tmp_path, data=shared_data)
-    assert state.load(tmp_path / "checkpoint.pt")["progress"]["step"] == 2
-    assert not (tmp_path / "checkpoint.partial").exists()
-
-
-def test_a_damaged_checkpoint_is_refused_and_pickle_is_never_run(tmp_path: Path) -> None:
-    path = tmp_path / "checkpoint.pt"
-    path.write_bytes(b"not a checkpoint")
-    with pytest.raises(CheckpointError, match="cannot resume"):
-        state.load(path)
-    marker = tmp_path / "ran"
-
-    class Evil:
-        def __reduce__(self):
-            return (Path.touch, (marker,))
-
-    torch.save({"weights": Evil()}, path)
-    with pytest.raises(CheckpointError):
-        state.load(path)
-    assert not marker.exists()
 
 
 def test_a_chain_begins_with_a_model_folder(

@@ -18,8 +18,9 @@ from afnext.errors import AfnextError
 from afnext.hub import EMBEDDED
 from afnext.model import AudioLanguageModel
 from afnext.parallel import local_links
-from afnext.training import loop, state
+from afnext.training import loop
 from afnext.training.batches import Batch
+from afnext.training.checkpoints import newest, read
 from afnext.training.config import LossWeights, ParallelConfig, TrainConfig
 from afnext.training.loss import answer_loss, chunked_answer_loss
 from afnext.training.packing import NOT_LEARNT, PackedBatch
@@ -78,10 +79,8 @@ def test_four_processes_have_the_gradients_of_one(sources: Path, tmp_path: Path)
         assert exported.keys() == alone.keys()
         # AdamW's first steps are as long as the rate (1e-4), in a direction that rounding can turn.
         assert all((exported[n] - w).abs().max() < 1e-5 for n, w in alone.items())
-        saved = state.load(run / "checkpoint.pt")["weights"]
-        assert all(
-            torch.equal(saved[f"net.{n}"], w) for n, w in exported.items() if f"net.{n}" in saved
-        )
+        saved = read(newest(run / "checkpoints"))
+        assert all(torch.equal(saved[f"weights/net.{n}"], w) for n, w in exported.items())
     batches = [_batches(one, tmp_path)[step].batches for step in range(2)]
     silent = [[not batch.packed.paths for batch in step] for step in batches]
     assert any(any(step) and not all(step) for step in silent)
@@ -249,9 +248,11 @@ def test_a_run_goes_on_with_fewer_processes(
     config = dataclasses.replace(recipe, stages=[last], evaluate_every=0)
     whole = loop.train(config, tmp_path / "whole", data=shared_data)
     spawn(4, stopped, config, tmp_path / "spread", shared_data, "all", 2)
-    saved = state.load(tmp_path / "spread" / "checkpoint.pt")
-    assert saved["progress"]["step"] == 2
-    assert [len(o["state"]) > 0 for o in saved["optimizers"]] == [True, True]
+    saved = newest(tmp_path / "spread" / "checkpoints")
+    assert saved is not None
+    assert json.loads((saved / "progress.json").read_text())["step"] == 2
+    moments = {name.rpartition("/")[2] for name in read(saved) if name.startswith("optimizer/")}
+    assert moments == {"momentum", "exp_avg", "exp_avg_sq", "step"}
     resumed = loop.train(config, tmp_path / "spread", data=shared_data, resume=True)
     a, b = load_file(whole / "model.safetensors"), load_file(resumed / "model.safetensors")
     for name, wanted in a.items():

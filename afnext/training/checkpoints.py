@@ -1,0 +1,299 @@
+"""Checkpoints of a run: a folder each, by torch's Distributed Checkpoint. Every process writes what it has
+while training goes on, and a run goes on from one with any number of processes.
+
+``checkpoints/01-0000200`` is of before step 200 of the second stage (counted from 0). It holds tensors,
+named ``weights/..``, ``optimizer/..`` and ``random/RANK``, and ``progress.json``. A folder gets its name when
+it is whole; until then it ends in ``.partial``. Nothing in it is run when it is read: of the pickle that
+lists the tensors only the kinds of things that belong there are built.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, wait
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.optim import Optimizer
+
+from afnext.errors import AfnextError, CheckpointError
+from afnext.training.state import Progress
+from afnext.training.world import World
+
+# torch warns where there is one process and it is told so.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+
+PARTIAL = ".partial"
+PROGRESS = "progress.json"
+# Of what the list of tensors is made.
+_KNOWN = {
+    "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta",
+        "TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch": {"Size", "float64", "float32", "float16", "bfloat16", "int64", "int32", "uint8", "bool"},
+    "torch.serialization": {"_get_layout"},
+    "pathlib": {"PosixPath", "WindowsPath", "PurePosixPath", "Path"},
+}  # fmt: skip
+
+
+class Checkpoints:
+    """The checkpoints of a run.
+
+    Args:
+        folder: of them.
+        world: the processes of the run; all of them call each method.
+        keep: how many of the newest stay.
+    """
+
+    def __init__(self, folder: Path, world: World, keep: int = 2) -> None:
+        self.folder, self.world, self.keep = folder, world, keep
+        self._pending: tuple[Future, Path] | None = None
+
+    @property
+    def newest(self) -> Path | None:
+        """The folder of the last one that is whole."""
+        return newest(self.folder)
+
+    def save(self, trained: nn.Module, optimizers: Sequence[Optimizer], progress: Progress) -> None:
+        """Copy the state and begin to write it; the one before is waited for.
+
+        Raises:
+            AfnextError: the one before could not be written; those before that are as they were.
+        """
+        self.finish()
+        path = self.folder / f"{progress.stage:02}-{progress.step:07}"
+        partial = path.with_name(path.name + PARTIAL)
+        values = dict(vars(progress))
+        if self.world.rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+            self._make_room(partial)
+        self.world.wait()
+        tensors = _weights(trained) | _moments(trained, optimizers)
+        tensors[f"random/{self.world.rank}"] = torch.get_rng_state()
+        writing = dcp.async_save(
+            tensors, storage_writer=dcp.FileSystemWriter(partial), no_dist=self.world.size == 1,
+            process_group=self.world.writing,
+        )  # fmt: skip
+        assert isinstance(writing, Future)
+        if self.world.rank == 0:
+            written: Future[None] = Future()
+            writing.add_done_callback(lambda done: self._land(done, partial, path, values, written))
+            writing = written
+        self._pending = writing, path
+
+    def finish(self) -> None:
+        """Wait for what is being written.
+
+        Raises:
+            AfnextError: it could not be; the one before is as it was.
+        """
+        if self._pending is None:
+            return
+        (writing, path), self._pending = self._pending, None
+        why = ""
+        try:
+            writing.result()
+        except (Exception, dcp.CheckpointException) as error:
+            why = _why(error)
+        failed = [w for w in self.world.gathered(why) if w]
+        if failed:
+            if self.world.rank == 0:
+                shutil.rmtree(path.with_name(path.name + PARTIAL), ignore_errors=True)
+            raise AfnextError(f"cannot write {path}: {failed[0]}")
+
+    def close(self) -> None:
+        """Wait for what this process is writing, whatever becomes of it: for a run that ends with an error,
+        of which the others may not know.
+        """
+        if self._pending is not None:
+            wait([self._pending[0]])
+
+    def restore(self, trained: nn.Module) -> Progress | None:
+        """Read the weights and the random state of the newest; None where there is none.
+
+        Raises:
+            CheckpointError: it is broken, or of another network.
+        """
+        path = self.newest
+        if path is None:
+            return None
+        reader, stored = _opened(path)
+        wanted = _weights(trained)
+        there = {name for name in stored if name.startswith("weights/")}
+        if missing := sorted(wanted.keys() ^ there):
+            raise CheckpointError(
+                f"cannot resume from {path}: it is of another network ({missing[0]})"
+            )
+        for name, value in wanted.items():
+            if tuple(stored[name].size) != tuple(value.shape):
+                raise CheckpointError(
+                    f"cannot resume from {path}: it is of another network ({name} is "
+                    f"{list(stored[name].size)} there, {list(value.shape)} here)"
+                )
+        random = f"random/{self.world.rank}"
+        if random in stored:
+            wanted[random] = torch.empty(stored[random].size, dtype=torch.uint8)
+        self._read(path, reader, wanted)
+        if random in wanted:
+            torch.set_rng_state(wanted[random])
+        try:
+            return Progress(**json.loads((path / PROGRESS).read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise CheckpointError(f"cannot resume from {path}: {PROGRESS}: {error}") from None
+
+    def restore_optimizers(self, trained: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+        """Read what the newest has of optimizers over the same parameters.
+
+        Raises:
+            CheckpointError: it is broken.
+        """
+        path = self.newest
+        if path is None:
+            return
+        reader, stored = _opened(path)
+        wanted: dict[str, Tensor] = {}
+        places: list[tuple[Optimizer, nn.Parameter, str, str]] = []
+        for name, parameter, optimizer in _optimized(trained, optimizers):
+            start = f"optimizer/{name}/"
+            for full in (full for full in stored if full.startswith(start)):
+                kind = stored[full]
+                whole = tuple(kind.size) == tuple(parameter.shape) and parameter.ndim > 0
+                wanted[full] = (
+                    torch.zeros_like(parameter, dtype=kind.properties.dtype)
+                    if whole
+                    else torch.empty(kind.size, dtype=kind.properties.dtype)
+                )
+                places.append((optimizer, parameter, full, full.removeprefix(start)))
+        self._read(path, reader, wanted)
+        for optimizer, parameter, full, key in places:
+            optimizer.state[parameter][key] = wanted[full]
+
+    def _read(self, path: Path, reader: dcp.StorageReader, wanted: dict[str, Tensor]) -> None:
+        if not wanted:
+            return
+        try:
+            dcp.load(
+                dict(wanted), storage_reader=reader, no_dist=self.world.size == 1,
+                process_group=self.world.writing,
+            )  # fmt: skip
+        except (Exception, dcp.CheckpointException) as error:
+            raise CheckpointError(f"cannot resume from {path}: {_why(error)}") from None
+
+    def _land(
+        self, done: Future, partial: Path, path: Path, values: Mapping[str, Any], written: Future
+    ) -> None:
+        """What all have written gets its name; older ones go."""
+        try:
+            done.result()
+            (partial / PROGRESS).write_text(json.dumps(values))
+            shutil.rmtree(path, ignore_errors=True)
+            partial.replace(path)
+            for old in _whole(self.folder)[: -self.keep]:
+                shutil.rmtree(old, ignore_errors=True)
+        except BaseException as error:
+            written.set_exception(error)
+        else:
+            written.set_result(None)
+
+    def _make_room(self, partial: Path) -> None:
+        try:
+            partial.mkdir(parents=True)
+        except OSError as error:
+            raise AfnextError(f"cannot write {partial}: {error.strerror}") from None
+
+
+def newest(folder: Path) -> Path | None:
+    """Of the checkpoints in a folder the last one that is whole."""
+    return next(reversed(_whole(folder)), None)
+
+
+def _whole(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.glob("*-*") if not p.name.endswith(PARTIAL))
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint, whole, by name.
+
+    Raises:
+        CheckpointError: it is broken.
+    """
+    reader, stored = _opened(path)
+    found = {n: torch.empty(kind.size, dtype=kind.properties.dtype) for n, kind in stored.items()}
+    try:
+        dcp.load(dict(found), storage_reader=reader, no_dist=True)
+    except (Exception, dcp.CheckpointException) as error:
+        raise CheckpointError(f"cannot read {path}: {_why(error)}") from None
+    return found
+
+
+def _weights(trained: nn.Module) -> dict[str, Tensor]:
+    return {f"weights/{name}": value.detach() for name, value in trained.state_dict().items()}
+
+
+def _optimized(
+    trained: nn.Module, optimizers: Sequence[Optimizer]
+) -> Iterable[tuple[str, nn.Parameter, Optimizer]]:
+    names = {id(parameter): name for name, parameter in trained.named_parameters()}
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                yield names[id(parameter)], parameter, optimizer
+
+
+def _moments(trained: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:
+    """Rates are not kept: the recipe and the step give them."""
+    return {
+        f"optimizer/{name}/{key}": value
+        for name, parameter, optimizer in _optimized(trained, optimizers)
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+class _Reader(dcp.FileSystemReader):
+    """Reads the list of tensors without running what a pickle may ask for."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        with (Path(self.path) / ".metadata").open("rb") as file:
+            found = _Unpickler(file).load()
+        if not isinstance(found, Metadata):
+            raise pickle.UnpicklingError("the list of tensors is none")
+        found.storage_meta = found.storage_meta or StorageMeta()
+        found.storage_meta.load_id = self.load_id
+        return found
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if name not in _KNOWN.get(module, ()):
+            raise pickle.UnpicklingError(f"{module}.{name} does not belong in a list of tensors")
+        return super().find_class(module, name)
+
+
+def _opened(path: Path) -> tuple[_Reader, dict[str, TensorStorageMetadata]]:
+    try:
+        reader = _Reader(path)
+        listed = reader.read_metadata().state_dict_metadata
+        tensors = {n: kind for n, kind in listed.items() if isinstance(kind, TensorStorageMetadata)}
+        if other := sorted(listed.keys() - tensors.keys()):
+            raise ValueError(f"{other[0]} is no tensor")
+    except Exception as error:
+        raise CheckpointError(f"cannot resume from {path}: {error}") from None
+    return reader, tensors
+
+
+def _why(error: BaseException) -> str:
+    """What went wrong; torch wraps what each process ran into."""
+    if isinstance(error, dcp.CheckpointException):
+        (rank, (first, _)), *_ = error.failures.items()
+        return f"rank {rank}: {_why(first)}"
+    return (str(error).strip().splitlines() or [""])[0] or type(error).__name__
