@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from . import _check as check
+from .mapped_file import MappedFile
 from .pack import ALIGNMENT, LAYOUT, PackedWeight
 
 FIELDS = ("format", "n", "k", "gate_up", "activations")
@@ -90,25 +91,25 @@ def load_packed(path: str | os.PathLike[str], source: str | None = None) -> dict
     """
     path = Path(path)
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            check.require(
-                {"layout", "source", "weights"} <= set(metadata),
-                f"load_packed: {path} holds no packed weights",
-            )
-            check.require(
-                metadata["layout"] == LAYOUT,
-                f"load_packed: {path} has layout {metadata['layout']!r}, this afnext reads {LAYOUT!r}",
-            )
-            check.require(
-                source is None or metadata["source"] == source,
-                f"load_packed: {path} was packed from other weights ({metadata['source']!r}, "
-                f"not {source!r})",
-            )
-            described = json.loads(metadata["weights"])
-            return {
-                name: PackedWeight.from_bytes(file.get_tensor(name), **described[name])
-                for name in described
-            }
+        file = MappedFile(path)
+        metadata = file.metadata
+        check.require(
+            {"layout", "source", "weights"} <= set(metadata),
+            f"load_packed: {path} holds no packed weights",
+        )
+        check.require(
+            metadata["layout"] == LAYOUT,
+            f"load_packed: {path} has layout {metadata['layout']!r}, this afnext reads {LAYOUT!r}",
+        )
+        check.require(
+            source is None or metadata["source"] == source,
+            f"load_packed: {path} was packed from other weights ({metadata['source']!r}, "
+            f"not {source!r})",
+        )
+        described = json.loads(metadata["weights"])
+        return {
+            name: PackedWeight.from_bytes(data, **described[name])
+            for name, data in file.tensors(described).items()
+        }
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"load_packed: {path} is not readable ({error})") from None
