@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -101,10 +102,11 @@ def tables(folder: Path, quantization: str, scratch: Path) -> Iterator[Table | F
     """One format's figures; ``scratch`` is an empty folder for what is written."""
     parameters = sum(p.stat().st_size for p in folder.glob("*.safetensors")) / 2e9
     name = f"{quantization}, {parameters:.2f} billion parameters"
-    converted = scratch / "converted"
-    with patch.dict(os.environ, {"AFNEXT_CACHE": str(scratch / "cache")}):
+    converted, cache = scratch / "converted", scratch / "cache"
+    with patch.dict(os.environ, {"AFNEXT_CACHE": str(cache)}):
         loads = {"quantised while it is read": measure(folder, quantization)}
         loads["the next time"] = measure(folder, quantization)
+        shutil.rmtree(cache, ignore_errors=True)  # the disk need not hold both
         conversion = in_fresh_process(_convert, folder, converted, quantization)
         loads["converted"] = measure(converted, None)
         evict(scratch)
