@@ -55,7 +55,8 @@ def convert(
         told: of what is done, and its share.
 
     Returns:
-        ``out``; in the layout that transformers reads where there is no ``quantization``.
+        ``out``; in the layout that transformers reads where there is no ``quantization``. Where there is, and
+        the model is large, its weights are also in afnext's cache as this machine's kernels read them.
 
     Raises:
         CheckpointError: the model cannot be read, or ``out`` is in use.
@@ -83,13 +84,31 @@ def convert(
         if kept_in(net):
             raise CheckpointError(f"{source}: is quantised already; convert the model it came from")
         heard = _conversations(source, calibrate, told) if calibrate else ()
-        quantize_network(net, quantization, heard, lambda share: told("rounding", share))
+        quantize_network(
+            net, quantization, heard, lambda share: told("rounding", share), integers_alone=True
+        )
     net.save_pretrained(target)
     mark_variant(target, detect_variant(source, read_json(source / "config.json")).name)
     for name in COMPANIONS:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
+    if quantization is not None:
+        del net
+        _keep_packed(target, quantization)
     return target
+
+
+def _keep_packed(folder: Path, quantization: str) -> None:
+    """Have the weights as this machine's kernels read them, so that the first load maps them, too."""
+    from .engine.packed import PackedModel
+    from .engine.packed_cache import PackedCache, cache_root
+    from .model import AudioLanguageModel
+
+    if (root := cache_root()) is None:
+        return
+    net = AudioLanguageModel.from_pretrained(folder, integers_alone=True)
+    dtype, files = net.language_model.lm_head.weight.dtype, sorted(folder.glob("*.safetensors"))
+    PackedModel(net, quantization, PackedCache(files, quantization, dtype, root))
 
 
 def _conversations(

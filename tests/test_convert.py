@@ -11,7 +11,9 @@ import soundfile
 import torch
 
 import afnext
+from afnext import ops
 from afnext.convert import convert
+from afnext.engine import packed_cache
 from afnext.engine.calibrate import calibrated
 from afnext.engine.quantize_network import quantize_network
 from afnext.hub import find_model
@@ -36,6 +38,32 @@ def test_it_answers_as_one_quantised_at_load(
         afnext.load(out, quantization=other)
     with pytest.raises(afnext.CheckpointError, match="quantised already"):
         convert(out, tmp_path / "again", quantization="int8")
+
+
+def test_the_first_load_finds_it_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("AFNEXT_CACHE", str(cache))
+    monkeypatch.setattr(packed_cache.PackedCache.__init__, "__defaults__", (0,))
+    out = convert("nano", tmp_path / "small", quantization="int4")
+    [file] = (cache / "packed").iterdir()
+    ops.save_packed(file, _marked(file), packed_cache.identity(sorted(out.glob("*.safetensors"))))
+    model = afnext.load(out)
+    hidden = torch.ones(1, model.net.config.text.hidden_size, dtype=model.engine.runner.dtype)
+    with torch.inference_mode():  # what lies there is used
+        assert (model.engine.runner._packed.logits(hidden) == 0).all()
+    assert [p.name for p in (cache / "packed").iterdir()] == [file.name]
+    monkeypatch.setenv("AFNEXT_CACHE", "")
+    convert("nano", tmp_path / "alone", quantization="int4")
+
+
+def _marked(file: Path) -> dict[str, ops.PackedWeight]:
+    """The packed weights of a file, with a head of nothing but zeros."""
+    weights = ops.load_packed(file)
+    head = weights["head"]
+    weights["head"] = ops.pack(
+        torch.zeros(head.n, head.k), head.format, activations=head.activations
+    )
+    return weights
 
 
 @pytest.mark.slow

@@ -21,10 +21,13 @@ def quantize_network(
     quantization: str,
     embeddings: Sequence[Tensor] = (),
     told: Callable[[float], None] = lambda share: None,
+    *,
+    integers_alone: bool = False,
 ) -> None:
     """Let every linear layer of ``net`` carry its integers; their values become those of the integers.
 
-    Convolutions, embeddings and norms stay as they are.
+    Convolutions, embeddings and norms stay as they are. Weights that lie in a mapped file are read one after
+    another, and take no memory.
 
     Args:
         net: on a CPU.
@@ -32,6 +35,8 @@ def quantize_network(
         embeddings: for int4, of whole conversations, each ``[T, hidden]``: the decoder's layers are then
             rounded for them; see ``calibrated``. By default each weight goes to the nearest value.
         told: the share of the calibration that is done.
+        integers_alone: the layers' own weights have no values then; a model that is only to be saved needs
+            none. Else they take as much memory as those of the whole model.
 
     Raises:
         ValueError: no such quantization, or one that is not calibrated.
@@ -52,7 +57,11 @@ def quantize_network(
         if module is net.language_model.lm_head:
             format = head
         weight = done.get(f"{name}.weight") or ops.quantize(module.weight, format)
-        # The head may be the embeddings, which are not rounded.
-        if module is not net.language_model.lm_head:
-            module.weight.data = weight.dequantize(module.weight.dtype)
+        embedding = net.language_model.model.embed_tokens.weight
+        if module.weight is not embedding:  # which is not rounded
+            if integers_alone:
+                empty = torch.empty_like(module.weight, device="meta")
+                module.weight = nn.Parameter(empty, requires_grad=False)
+            elif module is not net.language_model.lm_head:
+                module.weight.data = weight.dequantize(module.weight.dtype)
         keep(module.weight, weight)

@@ -1,6 +1,6 @@
 """Model folders in transformers' layout: reading, checking and writing safetensors.
 
-Everything is checked against the headers before a weight is read. Files are memory-mapped, and a weight
+Everything is checked against the headers before a weight is read. Files are memory-mapped, and a large weight
 whose dtype and device already fit is used where it lies in the mapping.
 """
 
@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from afnext.errors import CheckpointError
+from afnext.ops.mapped_file import MappedFile
 from afnext.ops.quantize import QuantizedWeight
 
 from . import quantized
@@ -194,10 +195,10 @@ class Weights:
         out = {}
         for file, members in by_file.items():
             try:
-                with safe_open(file, framework="pt", device="cpu") as reader:
-                    for name in members:
-                        tensor = reader.get_tensor(self.tensors[name].name)
-                        out[name] = tensor.to(device=device, dtype=dtype)
+                stored = MappedFile(file).tensors(self.tensors[name].name for name in members)
+                for name in members:
+                    tensor = stored[self.tensors[name].name]
+                    out[name] = tensor.to(device=device, dtype=dtype)
             except (SafetensorError, OSError, RuntimeError) as error:
                 raise CheckpointError(f"{file}: cannot be read ({error})") from None
         return out

@@ -14,6 +14,7 @@ from ._compiled import compiled
 from .quantize import QuantizedWeight, quantize
 from .reference_quantized import FORMATS
 
+ALIGNMENT = 64  # of a packing's first byte
 LAYOUT = "panels32-v1"
 CUDA_LAYOUT = "mma-v2"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -72,15 +73,18 @@ class PackedWeight:
         gate_up: bool = False,
         activations: str | None = None,
     ) -> PackedWeight:
-        """A packing from a copy of its bytes, wherever they lie.
+        """A packing from its bytes: where they lie, or a copy where they are not aligned there.
 
         Raises:
             ValueError: where they are not as many as the format and shape take.
         """
-        kept = torch.empty(compiled.packed_bytes(format, n, k, gate_up, False), dtype=torch.uint8)
-        compiled.expect_huge_pages(kept)
-        check.typed("PackedWeight", "data", data, torch.uint8, tuple(kept.shape))
-        return cls(kept.copy_(data), format, n, k, gate_up, activations)
+        size = compiled.packed_bytes(format, n, k, gate_up, False)
+        check.typed("PackedWeight", "data", data, torch.uint8, (size,))
+        if data.data_ptr() % ALIGNMENT or not data.is_contiguous():
+            kept = torch.empty(size, dtype=torch.uint8)
+            compiled.expect_huge_pages(kept)
+            data = kept.copy_(data)
+        return cls(data, format, n, k, gate_up, activations)
 
     @property
     def nbytes(self) -> int:

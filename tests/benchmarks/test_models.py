@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +17,13 @@ from afnext import ops
 from afnext.engine.packed import FORMATS, PackedEncoder, Packing
 from afnext.hub import find_model
 from afnext.model import AudioLanguageModel
-from benchmarks import decoder, encoder, engine, memory, quantization, timing
-from benchmarks.models import llama_cpp
+from benchmarks import decoder, encoder, engine, loading, quantization, timing
+from benchmarks.models import folder, llama_cpp
 from benchmarks.models.released import AUDIO, NO_AUDIO, TEXT, geometry, random_model, slice_of
 from benchmarks.models.torch_quantized import Int4Linear, Int8Linear
 from benchmarks.models.transformers_qwen2 import Qwen2, qwen2
+from benchmarks.process import Peak, anonymous
+from benchmarks.results import Table
 
 SMALL = replace(
     TEXT, vocab_size=1633, hidden_size=256, intermediate_size=512, num_hidden_layers=3,
@@ -129,19 +132,31 @@ def test_encoders_agree_and_operations_are_those_that_torch_counts(seconds: int)
 
 
 @pytest.mark.slow
-def test_transformers_loads_the_folder_that_memory_writes(
+def test_transformers_loads_the_folder_that_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "SHARD_BYTES", 1_000_000)
-    memory.write_folder(tmp_path, geometry(SMALL, SMALL_AUDIO))
+    monkeypatch.setattr(folder, "SHARD_BYTES", 1_000_000)
+    folder.write_folder(tmp_path, geometry(SMALL, SMALL_AUDIO))
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
     _, found = MusicFlamingoForConditionalGeneration.from_pretrained(
         tmp_path, output_loading_info=True
     )
     assert not found["missing_keys"]
     assert not found["unexpected_keys"]
-    measured = memory.measure(tmp_path, "int4")
-    assert measured["anonymous_peak_bytes"] >= measured["anonymous_before_bytes"]
-    assert measured["tokens_per_second"] > 0
+
+
+@pytest.mark.slow
+def test_loading_tells_time_and_memory(tmp_path: Path) -> None:
+    weights, scratch = tmp_path / "weights", tmp_path / "scratch"
+    folder.write_folder(weights, geometry(SMALL, SMALL_AUDIO))
+    scratch.mkdir()
+    told = list(loading.tables(weights, "int4", scratch))
+    loads, once = (t for t in told if isinstance(t, Table))
+    assert len(loads.rows) == 4
+    for row in (*loads.rows.values(), *once.rows.values()):
+        assert 0 < row["then, GiB"] < row["anonymous at peak, GiB"] + 0.02
+        assert row["seconds"] > 0
+    assert (scratch / "converted/config.json").exists()
 
 
 def test_a_long_call_is_warmed_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,10 +168,10 @@ def test_a_long_call_is_warmed_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_peak_that_is_gone_again_is_seen() -> None:
-    before = memory.anonymous()
-    with memory.Peak() as peak:
+    before = anonymous()
+    with Peak() as peak:
         block = torch.ones(1 << 25)
-        memory.time.sleep(0.05)
+        time.sleep(0.05)
         del block
     assert 120 << 20 < peak.bytes - before < 160 << 20
 

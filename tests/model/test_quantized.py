@@ -35,6 +35,22 @@ def folder(quantization: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def test_integers_alone_are_saved_as_with_values(
+    folder: Path, quantization: str, tmp_path: Path
+) -> None:
+    net = AudioLanguageModel.from_pretrained(find_model("nano"))
+    quantize_network(net, quantization, integers_alone=True)
+    tied = net.language_model.lm_head.weight is net.language_model.model.embed_tokens.weight
+    weights = {n: m.weight for n, m in net.named_modules() if isinstance(m, torch.nn.Linear)}
+    assert all(
+        w.is_meta for n, w in weights.items() if not (tied and n == "language_model.lm_head")
+    )
+    net.save_pretrained(tmp_path / "out")
+    found, wanted = (load_file(d / "model.safetensors") for d in (tmp_path / "out", folder))
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(t, wanted[n]) for n, t in found.items())
+
+
 def packed(net: AudioLanguageModel, quantization: str) -> dict[str, torch.Tensor]:
     """The bytes of every packed weight."""
     found: dict[str, torch.Tensor] = {}

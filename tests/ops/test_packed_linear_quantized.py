@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import nullcontext
 from itertools import product
@@ -273,7 +274,7 @@ def test_files(tmp_path: Path) -> None:
     named = {
         "a": ops.pack(ops.quantize(plain, "int4-g32", zero_points=True), gate_up=True),
         "b": ops.pack(plain, "int8", activations="int8"),
-        "c": ops.pack(plain, "float32"),
+        "c": ops.pack(torch.randn(34, 1000), "float32"),
     }
     ops.save_packed(path, named, source)
     again = ops.load_packed(path, source)
@@ -281,10 +282,20 @@ def test_files(tmp_path: Path) -> None:
     for name, packed in named.items():
         assert torch.equal(again[name].data, packed.data)
         assert again[name].kernel == packed.kernel
-        assert (again[name].n, again[name].k, again[name].gate_up) == (34, 70, packed.gate_up)
+        assert (again[name].n, again[name].k) == (34, packed.k)
+        assert again[name].gate_up == packed.gate_up
     x = torch.randn(3, 70)
     assert torch.equal(ops.linear(x, again["b"]), ops.linear(x, named["b"]))
     assert [p.name for p in tmp_path.iterdir()] == [path.name]  # nothing is left beside it
+
+    # A large one is not copied: a change of the file is seen.
+    assert all(w.data.data_ptr() % 64 == 0 for w in again.values())
+    data = path.read_bytes()
+    with path.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([data[-1] ^ 255]))
+    assert int(again["c"].data[-1]) == data[-1] ^ 255
+    path.write_bytes(data)
 
     with pytest.raises(ValueError, match="packed from other weights"):
         ops.load_packed(path, ops.fingerprint(plain + 1))
@@ -308,6 +319,14 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match="PackedWeight: data must be"):
         ops.load_packed(path)
+    packed = ops.pack(torch.randn(34, 70), "int8")
+    described = short.replace('"n": 4, "k": 8', '"n": 34, "k": 70')
+    for pad in ("", " " * 8):  # bytes that lie as they come: copied where they are not aligned
+        said = meta | {"layout": ops.PackedWeight.layout, "weights": described, "pad": pad}
+        save_file({"a": packed.data}, path, said)
+        found = ops.load_packed(path)["a"].data
+        assert torch.equal(found, packed.data)
+        assert found.data_ptr() % 64 == 0
     path.write_bytes(b"not safetensors")
     with pytest.raises(ValueError, match="is not readable"):
         ops.load_packed(path)
