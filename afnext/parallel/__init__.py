@@ -2,6 +2,7 @@
 
 from .attention import SharedAttention, attention
 from .bands import Mask
+from .cost import Machine, Shape, choose, cost
 from .exchange import RowExchange
 from .link import Alone, GroupLink, Link, world_link
 from .local import LocalLink, local_links, run_local
@@ -13,11 +14,15 @@ __all__ = [
     "Layout",
     "Link",
     "LocalLink",
+    "Machine",
     "Mask",
     "RowExchange",
     "SequencePlan",
+    "Shape",
     "SharedAttention",
     "attention",
+    "choose",
+    "cost",
     "local_links",
     "run_local",
     "world_link",

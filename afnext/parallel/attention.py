@@ -21,7 +21,7 @@ from afnext.ops.attention import BACKWARD, OP, window_bounds
 
 from .bands import Call, Mask
 from .heads import Blocks, HeadPlan, Piece, head_plan
-from .link import Link, Work, world_link
+from .link import Done, Link, Work, world_link
 from .plan import SequencePlan
 
 
@@ -64,7 +64,7 @@ def attention(
     softmax_scale: float | None = None,
     link: Link | None = None,
     grad_dtype: torch.dtype = torch.float32,
-    pieces: int = 2,
+    pieces: int = 4,
     overlap: bool = True,
 ) -> Tensor:
     """Attention over the whole of ``plan``'s row, of which each rank holds its own tokens. Differentiable in
@@ -163,6 +163,9 @@ def _to_heads(
     ulysses_rank = how.link.rank % how.plan.ulysses
     count, lengths = blocks.counts[ulysses_rank], how.lengths
     packed = ops.all_to_all_pack(x.detach(), blocks.offsets, blocks.heads)
+    if how.plan.ulysses == 1:  # nobody else has any of it
+        alone = packed.view(len(x), count, x.shape[2])
+        return alone if out is None else out.copy_(alone), Done()
     if out is None:
         out = x.new_empty(sum(lengths), count, x.shape[2])
     work = how.link.all_to_all(
@@ -175,6 +178,9 @@ def _to_heads(
 def _home(x: Tensor, blocks: Blocks, into: Tensor, tokens: int, how: _How) -> Work:
     """Send the heads ``x [T of the ring rank, own heads, D]`` home; into ``[tokens * all heads, D]``."""
     count, lengths = x.shape[1], how.lengths
+    if how.plan.ulysses == 1:
+        into.copy_(x.reshape(into.shape))
+        return Done()
     work = how.link.all_to_all(
         into, x.reshape(-1, x.shape[2]),
         [tokens * n for n in blocks.counts], [n * count for n in lengths],
@@ -342,39 +348,51 @@ def _backward(
     grads: Sequence[tuple[Tensor, Work]],
     how: _How,
 ) -> tuple[Tensor, Tensor]:
-    """dq ``[T, Hq, D]`` at home, and dkv ``[2, T of the ring rank, own key heads, D]`` in ``grad_dtype``."""
+    """dq ``[T, Hq, D]`` at home, and dkv ``[2, T of the ring rank, own key heads, D]`` in ``grad_dtype``.
+
+    This rank's own keys are taken in two parts, half of the heads first and half last: the first covers the
+    keys that come in, the last the gradients that come home.
+    """
     rank, plan = how.link.rank, how.plan
     pieces = how.heads.own(rank % plan.ulysses)
     steps = plan.steps(rank // plan.ulysses, how.mask)
     home = _Homecoming(kv, plan.lengths[rank], how)
     sums = [torch.zeros_like(q, dtype=torch.float32) for q in queries]
+
+    def add(step: int, which: range, keys: Tensor, into: Tensor) -> None:
+        for i in which:
+            grads[i][1].wait()
+            part = (queries[i], keys, outs[i], lses[i], grads[i][0], pieces[i])
+            for call in steps[step] if pieces[i].queries else ():
+                _attend_backward(*part, call, how, sums[i], into)
+            if step == (0 if i in last else plan.ring - 1):
+                home.send(i, sums[i].to(kv.dtype))
+
+    count = len(pieces)
+    first = range((count + 1) // 2 if plan.ring > 1 else 0)
+    last, every = range(len(first), count), range(count)
     ring = _Ring(kv, how)
+    ring.begin()
+    own = torch.zeros_like(kv, dtype=torch.float32)
+    add(0, first, kv, own)
     follows: Work = _All(())
-    carried: Tensor | None = None  # gradients of these keys from the ranks where they have been
-    for step, calls in enumerate(steps):
+    carried: Tensor | None = None  # gradients of the keys that are here, from where they have been
+    for step in range(1, plan.ring):
+        ring.end()
         keys = ring.begin()
         here = torch.zeros_like(keys, dtype=torch.float32)
-        for i, (piece, q, out, lse, (grad, came), dq) in enumerate(
-            zip(pieces, queries, outs, lses, grads, sums, strict=True)
-        ):
-            if step == 0:
-                came.wait()
-            for call in calls if piece.queries else ():
-                _attend_backward(q, keys, out, lse, grad, piece, call, how, dq, here)
-            if step == plan.ring - 1:
-                home.send(i, dq.to(kv.dtype))
+        add(step, every, keys, here)
         if carried is not None:
             follows.wait()
             here += carried
-        if plan.ring > 1:
-            away = here.to(how.grad_dtype)
-            carried = away.new_empty(2, ring.length(step + 1), *kv.shape[2:])
-            follows = how.begun(how.link.shift([carried], [away]))
-        ring.end()
-    if carried is None:
-        return home.arrived(), here.to(how.grad_dtype)
-    follows.wait()
-    return home.arrived(), carried
+        away = here.to(how.grad_dtype)
+        carried = away.new_empty(2, ring.length(step + 1), *kv.shape[2:])
+        follows = how.begun(how.link.shift([carried], [away]))
+    add(0, last, kv, own)
+    if carried is not None:
+        follows.wait()
+        own += carried
+    return home.arrived(), own.to(how.grad_dtype)
 
 
 def _attend_backward(

@@ -21,7 +21,8 @@ class Work(Protocol):
     """A message under way."""
 
     def wait(self) -> None:
-        """Until it has arrived: on CUDA the current stream waits, the host does not."""
+        """Until it has arrived: on CUDA the current stream waits, the host does not. At once if it has been
+        waited for."""
 
 
 class Link(Protocol):
@@ -66,6 +67,7 @@ class GroupWork:
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise AfnextError(f"{self.what} did not come to an end: {reason}") from error
+        self.requests = ()
 
 
 class GroupLink:

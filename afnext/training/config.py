@@ -75,17 +75,21 @@ class ModelShape:
 @dataclass(frozen=True)
 class ParallelConfig:
     """How processes share each sequence of a stage: ``ulysses`` neighbours share its heads, ``ring`` groups
-    of them its keys, tokens lie as ``layout`` says, see :class:`afnext.parallel.SequencePlan`. A run of one
-    process has sequences whole.
+    of them its keys, tokens lie as ``layout`` says, see :class:`afnext.parallel.SequencePlan`. With ``ranks``
+    instead, so many share it, in the degrees that :func:`afnext.parallel.choose` finds. A run of one process
+    has sequences whole.
     """
 
     ulysses: int = 1
     ring: int = 1
     layout: Literal["contiguous", "zigzag", "striped"] = "zigzag"
+    ranks: int = 0
 
     def __post_init__(self) -> None:
-        if self.ulysses < 1 or self.ring < 1:
-            raise AfnextError("parallel: ulysses and ring must be at least 1")
+        if self.ulysses < 1 or self.ring < 1 or self.ranks < 0:
+            raise AfnextError("parallel: ulysses and ring must be at least 1, ranks at least 0")
+        if self.ranks and (self.ulysses, self.ring) != (1, 1):
+            raise AfnextError("parallel: give ranks, or ulysses and ring, not both")
 
 
 @dataclass(frozen=True)

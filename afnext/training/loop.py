@@ -155,7 +155,7 @@ class Run:
         self.parameters = {n: p for n, p in self.trained.named_parameters() if CONSTANT not in n}
         self.parts = [self._parts(stage) for stage in config.stages]
         for stage in config.stages:
-            self.world.team(stage)
+            self.world.team(stage, self.net.config.text)
             self.batches(stage, sources)  # a mixture that cannot be drawn from ends the run here
         self.progress = state.Progress()
 
@@ -232,7 +232,7 @@ class Run:
             self.checkpoints.restore_optimizers(self.trained, optimizers)
         else:
             progress.norm = 0.0
-        team = self.world.team(stage)
+        team = self.world.team(stage, self.net.config.text)
         batches = self.batches(stage, self.sources, team)
         held_out = self._held_out(stage)
         totals: dict[str, float] = defaultdict(float)

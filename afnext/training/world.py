@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from afnext.errors import AfnextError
-from afnext.parallel import Alone, GroupLink, Link
+from afnext.model.config import TextConfig
+from afnext.parallel import Alone, GroupLink, Link, Shape, choose
 from afnext.training.config import StageConfig, TrainConfig
 
 PATIENCE = timedelta(days=1)
@@ -139,15 +140,27 @@ class World:
         names = ("replicate", "shard")
         return init_device_mesh(self.kind, (replicate, shards), mesh_dim_names=names)
 
-    def team(self, stage: StageConfig) -> Team:
-        """Those who share sequences in a stage; one process has them whole, whatever the stage says.
+    def team(self, stage: StageConfig, text: TextConfig) -> Team:
+        """Those who share sequences of a decoder ``text`` in a stage; one process has them whole, whatever
+        the stage says.
 
         Raises:
-            AfnextError: the processes, or the step's batches, cannot be shared out evenly.
+            AfnextError: the processes, or the step's batches, cannot be shared out evenly, or there are more
+                Ulysses ranks than heads.
         """
         if self.size == 1:
             return Team()
         ulysses, ring = stage.parallel.ulysses, stage.parallel.ring
+        heads = text.num_attention_heads
+        if stage.parallel.ranks:
+            keys, dim = text.num_key_value_heads, text.head_dim
+            ulysses, ring = choose(
+                Shape(stage.batch_tokens, heads, keys, dim), stage.parallel.ranks
+            )
+        if ulysses > heads:
+            raise AfnextError(
+                f"{stage.name}: ulysses {ulysses} is more than the {heads} query heads"
+            )
         together = ulysses * ring
         if self.size % together:
             raise AfnextError(

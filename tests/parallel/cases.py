@@ -96,3 +96,25 @@ def errors_in_group(cases: Sequence[Case]) -> list[list[float]]:
         wanted = [case.plan().shard(x, rank) for x in whole(case)]
         found.append([error(a, b) for a, b in zip(of_rank(case, None, rank), wanted, strict=True)])
     return found
+
+
+def stalled() -> str:
+    """What the first of two processes says when the other has other things to do."""
+    import time
+
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+
+    from afnext.errors import AfnextError
+    from afnext.parallel import GroupLink
+
+    mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("ring", "ulysses"))
+    link = GroupLink(mesh, timeout=0.5)
+    if dist.get_rank():
+        time.sleep(2)
+        return ""
+    try:
+        of_rank(Case(1, 2), link, 0)
+    except AfnextError as error:
+        return str(error)
+    return "nothing"

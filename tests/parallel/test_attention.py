@@ -11,7 +11,7 @@ from torch import Tensor
 from afnext import ops
 from afnext.errors import AfnextError
 from afnext.parallel import SequencePlan, attention, local_links, run_local
-from tests.parallel.cases import NAMES, Case, error, errors_in_group, of_rank, whole
+from tests.parallel.cases import NAMES, Case, error, errors_in_group, of_rank, stalled, whole
 from tests.parallel.processes import spawn
 
 LAYOUTS = ("contiguous", "zigzag", "striped")
@@ -161,6 +161,12 @@ def test_a_message_that_does_not_come_names_the_ranks() -> None:
     case, links = Case(1, 2), local_links(1, 2, timeout=0.3)
     with pytest.raises(AfnextError, match=r"rank 0: waiting for rank 1: nothing came in 0 s"):
         of_rank(case, links[0], 0)
+
+
+@pytest.mark.slow
+def test_a_process_that_stalls_is_named() -> None:
+    said = spawn(2, stalled)
+    assert "rank 0: the ring's message from rank 1 or to rank 1 did not come to an end" in said[0]
 
 
 def test_a_rank_that_fails_ends_the_others() -> None:

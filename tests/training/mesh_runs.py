@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
+from torch.distributed.tensor import DTensor
 
 from afnext.hub import EMBEDDED
 from afnext.training import loop
@@ -99,7 +100,7 @@ def recipe(
 def gradients(run: loop.Run) -> dict[str, torch.Tensor]:
     """Of all parameters, whole, on every process."""
     found = {n: p.grad for n, p in run.parameters.items() if p.grad is not None}
-    return {n: loop.whole(g).clone() for n, g in found.items()}
+    return {n: (g.full_tensor() if isinstance(g, DTensor) else g).clone() for n, g in found.items()}
 
 
 def recorded(config: TrainConfig, out: Path, reference: Path | None = None) -> list[dict]:

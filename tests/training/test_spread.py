@@ -217,6 +217,10 @@ def test_what_cannot_be_shared_out_is_said(sources: Path, tmp_path: Path) -> Non
         "all: ulysses 3 x ring 1 takes 3 processes for each sequence, which 4 cannot": staged(
             parallel=ParallelConfig(ulysses=3)
         ),
+        "all: ulysses 8 is more than the 4 query heads": staged(parallel=ParallelConfig(ulysses=8)),
+        "takes 3 processes for each sequence, which 4 cannot": staged(
+            parallel=ParallelConfig(ranks=3)
+        ),
         "all: 6 batches a step (accumulate) cannot be shared out to 4 groups": staged(accumulate=6),
         "replicate: 3 copies cannot be shared out among 4 processes": dataclasses.replace(
             good, replicate=3
@@ -228,6 +232,8 @@ def test_what_cannot_be_shared_out_is_said(sources: Path, tmp_path: Path) -> Non
         assert answers[-1] == "rank 2 has another recipe than rank 0"
     with pytest.raises(AfnextError, match="ulysses and ring must be at least 1"):
         ParallelConfig(ring=0)
+    with pytest.raises(AfnextError, match="give ranks, or ulysses and ring, not both"):
+        ParallelConfig(ring=2, ranks=4)
 
 
 def test_one_process_has_sequences_whole(sources: Path, tmp_path: Path) -> None:
