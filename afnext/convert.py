@@ -100,8 +100,9 @@ def convert(
 
 def _keep_packed(folder: Path, quantization: str) -> None:
     """Have the weights as this machine's kernels read them, so that the first load maps them, too."""
+    from .cache import cache_root
     from .engine.packed import PackedModel
-    from .engine.packed_cache import PackedCache, cache_root
+    from .engine.packed_cache import PackedCache
     from .model import AudioLanguageModel
 
     if (root := cache_root()) is None:
