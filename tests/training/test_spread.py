@@ -267,6 +267,15 @@ def test_a_run_goes_on_with_fewer_processes(
 
 
 @pytest.mark.sweep
+def test_bfloat16_is_as_far_off_as_bfloat16_is(sources: Path, tmp_path: Path) -> None:
+    """Under autocast, in two steps: rounding to 8 bits in another order is 1 % of a gradient and more."""
+    rounded = {"bf16": True}
+    one = dataclasses.replace(mesh_recipe(sources, steps=2, **SMALL), **rounded)
+    mesh = dataclasses.replace(mesh_recipe(sources, steps=2, **SMALL, **MESHES["SP 4"]), **rounded)
+    check({"SP 4": mesh}, one, tmp_path, 0.05, 0.3, 0.02)
+
+
+@pytest.mark.sweep
 def test_the_command_under_torchrun(sources: Path, tmp_path: Path) -> None:
     stage = {
         "name": "a", "steps": 2, "train": {"net": 1e-4}, "mixture": {"heard": 1.0},
