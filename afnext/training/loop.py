@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
@@ -20,6 +21,7 @@ from torch.optim import Optimizer
 
 from afnext.chat import ChatTemplate
 from afnext.chat import Tokenizer as ChatTokenizer
+from afnext.chat.variants import detect_variant, mark_variant
 from afnext.errors import AfnextError
 from afnext.hub import find_model
 from afnext.model import AudioLanguageModel, ModelConfig
@@ -214,6 +216,8 @@ class Run:
             net.load_state_dict({n[4:]: w for n, w in whole.items() if n.startswith("net.")})
         if self.init is not None:
             save(net, self.model_folder, self.config.export_dtype)
+            config = json.loads((self.init / "config.json").read_text())
+            mark_variant(self.model_folder, detect_variant(self.init, config).name)
         else:
             export(net, self.backend, self.model_folder, self.config.export_dtype)
         return self.model_folder

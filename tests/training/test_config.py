@@ -34,7 +34,7 @@ stages:
 """
 
 
-@pytest.mark.parametrize("name", ["7b", "nano", "nano-gpu"])
+@pytest.mark.parametrize("name", ["7b", "nano", "nano-gpu", "nano-more"])
 def test_the_shipped_recipes_train_what_the_paper_trains(name: str) -> None:
     recipe = load_recipe(RECIPES / name)
     with torch.device("meta"):
@@ -51,7 +51,8 @@ def test_the_shipped_recipes_train_what_the_paper_trains(name: str) -> None:
         assert set(mixture_of(stage, recipe.stages)) <= {
             *recipe.sources, *(recipe.synthesis.sets if recipe.synthesis else ())
         }  # fmt: skip
-    assert [s.name for s in recipe.stages if s.name in PAPER] == list(PAPER)
+    if name != "nano-more":  # which goes on with what the others leave
+        assert [s.name for s in recipe.stages if s.name in PAPER] == list(PAPER)
 
 
 def test_the_recipes_at_the_published_figures_have_its_limits() -> None:
