@@ -25,7 +25,8 @@ from afnext.audio.windows import SAMPLE_RATE
 from afnext.errors import AfnextError, AudioError
 from afnext.training import conversations
 from afnext.training.conversations import Conversation, RecordError, Skipped, Sound, Turn
-from afnext.training.index import NAME, SCHEMA, write_index
+from afnext.training.entries import INDEX
+from afnext.training.index import SCHEMA, write_index
 from afnext.training.shards import ENCODINGS, Recording, write_shard
 
 SHARD_SECONDS = 8 * 3600.0  # of audio: FLAC is then about 0.5 GB, Opus 0.1 GB
@@ -85,7 +86,7 @@ def archive(
     if not shard_seconds > 0:
         raise ValueError(f"archive: shard_seconds must be above 0, got {shard_seconds!r}")
     folder = Path(folder)
-    if (folder / NAME).exists():
+    if (folder / INDEX).exists():
         raise AfnextError(f"{folder} holds a training set: give another folder, or remove it")
     try:
         folder.mkdir(parents=True, exist_ok=True)

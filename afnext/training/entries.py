@@ -8,6 +8,8 @@ from dataclasses import dataclass
 AUDIO_TOKENS = 25.0  # a second
 CHARACTERS = 3.0  # of text in a token, about: budgets need no more
 OVERHEAD = 12  # tokens of a turn's frame
+INDEX = "index.arrow"
+"""The file of a folder that lists its entries (:mod:`afnext.training.index`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,3 +41,11 @@ class Entry:
         """About how many tokens the recording and some of its records take, packed."""
         text = sum(self.characters[i] / CHARACTERS + OVERHEAD for i in chosen)
         return round(per_second * self.seconds + text)
+
+
+class Entries(list[Entry]):
+    """Those of files that were read."""
+
+    def up_to(self, seconds: float) -> Entries:
+        """The entries with at most so much audio."""
+        return Entries(entry for entry in self if entry.seconds <= seconds)

@@ -16,14 +16,17 @@ from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from afnext.errors import AfnextError
-from afnext.training.entries import Entry, Place
+from afnext.training.entries import INDEX, Entry, Place
+
+try:
+    import pyarrow as pa
+except ImportError:
+    raise AfnextError("an index needs pyarrow: pip install 'afnext[train]'") from None
 
 FORMAT = b"1"
-NAME = "index.arrow"
 SCHEMA = pa.schema(
     [
         ("key", pa.large_string()),
@@ -53,7 +56,7 @@ def write_index(
     Raises:
         AfnextError: the disk is full, say.
     """
-    path = Path(folder) / NAME
+    path = Path(folder) / INDEX
     part = path.with_suffix(".arrow.part")
     names = {b"format": FORMAT, b"shards": "\n".join(shards).encode()}
     schema = SCHEMA.with_metadata(names | {b"sources": "\n".join(sources).encode()})
@@ -85,7 +88,7 @@ class Index(Sequence[Entry]):
     """
 
     def __init__(self, path: str | Path) -> None:
-        path = Path(path) / NAME if Path(path).is_dir() else Path(path)
+        path = Path(path) / INDEX if Path(path).is_dir() else Path(path)
         try:
             self._map = pa.memory_map(str(path))
             table = pa.ipc.open_file(self._map).read_all()

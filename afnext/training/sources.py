@@ -15,19 +15,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from afnext.audio import load, probe
 from afnext.audio.windows import SAMPLE_RATE, AudioWindow, cut_windows
 from afnext.errors import AfnextError, AudioError
 from afnext.training import conversations
 from afnext.training.conversations import Conversation, RecordError, Skipped
-from afnext.training.entries import AUDIO_TOKENS, Entry, Place
-from afnext.training.index import NAME as INDEX
-from afnext.training.index import Index
+from afnext.training.entries import AUDIO_TOKENS, INDEX, Entries, Entry, Place
 from afnext.training.shards import Shard
 from afnext.training.store import File, Where, is_remote, join, local
 from afnext.training.synthesis.labels import from_json
 from afnext.training.synthesis.scenes import Scene
+
+if TYPE_CHECKING:
+    from afnext.training.index import Index
 
 OPEN_SHARDS = 256
 SAMPLED = 100_000  # entries of a source that its mean length is taken from
@@ -55,12 +57,14 @@ class Source:
     skip_broken: bool = False
     skipped: Skipped = field(default_factory=Skipped)
     files: list[Where] = field(init=False)
-    entries: Sequence[Entry] = field(init=False)
+    entries: Entries | Index = field(init=False)
 
     def __post_init__(self) -> None:
         self._shard, self._file = lru_cache(OPEN_SHARDS)(Shard), lru_cache(OPEN_SHARDS)(File)
         self._held: dict[int, list[Conversation]] = {}
         if is_remote(self.path) or (Path(self.path) / INDEX).exists():
+            from afnext.training.index import Index  # which needs pyarrow
+
             self._folder: Where = self.root or self.path
             index = Index(local(self.path, INDEX))
             self.entries, self.files = index, [join(self.path, name) for name in index.shards]
@@ -69,15 +73,9 @@ class Source:
             self._folder = self.root or (path if path.is_dir() else path.parent)
             files = sorted(path.glob("*.conversations.jsonl")) if path.is_dir() else [path]
             self.files = [*files]
-            self.entries = [e for n, file in enumerate(files) for e in self._index(n, file)]
+            self.entries = Entries(e for n, file in enumerate(files) for e in self._index(n, file))
         if not self.entries:
             raise AfnextError(f"no conversations at {self.path}")
-
-    def up_to(self, seconds: float) -> Sequence[Entry]:
-        """The entries with at most so much audio."""
-        if isinstance(self.entries, Index):
-            return self.entries.up_to(seconds)
-        return [entry for entry in self.entries if entry.seconds <= seconds]
 
     def _index(self, number: int, file: Path) -> Iterator[Entry]:
         alone: dict[str, list[tuple[Place, float, int]]] = {}
@@ -231,7 +229,7 @@ class Mixture:
             if weight < 0:
                 raise AfnextError(f"mixture: {name}'s weight must be at least 0, got {weight}")
             if weight > 0:
-                usable = self.sources[name].up_to(self.longest)
+                usable = self.sources[name].entries.up_to(self.longest)
                 if not usable:
                     raise AfnextError(f"mixture: {name} has nothing of at most {self.longest:g} s")
                 self._usable[name] = usable

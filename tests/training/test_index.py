@@ -11,7 +11,8 @@ import pyarrow as pa
 import pytest
 
 from afnext.errors import AfnextError
-from afnext.training.index import NAME, SCHEMA, Index, write_index
+from afnext.training.entries import INDEX
+from afnext.training.index import SCHEMA, Index, write_index
 
 
 def rows(count: int) -> pa.Table:
@@ -53,13 +54,13 @@ def test_what_is_no_index_is_refused(tmp_path: Path) -> None:
     with pytest.raises(AfnextError, match="cannot open the index"):
         Index(tmp_path)
     write_index(tmp_path, rows(30), ["a"], ["b"])
-    content = (tmp_path / NAME).read_bytes()
+    content = (tmp_path / INDEX).read_bytes()
     for broken in (b"", b"ARROW1", content[: len(content) // 2], content[:-4]):
-        (tmp_path / NAME).write_bytes(broken)
+        (tmp_path / INDEX).write_bytes(broken)
         with pytest.raises(AfnextError):
             Index(tmp_path)
     other = pa.table({"key": ["a"]})
-    with pa.OSFile(str(tmp_path / NAME), "wb") as file, pa.ipc.new_file(file, other.schema) as out:
+    with pa.OSFile(str(tmp_path / INDEX), "wb") as file, pa.ipc.new_file(file, other.schema) as out:
         out.write_table(other)
     with pytest.raises(AfnextError, match="no index of format"):
         Index(tmp_path)
