@@ -15,6 +15,7 @@ import shutil
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, wait
+from enum import EnumType
 from pathlib import Path
 from typing import Any
 
@@ -272,8 +273,17 @@ class _Reader(dcp.FileSystemReader):
         return found
 
 
+def _member(kind: Any, name: str) -> Any:
+    """Of an enumeration that belongs in a list of tensors, and of nothing else."""
+    if not (isinstance(kind, EnumType) and kind.__name__ in _KNOWN.get(kind.__module__, ())):
+        raise pickle.UnpicklingError(f"getattr of {kind!r} does not belong in a list of tensors")
+    return kind[name]
+
+
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("builtins", "getattr"):  # how Python before 3.11.4 has enumerations
+            return _member
         if name not in _KNOWN.get(module, ()):
             raise pickle.UnpicklingError(f"{module}.{name} does not belong in a list of tensors")
         return super().find_class(module, name)

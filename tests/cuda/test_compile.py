@@ -14,7 +14,7 @@ from tests.cuda.nvcc import ARCHS, CUDA, Compiled, Kernel
 from tests.cuda.resources import lines
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.sweep,
     pytest.mark.skipif(nvcc.nvcc() is None, reason="needs nvcc"),
 ]
 

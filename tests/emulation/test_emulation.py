@@ -130,6 +130,7 @@ def test_a_seed_is_a_schedule(kernels: Path) -> None:
     assert of_seeds[0]["races"] != of_seeds[1]["races"]
 
 
+@pytest.mark.sweep
 def test_global_memory_by_address_sanitizer(tmp_path: Path) -> None:
     """A read past a matrix is found at the kernel's line, on a fiber's stack; right kernels are clean."""
     kernels = build(tmp_path, "-DEMULATION_ADDRESS_SANITIZER=ON")

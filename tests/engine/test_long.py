@@ -66,7 +66,7 @@ def check(said: Generation, before: list[int], expected: torch.Tensor) -> None:
     assert said.tokens == rows.argmax(-1).tolist()
 
 
-@pytest.mark.slow  # a minute: 17 thousand million pairs of tokens, seen by both
+@pytest.mark.sweep  # a minute: 17 thousand million pairs of tokens, seen by both
 def test_128k_tokens_of_several_recordings() -> None:
     """Half an hour twice and what still fits, beside a short prompt; then a second question about it.
 

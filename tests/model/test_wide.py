@@ -30,7 +30,7 @@ def random_weights(shapes: dict[str, torch.Size]) -> dict[str, torch.Tensor]:
     return out
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 @torch.no_grad()
 def test_full_width(tmp_path: Path, clip: Any, prompt: Any, their_features: Any) -> None:
     """2.3 GB of weights, mapped by both sides (the window axis is tested at small width)."""

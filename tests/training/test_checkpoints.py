@@ -131,6 +131,10 @@ def test_nothing_in_it_is_run(checkpoints: Checkpoints, tmp_path: Path) -> None:
     (last / ".metadata").write_bytes(pickle.dumps(Evil(marker)))
     with pytest.raises(CheckpointError, match="does not belong"):
         checkpoints.restore(network())
+    names = b"cbuiltins\ngetattr\n(ctorch\nSize\nV__init_subclass__\ntR."
+    (last / ".metadata").write_bytes(names)
+    with pytest.raises(CheckpointError, match="does not belong"):
+        checkpoints.restore(network())
     # Nor what stands in the place of a tensor.
     (last / ".metadata").write_bytes(listed)
     data = next(last.glob("*.distcp"))
