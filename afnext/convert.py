@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import CheckpointError
-from .hub import find_model
+from .hub import copy_companions, find_model
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from .assistant import Assistant
 
-# What a folder holds besides config and weights, which are written anew.
-COMPANIONS = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-)
 # What the model is asked about recordings that it is calibrated on, as far as it was trained for it.
 CALIBRATION_TASKS = ("caption", "transcribe", "timestamps")
 CALIBRATION_SECONDS, CALIBRATION_TOKENS = 60.0, 128
@@ -89,9 +75,7 @@ def convert(
         )
     net.save_pretrained(target)
     mark_variant(target, detect_variant(source, read_json(source / "config.json")).name)
-    for name in COMPANIONS:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+    copy_companions(source, target)
     if quantization is not None:
         del net
         _keep_packed(target, quantization)

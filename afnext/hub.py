@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 from .errors import CheckpointError
@@ -11,6 +12,19 @@ EMBEDDED = {"nano": Path(__file__).parent / "assets" / "nano"}
 
 # Only what a model needs; weights as safetensors alone, never pickles or code.
 PATTERNS = ("*.json", "*.jinja", "*.safetensors", "*.txt", "README.md")
+# What stands beside the weights and is true of whatever is made of them.
+COMPANIONS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -103,3 +117,10 @@ def _snapshot(source: str, revision: str | None, *, offline: bool) -> Path | Non
             return None  # a download that was cut short
         return folder
     raise CheckpointError(f"model {source}: {reason}")
+
+
+def copy_companions(source: Path, target: Path) -> None:
+    """Copy what a model made of another one shares with it: tokenizer, template, preprocessing."""
+    for name in COMPANIONS:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)

@@ -25,9 +25,8 @@ DTYPES = {
     "I8": torch.int8,
     "U8": torch.uint8,
 }
-SMALL = (
-    1 << 16
-)  # bytes up to which a tensor is read at once, which takes no longer than to look for it
+SMALL = 1 << 16
+"""Bytes up to which a tensor is read at once: that takes no longer than to look for it."""
 
 
 class MappedFile:
@@ -44,9 +43,8 @@ class MappedFile:
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
-        with safe_open(
-            path, framework="pt"
-        ) as checked:  # the header, and that it fits the file's length
+        # Checks the header, and that it fits the file's length.
+        with safe_open(path, framework="pt") as checked:
             self.metadata: dict[str, str] = checked.metadata() or {}
         with self._path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")

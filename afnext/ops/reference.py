@@ -7,6 +7,7 @@ The functions take the arguments of the registered ops, already checked.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import lru_cache
 from itertools import pairwise
 
@@ -159,6 +160,39 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float) -> tupl
     return torch.einsum("hnm,mhd->nhd", weights, v), lse.masked_fill(empty, -math.inf)
 
 
+def _sequences(
+    q: Tensor,
+    k: Tensor,
+    cu_seqlens_q: Tensor | None,
+    cu_seqlens_k: Tensor | None,
+    key_lengths: Tensor | None,
+) -> Iterator[tuple[slice, slice]]:
+    """The rows of q and of k of each packed sequence."""
+    starts_q = [0, q.shape[0]] if cu_seqlens_q is None else cu_seqlens_q.tolist()
+    starts_k = [0, k.shape[0]] if cu_seqlens_k is None else cu_seqlens_k.tolist()
+    ends_k = starts_k[1:]
+    if key_lengths is not None:
+        ends_k = [start + n for start, n in zip(starts_k, key_lengths.tolist(), strict=False)]
+    queries = map(slice, starts_q, starts_q[1:])
+    yield from zip(queries, map(slice, starts_k, ends_k), strict=True)
+
+
+def _blocks(
+    queries: slice,
+    keys: slice,
+    causal: bool,
+    window_left: int,
+    window_right: int,
+    device: torch.device,
+) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of a sequence's queries, a block at a time, and which of its keys each sees."""
+    count, many = queries.stop - queries.start, keys.stop - keys.start
+    for i in range(0, count, QUERY_BLOCK):
+        stop = min(i + QUERY_BLOCK, count)
+        seen = visible(i, stop, count, many, causal, window_left, window_right, device)
+        yield slice(queries.start + i, queries.start + stop), seen
+
+
 def attention(
     q: Tensor,
     k: Tensor,
@@ -184,20 +218,12 @@ def attention(
         q = rotate(q.to(dtype), times_q, inv_freq, None, interleaved, False, compute_dtype)
         k = rotate(k.to(dtype), times_k, inv_freq, None, interleaved, False, compute_dtype)
     outs, lses = [], []
-    starts_q = [0, q.shape[0]] if cu_seqlens_q is None else cu_seqlens_q.tolist()
-    starts_k = [0, k.shape[0]] if cu_seqlens_k is None else cu_seqlens_k.tolist()
-    lengths = key_lengths.tolist() if key_lengths is not None else None
     group = q.shape[1] // k.shape[1]
-    for n in range(len(starts_q) - 1):
-        keys = lengths[n] if lengths is not None else starts_k[n + 1] - starts_k[n]
-        rows = slice(starts_k[n], starts_k[n] + keys)
-        kn = k[rows].to(dtype).repeat_interleave(group, dim=1)
-        vn = v[rows].to(dtype).repeat_interleave(group, dim=1)
-        qn = q[starts_q[n] : starts_q[n + 1]].to(dtype)
-        for i in range(0, len(qn), QUERY_BLOCK):
-            stop = min(i + QUERY_BLOCK, len(qn))
-            seen = visible(i, stop, len(qn), keys, causal, window_left, window_right, q.device)
-            out, lse = _attend(qn[i:stop], kn, vn, seen, scale)
+    for queries, keys in _sequences(q, k, cu_seqlens_q, cu_seqlens_k, key_lengths):
+        kn = k[keys].to(dtype).repeat_interleave(group, dim=1)
+        vn = v[keys].to(dtype).repeat_interleave(group, dim=1)
+        for rows, seen in _blocks(queries, keys, causal, window_left, window_right, q.device):
+            out, lse = _attend(q[rows].to(dtype), kn, vn, seen, scale)
             outs.append(out)
             lses.append(lse)
     if not outs:
@@ -243,19 +269,10 @@ def attention_backward(
         exact_q = rotate(exact_q, times_q, inv_freq, None, interleaved, False, compute_dtype)
         exact_k = rotate(exact_k, times_k, inv_freq, None, interleaved, False, compute_dtype)
     grads = dq, dk, dv = [torch.zeros_like(x) for x in (exact_q, exact_k, exact_v)]
-    starts_q = [0, q.shape[0]] if cu_seqlens_q is None else cu_seqlens_q.tolist()
-    starts_k = [0, k.shape[0]] if cu_seqlens_k is None else cu_seqlens_k.tolist()
-    lengths = key_lengths.tolist() if key_lengths is not None else None
     group = q.shape[1] // k.shape[1]
-    for n in range(len(starts_q) - 1):
-        queries = starts_q[n + 1] - starts_q[n]
-        keys = lengths[n] if lengths is not None else starts_k[n + 1] - starts_k[n]
-        those = slice(starts_k[n], starts_k[n] + keys)
-        kn, vn = (x[those].repeat_interleave(group, dim=1) for x in (exact_k, exact_v))
-        for i in range(0, queries, QUERY_BLOCK):
-            stop = min(i + QUERY_BLOCK, queries)
-            seen = visible(i, stop, queries, keys, causal, window_left, window_right, q.device)
-            rows = slice(starts_q[n] + i, starts_q[n] + stop)
+    for queries, keys in _sequences(q, k, cu_seqlens_q, cu_seqlens_k, key_lengths):
+        kn, vn = (x[keys].repeat_interleave(group, dim=1) for x in (exact_k, exact_v))
+        for rows, seen in _blocks(queries, keys, causal, window_left, window_right, q.device):
             scores = torch.einsum("nhd,mhd->hnm", exact_q[rows], kn) * scale
             weights = torch.exp(scores - total[:, rows, None]).masked_fill(~seen, 0.0)
             moved = torch.einsum("nhd,mhd->hnm", grad[rows], vn) - slope[:, rows, None]
@@ -263,7 +280,7 @@ def attention_backward(
             dq[rows] = torch.einsum("hnm,mhd->nhd", moved, kn)
             for sums, part, x in ((dk, moved, exact_q), (dv, weights, grad)):
                 each = torch.einsum("hnm,nhd->mhd", part, x[rows])
-                sums[those] += each.unflatten(1, (-1, group)).sum(2)
+                sums[keys] += each.unflatten(1, (-1, group)).sum(2)
     if inv_freq is not None:
         for turned, times in ((dq, times_q), (dk, times_k)):
             back = rotate(turned, times, inv_freq, None, interleaved, True, compute_dtype)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +10,7 @@ from contextlib import closing
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from threading import Event
 from typing import NoReturn
 
 import torch
@@ -23,8 +22,9 @@ from afnext.chat import ChatTemplate
 from afnext.chat import Tokenizer as ChatTokenizer
 from afnext.chat.variants import detect_variant, mark_variant
 from afnext.errors import AfnextError
-from afnext.hub import find_model
+from afnext.hub import copy_companions, find_model
 from afnext.model import AudioLanguageModel, ModelConfig
+from afnext.model.checkpoint import read_json
 from afnext.model.device import usable_device
 from afnext.training import state
 from afnext.training.batches import Batch, Batches
@@ -45,7 +45,7 @@ from afnext.training.sharding import (
     shard,
     weights,
 )
-from afnext.training.signals import Stop
+from afnext.training.signals import termination
 from afnext.training.sources import Source
 from afnext.training.targets import Words
 from afnext.training.tokenizer import save_tokenizer, train_tokenizer
@@ -169,11 +169,7 @@ class Run:
             save_tokenizer(made, self.model_folder)
             return
         self.model_folder.mkdir(parents=True, exist_ok=True)
-        for path in self.init.iterdir():
-            # What was measured of the initial model is not true of this one.
-            about = path.name == "scores.json" or "index" in path.name
-            if path.suffix in (".json", ".jinja", ".txt") and not about:
-                shutil.copyfile(path, self.model_folder / path.name)
+        copy_companions(self.init, self.model_folder)
 
     def _network(self) -> AudioLanguageModel:
         if self.init is not None:
@@ -198,7 +194,7 @@ class Run:
         self.journal.write("start", parameters=count, vocabulary=self.tokenizer.vocab_size)
         names = [stage.name for stage in self.config.stages]
         last = max((names.index(name) for name in stages), default=len(names) - 1)
-        with Stop() as stop, closing(self.checkpoints):
+        with termination() as stop, closing(self.checkpoints):
             for index in range(self.progress.stage, last + 1):
                 self._stage(index, stop)
             self.checkpoints.finish()
@@ -216,13 +212,13 @@ class Run:
             net.load_state_dict({n[4:]: w for n, w in whole.items() if n.startswith("net.")})
         if self.init is not None:
             save(net, self.model_folder, self.config.export_dtype)
-            config = json.loads((self.init / "config.json").read_text())
-            mark_variant(self.model_folder, detect_variant(self.init, config).name)
+            variant = detect_variant(self.init, read_json(self.init / "config.json"))
+            mark_variant(self.model_folder, variant.name)
         else:
             export(net, self.backend, self.model_folder, self.config.export_dtype)
         return self.model_folder
 
-    def _stage(self, index: int, stop: Stop) -> None:
+    def _stage(self, index: int, stop: Event) -> None:
         config, stage, progress = self.config, self.config.stages[index], self.progress
         if progress.stage != index:
             progress.stage, progress.step = index, 0
@@ -275,7 +271,7 @@ class Run:
                 "tokens": sum(len(batch.packed.ids) for batch in made.batches) / team.size,
                 "audio": sum(batch.seconds for batch in made.batches) / team.size,
                 "wait": waited / self.world.size,
-                "stop": float(stop.asked),
+                "stop": float(stop.is_set()),
             }
             seen = summed(self.world, seen)
             losses = {name: seen[name] for name in losses}

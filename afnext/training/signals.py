@@ -4,31 +4,21 @@ from __future__ import annotations
 
 import signal
 import threading
-from types import FrameType, TracebackType
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
-class Stop:
-    """While it is entered, SIGTERM (as schedulers and ``torchrun`` send it) is noted in ``asked`` and does
-    nothing else. Outside the main thread, where no signal arrives, it does nothing.
+@contextmanager
+def termination() -> Iterator[threading.Event]:
+    """An event that SIGTERM (as schedulers and ``torchrun`` send it) sets, and which does nothing else
+    meanwhile. Outside the main thread, where no signal arrives, nothing sets it.
     """
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __enter__(self) -> Stop:
-        self._before = None
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._note)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+    told = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield told
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: told.set())
+    try:
+        yield told
+    finally:
+        signal.signal(signal.SIGTERM, before)
