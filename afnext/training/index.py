@@ -73,7 +73,29 @@ def write_index(
             part.unlink(missing_ok=True)
 
 
-class Index(Sequence[Entry]):
+class Part(Sequence[Entry]):
+    """Some of an index's entries."""
+
+    def __init__(self, index: Index, entries: range) -> None:
+        self._index, self._entries = index, entries
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @overload
+    def __getitem__(self, index: int) -> Entry: ...
+    @overload
+    def __getitem__(self, index: slice) -> Part: ...
+    def __getitem__(self, index: int | slice) -> Entry | Part:
+        if isinstance(index, slice):
+            return Part(self._index, self._entries[index])
+        return self._index.entry(self._entries[index])
+
+    def __iter__(self) -> Iterator[Entry]:
+        return map(self._index.entry, self._entries)
+
+
+class Index(Part):
     """The entries of a training set, shortest first.
 
     Args:
@@ -106,28 +128,18 @@ class Index(Sequence[Entry]):
             name: _mapped(table[name]) for name in SCHEMA.names if name != "key"
         }
         self.records = table.num_rows
+        super().__init__(self, range(int(self._columns["entry"][-1]) + 1 if self.records else 0))
 
-    def __len__(self) -> int:
-        return int(self._columns["entry"][-1]) + 1 if self.records else 0
-
-    @overload
-    def __getitem__(self, index: int) -> Entry: ...
-    @overload
-    def __getitem__(self, index: slice) -> Part: ...
-    def __getitem__(self, index: int | slice) -> Entry | Part:
-        if isinstance(index, slice):
-            return Part(self, range(*index.indices(len(self))))
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"the index has {len(self)} entries, asked for {index}")
-        entry = self._columns["entry"]
-        first, last = np.searchsorted(entry, [index % len(self), index % len(self) + 1])
+    def entry(self, number: int) -> Entry:
+        """The entry that has this number."""
+        first, last = self._records(number)
         columns = {name: values[first:last].tolist() for name, values in self._columns.items()}
         places = map(Place, columns["shard"], columns["offset"], columns["size"])
         return Entry(tuple(places), max(columns["duration"]), tuple(columns["characters"]))
 
     def keys(self, entry: int) -> list[str]:
         """Of an entry's records, as their files have them."""
-        first, last = np.searchsorted(self._columns["entry"], [entry, entry + 1])
+        first, last = self._records(entry)
         keys: list[str] = self._table["key"].slice(first, last - first).to_pylist()
         return keys
 
@@ -137,27 +149,10 @@ class Index(Sequence[Entry]):
         count = int(self._columns["entry"][rows - 1]) + 1 if rows else 0
         return Part(self, range(count))
 
-
-class Part(Sequence[Entry]):
-    """Some of an index's entries."""
-
-    def __init__(self, index: Index, entries: range) -> None:
-        self._index, self._entries = index, entries
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    @overload
-    def __getitem__(self, index: int) -> Entry: ...
-    @overload
-    def __getitem__(self, index: slice) -> Part: ...
-    def __getitem__(self, index: int | slice) -> Entry | Part:
-        if isinstance(index, slice):
-            return Part(self._index, self._entries[index])
-        return self._index[self._entries[index]]
-
-    def __iter__(self) -> Iterator[Entry]:
-        return (self._index[i] for i in self._entries)
+    def _records(self, entry: int) -> tuple[int, int]:
+        """The first record of an entry, and the first behind it."""
+        first, last = np.searchsorted(self._columns["entry"], [entry, entry + 1])
+        return int(first), int(last)
 
 
 def _mapped(column: pa.ChunkedArray) -> NDArray[Any]:

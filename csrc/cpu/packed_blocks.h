@@ -211,25 +211,19 @@ class PackedProduct {
 
   void many_rows() const {
     const bool resident = chunks_ * kTileWords * 4 * Kernel::kBlockTiles <= kResidentBytes;
-    const int64_t threads = num_threads(), share = 4 * threads, panels = a_.weight.panels();
-    int64_t row_blocks = ceil_div(tiles_.count, Kernel::kBlockTiles), column_blocks;
-    if (resident) {  // the wider a block the better: x comes from memory once for each
-      row_blocks = even_blocks(tiles_.count, Kernel::kBlockTiles, threads);
-      column_blocks = smaller(ceil_div(share, row_blocks), panels);
-    } else {
-      // As many blocks as the threads share evenly: parallel_for hands out a quarter of a share.
-      const int64_t jobs =
-          ceil_div(row_blocks * ceil_div(panels, Kernel::kBlockPanels), share) * share;
-      column_blocks = smaller(ceil_div(jobs, row_blocks), panels);
-    }
-    parallel_for(row_blocks * column_blocks, 1, [&](int64_t begin, int64_t end) {
+    const int64_t threads = num_threads(), panels = a_.weight.panels();
+    // The wider a resident block the better: x comes from memory once for each.
+    const int64_t row_blocks = resident ? even_blocks(tiles_.count, Kernel::kBlockTiles, threads)
+                                        : ceil_div(tiles_.count, Kernel::kBlockTiles);
+    const int64_t columns =
+        column_blocks(row_blocks, panels, resident ? panels : Kernel::kBlockPanels, threads);
+    parallel_for(row_blocks * columns, 1, [&](int64_t begin, int64_t end) {
       [[maybe_unused]] const typename Kernel::Session session;
       for (int64_t job = begin; job < end; ++job) {
         const int64_t i = job % row_blocks, j = job / row_blocks;
         const int64_t tile = tiles_.count * i / row_blocks,
                       tile_end = tiles_.count * (i + 1) / row_blocks;
-        const int64_t panel = panels * j / column_blocks,
-                      panel_end = panels * (j + 1) / column_blocks;
+        const int64_t panel = panels * j / columns, panel_end = panels * (j + 1) / columns;
         resident ? resident_block(tile, tile_end, panel, panel_end)
                  : block(tile, tile_end, panel, panel_end);
       }

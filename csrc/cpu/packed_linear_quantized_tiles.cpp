@@ -40,26 +40,23 @@ struct TileKernel {
   // The chunk of a panel, in L1, meets all rows of a block; the rows' integers stay in L2, of all
   // of K where they fit, else of the chunk, and then the sums stay there too.
   static void multiply(const Round<TileKernel>& round) {
-    const int64_t panels = round.a.weight.panels(), threads = num_threads(), share = 4 * threads;
+    const int64_t panels = round.a.weight.panels(), threads = num_threads();
     const int64_t row_bytes = 4 * round.q.blocks * block_words<Engine>(round.q, kRows);
     const bool resident = kBlockTiles * row_bytes <= kResidentBytes;
-    int64_t row_blocks = ceil_div(round.tiles, kBlockTiles);
-    if (resident) row_blocks = even_blocks(round.tiles, kBlockTiles, threads);
+    const int64_t row_blocks = resident ? even_blocks(round.tiles, kBlockTiles, threads)
+                                        : ceil_div(round.tiles, kBlockTiles);
     // With few rows it is the memory that counts, which reads a panel from end to end.
     const int64_t wide = round.tiles <= kFewTiles ? 1 : resident ? panels : kBlockPanels;
-    const int64_t blocks = row_blocks * ceil_div(panels, wide);
-    // As many as the threads share evenly.
-    const int64_t wanted = ceil_div(blocks, share) * share;
-    const int64_t column_blocks = smaller(ceil_div(wanted, row_blocks), panels);
+    const int64_t columns = column_blocks(row_blocks, panels, wide, threads);
     const int64_t cost = round.q.bytes * (1 + round.tiles / row_blocks / 2) + 1;
-    parallel_for(row_blocks * column_blocks, kBytesPerThread / (cost * wide) + 1,
+    parallel_for(row_blocks * columns, kBytesPerThread / (cost * wide) + 1,
                  [&](int64_t first, int64_t last) {
                    const TileSession session;
                    for (int64_t job = first; job < last; ++job) {
                      const int64_t i = job % row_blocks, j = job / row_blocks;
-                     const Block block{
-                         round.tiles * i / row_blocks, round.tiles * (i + 1) / row_blocks,
-                         panels * j / column_blocks, panels * (j + 1) / column_blocks};
+                     const Block block{round.tiles * i / row_blocks,
+                                       round.tiles * (i + 1) / row_blocks, panels * j / columns,
+                                       panels * (j + 1) / columns};
                      resident ? by_panels(round, block) : by_chunks(round, block);
                    }
                  });
