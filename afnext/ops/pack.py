@@ -47,11 +47,12 @@ class PackedWeight:
         format: what the weight is stored as, by the name that ``pack`` was given.
         n, k: shape of the plain weight.
         gate_up: whether it is ``[2 * F, K]``, gate rows and then up rows, packed side by side.
-        activations: how a product with int8 or int4 weights rounds x, a scale for each 128 elements of a
-            row: "int16" (error 3e-5, far below bfloat16's own), "int8" (0.7 % of Gaussian numbers, twice
-            as fast with many rows) or "auto" ("int8" in calls of 16 rows and more whose x it is expected
-            to change by 1 % at most, else "int16"). None for dense weights, and on CUDA, where x is never
-            rounded.
+        activations: how a product with int8 or int4 weights rounds x, with a scale for each 128 elements of
+            a row: "int16" (error 3e-5, far below bfloat16's own), "int8" (0.7 % of Gaussian numbers, the
+            fastest with many rows; for "int8" weights a scale for each 512, 0.8 %) or "auto" ("int8" in
+            calls of 16 rows and more whose x it is expected to change by 1 % at most, else "int16"). None
+            for dense weights, and on CUDA, where x is never rounded. With AMX, many rows of bfloat16 are not
+            rounded either but for "int8", and there not with groups of 32.
         layout: names the order of the bytes; a saved packing of another layout is of no use.
     """
 

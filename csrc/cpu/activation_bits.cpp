@@ -4,11 +4,12 @@
 #include <memory>
 
 #include "cpu/parallel.h"
+#include "cpu/quantized_panel.h"
 
 namespace afnext::cpu {
 namespace {
 
-constexpr int64_t kFewRows = 16, kGroup = 128;
+constexpr int64_t kFewRows = 16;
 constexpr double kMostError = 0.01;
 
 struct Squares {
@@ -25,12 +26,12 @@ float to_float(uint16_t bf16) {
 
 // A step of the largest over 127, rounded to the nearest, is off by step^2 / 12 on average.
 template <typename T>
-Squares of_row(const T* row, int64_t k) {
+Squares of_row(const T* row, int64_t k, int64_t shared) {
   constexpr int kSums = 16;  // apart, so that the compiler may use vectors
   Squares squares{};
-  for (int64_t first = 0; first < k; first += kGroup) {
+  for (int64_t first = 0; first < k; first += shared) {
     float sums[kSums] = {}, peaks[kSums] = {};
-    const int64_t count = std::min(kGroup, k - first);
+    const int64_t count = std::min(shared, k - first);
     for (int64_t i = 0; i + kSums <= count; i += kSums) {
       for (int j = 0; j < kSums; ++j) {
         const float x = to_float(row[first + i + j]);
@@ -55,13 +56,15 @@ Squares of_row(const T* row, int64_t k) {
 
 int activation_bits(const PackedLinearArgs& a) {
   if (a.m < kFewRows) return 16;
+  const int64_t shared = kBlock * QuantizedPanel(a.weight).scale_blocks(8);
   // Row by row, so that no number of threads changes a sum.
   const std::unique_ptr<Squares[]> rows(new Squares[a.m]);
   parallel_for(a.m, (1 << 15) / (a.weight.k + 1) + 1, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
-      rows[r] = a.dtype == DType::f32
-                    ? of_row(static_cast<const float*>(a.x) + r * a.x_stride, a.weight.k)
-                    : of_row(static_cast<const uint16_t*>(a.x) + r * a.x_stride, a.weight.k);
+      rows[r] =
+          a.dtype == DType::f32
+              ? of_row(static_cast<const float*>(a.x) + r * a.x_stride, a.weight.k, shared)
+              : of_row(static_cast<const uint16_t*>(a.x) + r * a.x_stride, a.weight.k, shared);
     }
   });
   Squares total{};

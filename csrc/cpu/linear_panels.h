@@ -15,12 +15,13 @@ namespace {
 // beyond the weight does no harm.
 template <int64_t chunk_steps>
 struct PlainChunk {
-  static constexpr int64_t kRowLines = 2 * chunk_steps / kPanelColumns, kLineBytes = 64;
+  static constexpr int64_t kRowLines = 2 * chunk_steps / kPanelColumns;
   const float* words;
   uintptr_t next;
   int64_t stride;  // bytes
 
   operator const float*() const { return words; }
+  int64_t lines(int64_t steps) const { return 2 * steps; }
   AFNEXT_INLINE_METHOD void fetch(const float*, int64_t step) const {
     fetch_next(2 * step), fetch_next(2 * step + 1);
   }
@@ -46,6 +47,7 @@ struct PlainPanels {
     return {words, reinterpret_cast<uintptr_t>(weight) + static_cast<uintptr_t>(next * kBytes),
             stride * kBytes};
   }
+  void complete(int64_t, int64_t, float*) const {}
 };
 
 template <typename T, typename Kernel>

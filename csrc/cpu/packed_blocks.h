@@ -2,7 +2,8 @@
 // computes a tile.
 //
 // Panels gives the chunks of the panels: chunk(panel, step, steps, next_panel, next_step) is what
-// tile() takes, good until the thread's next call, which will be for the place that is named last.
+// tile() takes, good until the thread's next call, which will be for the place that is named last;
+// complete(panel, rows, sums) is called with the sums of a tile before they become outputs.
 //
 // A Kernel has
 //   kRows, kRowUnit           rows of x in a tile, and what they are padded to a multiple of
@@ -95,6 +96,7 @@ void pack_tile(const PackedLinearArgs& a, int64_t row, int64_t rows, int64_t ste
 struct PackedChunk {
   const float *words, *next;
   operator const float*() const { return words; }
+  int64_t lines(int64_t steps) const { return 2 * steps; }
 
   // Asks for what is wanted some steps after `at` from memory.
   AFNEXT_INLINE_METHOD void fetch(const float* at, int64_t) const {
@@ -117,6 +119,7 @@ struct PackedPanels {
                     int64_t next_step) const {
     return {at(panel, step), at(next_panel, next_step)};
   }
+  void complete(int64_t, int64_t, float*) const {}
 
  private:
   const float* at(int64_t panel, int64_t step) const {
@@ -154,7 +157,7 @@ class PackedProduct {
   static constexpr int64_t kTileWords = Kernel::kRows * Kernel::kChunk * Kernel::kWords;
   static constexpr int64_t kTileSums = Kernel::kRows * kPanelColumns;
   static constexpr int64_t kFewTiles = 64 / Kernel::kRows;
-  static constexpr int64_t kResidentBytes = 1600 << 10;  // of L2, beside a panel
+  static constexpr int64_t kResidentBytes = 1 << 20, kLeastTiles = 6;  // of L2, beside a panel
 
   int64_t chunk_steps(int64_t chunk) const {
     return smaller(steps_ - chunk * Kernel::kChunk, Kernel::kChunk);
@@ -186,9 +189,13 @@ class PackedProduct {
       const bool last = at.chunk + 1 == chunks_;
       const int64_t row = row_ + tiles_.begin(t), rows = tiles_.height(t);
       Kernel::tile(rows, words_at(at.chunk, t), panel, steps, at.chunk == 0, sums, [&](int64_t n) {
-        return ahead(a_, panel, 2 * steps, t - tile, tile_end - tile, n, last, row, rows, at.panel);
+        return ahead(a_, panel, panel.lines(steps), t - tile, tile_end - tile, n, last, row, rows,
+                     at.panel);
       });
-      if (last) finish(a_, row_ + tiles_.begin(t), tiles_.height(t), at.panel, sums);
+      if (last) {
+        panels_.complete(at.panel, rows, sums);
+        finish(a_, row, rows, at.panel, sums);
+      }
     }
   }
 
@@ -206,14 +213,17 @@ class PackedProduct {
                            last ? Place{panel + 1, 0} : Place{panel, chunk + 1}, sums);
                      }
                    }
+                   finish_streams();
                  });
   }
 
   void many_rows() const {
-    const bool resident = chunks_ * kTileWords * 4 * Kernel::kBlockTiles <= kResidentBytes;
+    const int64_t fitting = kResidentBytes / (4 * Kernel::kRows * Kernel::kWords * steps_ + 1);
+    const bool resident = fitting >= kLeastTiles;
     const int64_t threads = num_threads(), panels = a_.weight.panels();
     // The wider a resident block the better: x comes from memory once for each.
-    const int64_t row_blocks = resident ? even_blocks(tiles_.count, Kernel::kBlockTiles, threads)
+    const int64_t most = smaller(fitting, Kernel::kBlockTiles);
+    const int64_t row_blocks = resident ? even_blocks(tiles_.count, most, threads)
                                         : ceil_div(tiles_.count, Kernel::kBlockTiles);
     const int64_t columns =
         column_blocks(row_blocks, panels, resident ? panels : Kernel::kBlockPanels, threads);
@@ -227,6 +237,7 @@ class PackedProduct {
         resident ? resident_block(tile, tile_end, panel, panel_end)
                  : block(tile, tile_end, panel, panel_end);
       }
+      finish_streams();
     });
   }
 

@@ -4,6 +4,7 @@
 #include "cpu/blocks.h"
 #include "cpu/packed_linear.h"
 #include "cpu/simd/gelu.h"
+#include "cpu/simd/stream.h"
 
 namespace afnext::cpu::AFNEXT_ISA {
 namespace {
@@ -43,6 +44,34 @@ struct SiluMul {
   }
 };
 
+// Whether the output is so large that it would have left the caches before it is read: its lines
+// then go to memory as they are, and are not fetched from there first. A panel's rows must be whole
+// lines.
+AFNEXT_INLINE bool streams(const PackedLinearArgs& a) {
+  constexpr int64_t kCached = 2 << 20;
+  const int64_t columns = a.weight.columns(), size = a.dtype == DType::f32 ? 4 : 2;
+  return kHasStreams && a.activation != Activation::silu_mul && columns % kPanelColumns == 0 &&
+         a.m * columns * size > kCached && reinterpret_cast<uintptr_t>(a.out) % kLineBytes == 0;
+}
+
+template <typename A, typename T>
+void stream_as(const PackedLinearArgs& a, int64_t row, int64_t rows, int64_t panel,
+               const float* sums) {
+  const int64_t columns = a.weight.columns(), first = panel * kPanelColumns;
+  const T* bias = a.bias != nullptr ? static_cast<const T*>(a.bias) + first : nullptr;
+  for (int64_t r = 0; r < rows; ++r, sums += kPanelColumns) {
+    const int64_t offset = (row + r) * columns + first;
+    const T* residual =
+        a.residual != nullptr ? static_cast<const T*>(a.residual) + offset : nullptr;
+    F32 v[kPanelColumns / kLanes];
+    for (int64_t i = 0, c = 0; c < kPanelColumns; ++i, c += kLanes) {
+      v[i] = A::apply(sums + c, bias != nullptr ? bias + c : bias, columns, kLanes);
+      if (residual != nullptr) v[i] += load(residual + c);
+    }
+    stream(static_cast<T*>(a.out) + offset, v);
+  }
+}
+
 template <typename A, typename T>
 void finish_as(const PackedLinearArgs& a, int64_t row, int64_t rows, int64_t panel,
                const float* sums) {
@@ -66,6 +95,10 @@ void finish_as(const PackedLinearArgs& a, int64_t row, int64_t rows, int64_t pan
 template <typename T>
 void finish_for(const PackedLinearArgs& a, int64_t row, int64_t rows, int64_t panel,
                 const float* sums) {
+  if (streams(a)) {
+    return a.activation == Activation::gelu ? stream_as<Gelu, T>(a, row, rows, panel, sums)
+                                            : stream_as<Identity, T>(a, row, rows, panel, sums);
+  }
   switch (a.activation) {
     case Activation::none:
       return finish_as<Identity, T>(a, row, rows, panel, sums);
@@ -112,7 +145,7 @@ AFNEXT_INLINE Ahead<Weight> ahead(const PackedLinearArgs& a, const Weight& weigh
   const char* out =
       static_cast<const char*>(a.out) + (row * columns + panel * a.weight.panel_width()) * size;
   return {weight, index * steps * lines, lines,
-          out,    columns * size,        outputs ? ceil_div(rows, steps) : 0};
+          out,    columns * size,        outputs && !streams(a) ? ceil_div(rows, steps) : 0};
 }
 
 }  // namespace

@@ -22,7 +22,10 @@ extern KernelTable<PackedLinearArgs> packed_linear_quantized_kernels;  // int8 a
 
 // bfloat16 x and weights on AMX tiles; emulated at the level baseline, for tests.
 extern KernelTable<PackedLinearArgs> packed_linear_tiles_kernels;
-// int8 and int4 weights, not in groups of 32, on AMX tiles; emulated likewise.
+// int8 and int4 weights on AMX tiles; emulated likewise: of integers, for 8-bit
+// x and groups of at least a tile's depth ..
 extern KernelTable<PackedLinearArgs> packed_linear_quantized_tiles_kernels;
+// .. or of bfloat16, for x of that type.
+extern KernelTable<PackedLinearArgs> packed_linear_dequantized_tiles_kernels;
 
 }  // namespace afnext::cpu

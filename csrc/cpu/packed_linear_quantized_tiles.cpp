@@ -1,6 +1,5 @@
-// int8 and int4 weights on AMX tiles: 2 x 2 tiles of sums for a block of 128 elements of K, whose
-// scales come in vectors. The two tiles of x are 32 rows of 8-bit integers, or the high and the low
-// bytes of 16 rows of 16-bit ones.
+// int8 and int4 weights and 8-bit integers of x on AMX tiles: 2 x 2 tiles of sums for what shares
+// the scales of x, at most a block where the weight has groups; scales come in vectors.
 //
 // Below the level amx the tiles are emulated: that is for tests alone.
 #include "cpu/amx/tile.h"
@@ -14,27 +13,22 @@ constexpr int64_t kSteps = kBlock / kTileBytes;  // products of tiles in a block
 constexpr int kVectors = kPanelColumns / kLanes;
 
 // Integers of x as [step][2 tiles][16 rows][64 bytes].
-template <int planes>
 struct TileRows {
-  static constexpr int kWords = planes;
+  static constexpr int kWords = 1;
 
   static void write(const float* integers, int64_t r, int64_t, int32_t* words) {
-    int8_t bytes[planes][kBlock];
-    split_bytes<planes>(integers, bytes);
+    int8_t bytes[1][kBlock];
+    split_bytes<1>(integers, bytes);
     for (int64_t step = 0; step < kSteps; ++step) {
-      for (int64_t p = 0; p < planes; ++p) {
-        const int64_t tile = 2 * step + (planes == 2 ? p : r / kTileHeight);
-        std::memcpy(words + tile * kTileWords + r % kTileHeight * kTileBytes / 4,
-                    bytes[p] + step * kTileBytes, kTileBytes);
-      }
+      const int64_t row = (2 * step + r / kTileHeight) * kTileHeight + r % kTileHeight;
+      std::memcpy(words + row * kTileBytes / 4, bytes[0] + step * kTileBytes, kTileBytes);
     }
   }
 };
 
-template <int planes>
 struct TileKernel {
-  using Engine = TileRows<planes>;
-  static constexpr int64_t kRows = 2 * kTileHeight / planes;
+  using Engine = TileRows;
+  static constexpr int64_t kRows = 2 * kTileHeight;
   static constexpr bool kFullTiles = true;
 
   // The chunk of a panel, in L1, meets all rows of a block; the rows' integers stay in L2, of all
@@ -59,11 +53,12 @@ struct TileKernel {
                                        panels * (j + 1) / columns};
                      resident ? by_panels(round, block) : by_chunks(round, block);
                    }
+                   finish_streams();
                  });
   }
 
  private:
-  static constexpr int64_t kChunk = 6, kBlockTiles = 16, kBlockPanels = 16, kFewTiles = 64 / kRows;
+  static constexpr int64_t kChunk = 4, kBlockTiles = 16, kBlockPanels = 16, kFewTiles = 64 / kRows;
   static constexpr int64_t kResidentBytes = 1280 << 10;  // of L2, beside a panel
   static constexpr int64_t kTileSums = kRows * kPanelColumns;
   static constexpr int64_t kAhead = kTileHeight * kStepBytes;  // bytes of the weight: a step
@@ -168,31 +163,38 @@ struct TileKernel {
     }
   };
 
-  // The products of a block begin while vectors scale those of the block before.
+  // The products of a block begin while vectors scale those before. Blocks that share the scales of
+  // x are summed in tiles.
   static void add_blocks(int64_t rows, const QuantizedPanel& q, const char* groups,
                          const char* bytes, const int32_t* x, int64_t blocks, bool from_memory,
                          Ahead<NextBlocks>& coming, float* sums) {
     alignas(64) int32_t products[2][2 * kTileHeight * kPanelColumns];
     const int64_t x_words = block_words<Engine>(q, kRows);
-    for (int64_t b = 0; b <= blocks; ++b) {
-      if (b < blocks) {
-        const char* weight = bytes != nullptr ? bytes + b * kQuads * kStepBytes
-                                              : groups + b * q.group_bytes + q.prefix;
+    const int64_t shared = q.scale_blocks(8);
+    const auto add_shared = [&](int64_t first, int64_t end, const int32_t* from) {
+      const Rows parts(q, x + first * x_words, x_words, end - first);
+      add(rows, q, groups + first * q.group_bytes, parts, from, sums);
+    };
+    int64_t last = 0, turn = 0;
+    for (int64_t first = 0, end = 0; first < blocks; last = first, first = end, turn ^= 1) {
+      end = smaller(first + shared, blocks);
+      tile_zero<0>(), tile_zero<1>(), tile_zero<2>(), tile_zero<3>();
+      for (int64_t b = first; b < end; ++b) {
         coming.step();
-        multiply_block(x + b * x_words, weight, from_memory, products[b % 2]);
+        multiply_block(x + b * x_words,
+                       bytes != nullptr ? bytes + b * kQuads * kStepBytes
+                                        : groups + b * q.group_bytes + q.prefix,
+                       from_memory);
       }
-      if (b > 0) {
-        add(rows, q, groups + (b - 1) * q.group_bytes, x + (b - 1) * x_words, products[(b - 1) % 2],
-            sums);
-      }
+      store_products(products[turn]);
+      if (first > 0) add_shared(last, first, products[turn ^ 1]);
     }
+    add_shared(last, blocks, products[turn ^ 1]);
   }
 
   // Sums are tiles 0 to 3, those of a tile of x side by side; x has 4 and 5, the panel 6 and 7.
-  static void multiply_block(const int32_t* x, const char* weight, bool from_memory,
-                             int32_t* products) {
-    constexpr int64_t kRowBytes = 4 * kPanelColumns, kHalf = kTileHeight * kPanelColumns;
-    tile_zero<0>(), tile_zero<1>(), tile_zero<2>(), tile_zero<3>();
+  static AFNEXT_INLINE_METHOD void multiply_block(const int32_t* x, const char* weight,
+                                                  bool from_memory) {
     for (int64_t step = 0; step < kSteps; ++step, x += 2 * kTileWords) {
       for (int64_t i = 0; from_memory && i < kAhead; i += 64)
         __builtin_prefetch(weight + kAhead + i);
@@ -203,26 +205,43 @@ struct TileKernel {
       tile_dot_i8_u8<2, 5, 6>(), tile_dot_i8_u8<3, 5, 7>();
       weight += kTileHeight * kStepBytes;
     }
+  }
+  static AFNEXT_INLINE_METHOD void store_products(int32_t* products) {
+    constexpr int64_t kRowBytes = 4 * kPanelColumns, kHalf = kTileHeight * kPanelColumns;
     tile_store<0>(products, kRowBytes), tile_store<1>(products + kPanelColumns / 2, kRowBytes);
     tile_store<2>(products + kHalf, kRowBytes);
     tile_store<3>(products + kHalf + kPanelColumns / 2, kRowBytes);
   }
 
-  static void add(int64_t rows, const QuantizedPanel& q, const char* scales, const int32_t* x,
+  // What goes with the integers of x in `blocks` blocks that share its scales.
+  struct Rows {
+    const float *scales, *sums;
+    int32_t starts[kRows];
+
+    Rows(const QuantizedPanel& q, const int32_t* x, int64_t x_words, int64_t blocks)
+        : scales(reinterpret_cast<const float*>(x + kSteps * 2 * kTileWords)),
+          sums(scales + (1 + q.groups) * kRows) {
+      for (int64_t r = 0; r < kRows; r += kLanes) {
+        const int32_t* start = reinterpret_cast<const int32_t*>(scales) + kRows + r;
+        I32 total = load_words(start);
+        for (int64_t b = 1; b < blocks; ++b) total += load_words(start + b * x_words);
+        std::memcpy(starts + r, &total, sizeof(total));
+      }
+    }
+  };
+
+  static void add(int64_t rows, const QuantizedPanel& q, const char* scales, const Rows& x,
                   const int32_t* products, float* sums) {
     if (q.header > 0) return add_scaled<false, false>(rows, scales, x, products, sums);
     q.zero_points ? add_scaled<true, true>(rows, scales, x, products, sums)
                   : add_scaled<true, false>(rows, scales, x, products, sums);
   }
 
-  // Integers of a block meet their scales: one for each row, and one for each column where the
-  // panel does not keep those for the end.
+  // Integers meet their scales: one for each row, and one for each column where the panel does not
+  // keep those for the end.
   template <bool scaled, bool shifted>
-  static void add_scaled(int64_t rows, const char* scales, const int32_t* x,
-                         const int32_t* products, float* sums) {
-    const float* x_scales = reinterpret_cast<const float*>(x + kSteps * 2 * kTileWords);
-    const int32_t* starts = reinterpret_cast<const int32_t*>(x_scales + kRows);
-    const float* x_sums = reinterpret_cast<const float*>(starts + kRows);
+  static void add_scaled(int64_t rows, const char* scales, const Rows& x, const int32_t* products,
+                         float* sums) {
     F32 scale[kVectors], zero[kVectors];
     for (int c = 0; c < kVectors; ++c) {
       const bf16* halves = reinterpret_cast<const bf16*>(scales) + c * kLanes;
@@ -230,16 +249,11 @@ struct TileKernel {
       if constexpr (shifted) zero[c] = load(halves + kPanelColumns);
     }
     for (int64_t r = 0; r < rows; ++r, products += kPanelColumns, sums += kPanelColumns) {
-      const F32 x_scale = broadcast(x_scales[r]);
-      const I32 start = broadcast_word(starts[r]);
+      const F32 x_scale = broadcast(x.scales[r]);
+      const I32 start = broadcast_word(x.starts[r]);
       for (int c = 0; c < kVectors; ++c) {
-        const int32_t* product = products + c * kLanes;
-        I32 total = load_words(product);
-        if constexpr (planes == 2) {
-          total = (total << 8) + load_words(product + kTileHeight * kPanelColumns);
-        }
-        F32 value = __builtin_convertvector(total + start, F32);
-        if constexpr (shifted) value -= zero[c] * x_sums[r];
+        F32 value = __builtin_convertvector(load_words(products + c * kLanes) + start, F32);
+        if constexpr (shifted) value -= zero[c] * x.sums[r];
         if constexpr (scaled) value *= scale[c];
         store(sums + c * kLanes, fma(value, x_scale, load(sums + c * kLanes)));
       }
@@ -255,8 +269,7 @@ struct TileKernel {
 }  // namespace
 
 void packed_linear_quantized_tiles(const PackedLinearArgs& args) {
-  args.weight.activation_bits == 8 ? quantized_product<TileKernel<1>>(args)
-                                   : quantized_product<TileKernel<2>>(args);
+  quantized_product<TileKernel>(args);
 }
 
 AFNEXT_REGISTER(packed_linear_quantized_tiles, PackedLinearArgs)

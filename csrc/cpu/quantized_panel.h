@@ -30,6 +30,12 @@ struct QuantizedPanel {
         group_bytes(prefix + steps * kStepBytes),
         blocks((v.k + kBlock - 1) / kBlock),
         bytes(header + blocks * groups * group_bytes) {}
+
+  // How many blocks of x share a scale: one outlier spoils them at most. Bytes that meet weights
+  // without groups share one for four, for whose sums float32 is then needed but once.
+  int64_t scale_blocks(int activation_bits) const {
+    return header > 0 && activation_bits == 8 ? 4 : 1;
+  }
 };
 
 }  // namespace afnext::cpu

@@ -59,17 +59,20 @@ struct Round {
   template <typename T>
   void quantize() const {
     const float limit = a.weight.activation_bits == 8 ? 127.0f : 32512.0f;  // 127 * 256
+    const int64_t shared = q.scale_blocks(a.weight.activation_bits);
     parallel_for(rows, (1 << 15) / (a.weight.k + 1) + 1, [&](int64_t first, int64_t last) {
       int64_t t = first * tiles / rows;
       for (int64_t r = first; r < last; ++r) {
         while (begin(t) > r) --t;
         while (begin(t + 1) <= r) ++t;
         const T* x = static_cast<const T*>(a.x) + (row + r) * a.x_stride;
+        Extent extent{};
         for (int64_t b = 0; b < q.blocks; ++b) {
+          const T* block = x + b * kBlock;
           const int64_t left = a.weight.k - b * kBlock;
-          quantize_block<Engine>(q, limit, x + b * kBlock, left < kBlock ? left : kBlock,
-                                 r - begin(t), room(t),
-                                 words_of(t) + b * block_words<Engine>(q, room(t)));
+          if (b % shared == 0) extent = extent_of(block, smaller(left, shared * kBlock));
+          quantize_block<Engine>(q, limit, extent, block, smaller(left, kBlock), r - begin(t),
+                                 room(t), words_of(t) + b * block_words<Engine>(q, room(t)));
         }
       }
     });
@@ -93,6 +96,7 @@ struct Round {
           finish(a, row + begin(t), height(t), panel, sums);
         }
       }
+      finish_streams();
     });
   }
 };

@@ -1,5 +1,4 @@
-// Rows of x as integers, a scale for each block of 128 elements of K: one outlier spoils its block
-// at most.
+// Rows of x as integers, with scales.
 //
 // A tile of `rows` rows is a run of blocks; a block holds, in 32-bit words,
 //   integers of x       32 * rows * Engine::kWords, in the Engine's order
@@ -111,21 +110,31 @@ int64_t block_words(const QuantizedPanel& q, int64_t rows) {
   return rows * (kQuads * Engine::kWords + 1 + 2 * q.groups);
 }
 
-// Block of `count` <= 128 elements at x becomes that of row `r` among `rows` in `out`.
-template <typename Engine, typename T>
-void quantize_block(const QuantizedPanel& q, float limit, const T* x, int64_t count, int64_t r,
-                    int64_t rows, int32_t* out) {
-  float block[kBlock];
-  if (count < kBlock) std::memset(block, 0, sizeof(block));
-  load_row(x, count, block);
+// Of elements of x that share a scale.
+struct Extent {
+  float most;
+  bool finite;
+};
+
+template <typename T>
+Extent extent_of(const T* x, int64_t count) {
   F32 high{}, zero{};
-  for (int64_t i = 0; i < kBlock; i += kLanes) {
-    const F32 v = load(block + i);
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const F32 v = count - i >= kLanes ? load(x + i) : load_n(x + i, static_cast<int>(count - i));
     high = max(max(v, -v), high);
     zero += v * 0.0f;  // NaN and infinity leave NaN
   }
-  const float most = largest(high);
-  const bool finite = sum(zero) == 0.0f;
+  return {largest(high), sum(zero) == 0.0f};
+}
+
+// Block of `count` <= 128 elements at x becomes that of row `r` among `rows` in `out`.
+template <typename Engine, typename T>
+void quantize_block(const QuantizedPanel& q, float limit, const Extent& extent, const T* x,
+                    int64_t count, int64_t r, int64_t rows, int32_t* out) {
+  float block[kBlock];
+  if (count < kBlock) std::memset(block, 0, sizeof(block));
+  load_row(x, count, block);
+  const auto [most, finite] = extent;
   const bool tiny = most < 1e-30f;  // the reciprocal could overflow
   const float inverse = tiny || !finite ? 0.0f : limit / most;
   const F32 shifter = broadcast(12582912.0f);  // 1.5 * 2**23: adding it rounds to an integer

@@ -12,6 +12,7 @@ constinit cpu::KernelTable<cpu::PackedLinearArgs> cpu::packed_linear_kernels;
 constinit cpu::KernelTable<cpu::PackedLinearArgs> cpu::packed_linear_quantized_kernels;
 constinit cpu::KernelTable<cpu::PackedLinearArgs> cpu::packed_linear_tiles_kernels;
 constinit cpu::KernelTable<cpu::PackedLinearArgs> cpu::packed_linear_quantized_tiles_kernels;
+constinit cpu::KernelTable<cpu::PackedLinearArgs> cpu::packed_linear_dequantized_tiles_kernels;
 
 namespace {
 
@@ -21,14 +22,22 @@ bool is_quantized(const Args& a) {
   return a.weight.format == WeightFormat::int8 || a.weight.format == WeightFormat::int4;
 }
 
+// Tiles of integers take bytes, and groups that fill a tile; others become tiles of bfloat16, for x
+// of that type.
+bool has_integer_tiles(const Args& a) {
+  return a.weight.activation_bits == 8 && a.weight.group != 32;
+}
+
 bool fits_tiles(const Args& a) {
-  return is_quantized(a) ? a.weight.group != 32
-                         : a.dtype == DType::bf16 && a.weight.format == WeightFormat::bf16;
+  const bool bf16 = a.dtype == DType::bf16;
+  return is_quantized(a) ? has_integer_tiles(a) || bf16
+                         : bf16 && a.weight.format == WeightFormat::bf16;
 }
 
 const cpu::KernelTable<Args>& tile_kernels(const Args& args) {
-  return is_quantized(args) ? cpu::packed_linear_quantized_tiles_kernels
-                            : cpu::packed_linear_tiles_kernels;
+  if (!is_quantized(args)) return cpu::packed_linear_tiles_kernels;
+  return has_integer_tiles(args) ? cpu::packed_linear_quantized_tiles_kernels
+                                 : cpu::packed_linear_dequantized_tiles_kernels;
 }
 
 // The table that serves these arguments.

@@ -112,6 +112,20 @@ def test_blocks(path: str, dtype: torch.dtype, format: str, m: int, n: int, k: i
     assert_good(ops.linear(x, ops.pack(weight, format)), x, weight)
 
 
+# Outputs of more than 2 MB go past the caches, a whole line at a time.
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("activation", [None, "gelu"])
+def test_outputs_beyond_the_caches(path: str, dtype: torch.dtype, activation: str | None) -> None:
+    m, n, k = 300, 4096, 40
+    x, weight = torch.randn(m, k).to(dtype), torch.randn(n, k).to(dtype)
+    bias, residual = torch.randn(n).to(dtype), torch.randn(m, n).to(dtype)
+    packed = ops.pack(weight, str(dtype).removeprefix("torch."))
+    out = ops.linear(x, packed, bias, activation=activation, residual=residual)
+    assert_good(out, x, weight, bias, activation, residual)
+    few = ops.linear(x[:40], packed, bias, activation=activation, residual=residual[:40])
+    assert path == "reference" or torch.equal(out[:40], few)
+
+
 def test_rows_beyond_one_packing() -> None:
     """16 MB of packed x is all that is held at a time: 2,600 rows of 4,096 floats take three rounds."""
     x, weight = torch.randn(2600, 4096), torch.randn(40, 4096)

@@ -1,8 +1,7 @@
 // The panels of afnext/pack.h for quantised weights.
 //
 // Layout "panels32-v1", the same for every instruction set: a panel holds 32 output columns and is
-// cut along K into blocks of 128 (a block is also what shares a scale of x), blocks into groups. A
-// group is
+// cut along K into blocks of 128 (blocks also share scales of x), blocks into groups. A group is
 //
 //   scales   bfloat16 [32]
 //   zeros    bfloat16 [32], with zero points only
