@@ -32,8 +32,14 @@ struct Peak {
 };
 AFNEXT_INLINE Peak raise(const float* scores, int64_t keys, Running& s, int n) {
   const F32 before = load(s.peak + n * kLanes);
-  F32 peak = before;
-  for (int64_t j = 0; j < keys; ++j) peak = max(peak, load(scores + j * kBlockRows + n * kLanes));
+  F32 peaks[4] = {before, before, before, before};  // one would wait for itself
+  const float* score = scores + n * kLanes;
+  int64_t j = 0;
+  for (; j + 4 <= keys; j += 4, score += 4 * kBlockRows) {
+    for (int i = 0; i < 4; ++i) peaks[i] = max(peaks[i], load(score + i * kBlockRows));
+  }
+  for (; j < keys; ++j, score += kBlockRows) peaks[0] = max(peaks[0], load(score));
+  const F32 peak = max(max(peaks[0], peaks[1]), max(peaks[2], peaks[3]));
   store(s.peak + n * kLanes, peak);
   return {before, select(peak == -__builtin_inff(), F32{}, peak)};
 }
