@@ -52,12 +52,13 @@ class World:
 
     Args:
         device: kind, ``"cpu"`` (gloo) or ``"cuda"`` (NCCL, and gloo for what is on the host).
+        offload: whether gradients are on the host, and are added up there too.
 
     Raises:
         AfnextError: the processes cannot find one another.
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, offload: bool = False) -> None:
         self.size, self.rank = int(os.environ.get("WORLD_SIZE", "1")), 0
         self.writing: dist.ProcessGroup | None = None
         self.owns = False
@@ -71,7 +72,8 @@ class World:
             if self.kind == "cuda":
                 torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
             try:
-                dist.init_process_group("nccl" if self.kind == "cuda" else "gloo")
+                on_gpus = "cpu:gloo,cuda:nccl" if offload else "nccl"
+                dist.init_process_group(on_gpus if self.kind == "cuda" else "gloo")
             except (RuntimeError, ValueError) as error:
                 raise AfnextError(f"cannot join the run's other processes: {error}") from None
         self.rank = dist.get_rank()
