@@ -187,7 +187,9 @@ class Checkpoints:
         """The state that dropout draws from, of this process."""
         name = f"random/{self.world.rank}"
         host = {name: torch.get_rng_state()}
-        return host | ({name + CUDA: torch.cuda.get_rng_state()} if self.world.kind == "cuda" else {})
+        return host | (
+            {name + CUDA: torch.cuda.get_rng_state()} if self.world.kind == "cuda" else {}
+        )
 
     def _read(self, path: Path, reader: dcp.StorageReader, wanted: dict[str, Tensor]) -> None:
         if not wanted:

@@ -173,8 +173,8 @@ class StageConfig:
         lora: adapters that this stage trains. What they are added to, as everything, is trained or frozen by
             its pattern; adapters are trained by patterns with ``lora`` in them, which match nothing else, and
             where there is none they rest.
-        activations: what layers keep for backward: ``"keep"`` all, ``"selective"`` what goes in and results of
-            attention, ``"recompute"`` what goes in, see :func:`afnext.training.recompute.set_activations`.
+        activations: what layers keep for backward: ``"keep"`` all, ``"selective"`` what goes in and what
+            attention gives, ``"recompute"`` what goes in: see :mod:`afnext.training.recompute`.
     """
 
     name: str

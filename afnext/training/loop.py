@@ -39,7 +39,7 @@ from afnext.training.monitor import Journal, Quiet, task_accuracy
 from afnext.training.objectives import IDLE, Objectives, objectives, share
 from afnext.training.optimizer import build_optimizers, parts_of, rate_at
 from afnext.training.picture import draw_losses
-from afnext.training.recompute import set_activations
+from afnext.training.recompute import autocast, set_activations
 from afnext.training.sharding import (
     Trained,
     check_offload,
@@ -266,7 +266,7 @@ class Run:
                 group["lr"] = rate * group["peak"]
             losses = {f"{name}_loss": 0.0 for name in objectives(stage)}
             for batch in share(made.batches, stage, team, self.world):
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):
+                with autocast(self.device.type, config.bf16, stage.activations):
                     parts = self.trained(self.losses, batch.to(self.device), stage)
                 together = torch.stack(list(parts.values()))
                 if together.requires_grad:

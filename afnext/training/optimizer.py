@@ -105,8 +105,9 @@ def parts_of(
 def build_optimizers(
     parameters: Mapping[str, nn.Parameter], parts: Mapping[str, Sequence[str]], stage: StageConfig
 ) -> list[Optimizer]:
-    """Optimizers over the parts of a stage that are trained; each group holds its full rate as ``peak``. AdamW
-    is torch's fused one: one pass over parameters, gradients and moments.
+    """Optimizers over the parts of a stage that are trained; each group holds its full rate as ``peak``.
+
+    AdamW is torch's fused one: one pass over parameters, gradients and moments.
     """
     matrices: list[dict[str, Any]] = []
     others: list[dict[str, Any]] = []

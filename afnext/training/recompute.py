@@ -37,6 +37,13 @@ def set_activations(net: AudioLanguageModel, activations: Activations) -> None:
         vars(layer)["forward"] = partial(checkpoint, layer.forward, **how)
 
 
+def autocast(kind: str, bf16: bool, activations: Activations) -> torch.autocast:
+    """bfloat16 on devices of a ``kind``, or nothing. Where layers are computed again weights in bfloat16 are
+    not kept for the next call: they would be there for the whole of forward, and not in backward.
+    """
+    return torch.autocast(kind, torch.bfloat16, enabled=bf16, cache_enabled=activations == "keep")
+
+
 def _policy(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
     if op == torch.ops.afnext.attention.default:
         return CheckpointPolicy.MUST_SAVE
