@@ -1,8 +1,8 @@
 """Training tokens a second of nano, from 2K to 32K tokens a sequence, beside attention's share.
 
-Forward and backward of one sequence, a recording of about its length and an answer, bfloat16 autocast. Lengths
-take turns. Attention grows with the square of the length; what is left when its time is taken out should be as
-fast at every length.
+Forward and backward of one sequence, a recording of about its length and an answer, bfloat16 autocast.
+Lengths take turns. Attention grows with the square of the length; what is left when its time is taken out
+should be as fast at every length.
 """
 
 from __future__ import annotations
