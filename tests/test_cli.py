@@ -90,10 +90,7 @@ def test_info_describes_the_release() -> None:
 
 
 def test_a_recipe_is_planned_before_it_runs() -> None:
-    """Each stage of nano's, and what of it fits; in JSON the same."""
-    text = afnext("plan", "nano", "--device-memory", 1).stdout
-    assert "midtrain-2" in text
-    assert "fits 1 GB" in text
+    """Each stage of nano's."""
     plan = json.loads(afnext("plan", "nano", "--json", "--processes", 2, "--ring", 2).stdout)
     assert plan["processes"] == 2
     (last,) = (stage for stage in plan["stages"] if stage["name"] == "midtrain-2")
