@@ -21,6 +21,8 @@ import yaml
 from afnext.errors import AfnextError
 from afnext.training.synthesis.dataset import SceneSet
 
+Activations = Literal["keep", "selective", "recompute"]
+"""What layers keep for backward."""
 ADAPTER = "lora"
 """In the names of adapters' parameters, and in the patterns that match them."""
 
@@ -200,7 +202,7 @@ class StageConfig:
     accumulate: int = 1
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     lora: LoraConfig | None = None
-    activations: Literal["keep", "selective", "recompute"] = "keep"
+    activations: Activations = "keep"
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch_tokens < 1 or self.accumulate < 1:

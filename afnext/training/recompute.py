@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch.utils.checkpoint import (
@@ -13,8 +13,7 @@ from torch.utils.checkpoint import (
 )
 
 from afnext.model import AudioLanguageModel
-
-Activations = Literal["keep", "selective", "recompute"]
+from afnext.training.config import Activations
 
 
 def set_activations(net: AudioLanguageModel, activations: Activations) -> None:

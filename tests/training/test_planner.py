@@ -198,8 +198,10 @@ def test_what_cannot_be_planned_is_said() -> None:
     with pytest.raises(AfnextError, match=r"pretrain-1: 128 batches a step .* to 100 groups"):
         plan(config, Resources(processes=100))
     shared = Resources(processes=4, parallel=ParallelConfig(ulysses=3))
-    with pytest.raises(AfnextError, match="ulysses 3 x ring 1 does not divide 4 processes"):
+    with pytest.raises(AfnextError, match="ulysses 3 x ring 1 takes 3 processes for each"):
         plan(config, shared)
+    with pytest.raises(AfnextError, match="replicate: 3 copies cannot be shared out among 4"):
+        plan(dataclasses.replace(config, replicate=3), Resources(processes=4))
     with pytest.raises(AfnextError, match=r"no config\.json here"):
         plan(dataclasses.replace(config, init="nowhere"))
 

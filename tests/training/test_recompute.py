@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from afnext.audio.windows import AudioWindow
 from afnext.hub import EMBEDDED
 from afnext.model import AudioBatch, AudioLanguageModel
-from afnext.training.config import ParallelConfig, TrainConfig
-from afnext.training.recompute import Activations, set_activations
+from afnext.training.config import Activations, ParallelConfig, TrainConfig
+from afnext.training.recompute import set_activations
 from tests.parallel.processes import spawn
 from tests.training.mesh_runs import all_recorded, recorded, write_sources
 from tests.training.mesh_runs import recipe as mesh_recipe

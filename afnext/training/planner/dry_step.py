@@ -24,9 +24,10 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from afnext.model import AudioLanguageModel
 from afnext.parallel.cost import BACKWARD
+from afnext.training.config import Activations
 from afnext.training.loss import chunked_answer_loss
 from afnext.training.planner.load import Load
-from afnext.training.recompute import Activations, autocast
+from afnext.training.recompute import autocast
 
 GRADIENTS, LOGITS, CASTS, ACTIVATIONS = "gradients", "logits", "weights in bfloat16", "activations"
 

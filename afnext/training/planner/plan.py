@@ -11,7 +11,7 @@ from afnext.errors import AfnextError
 from afnext.hub import EMBEDDED
 from afnext.model import AudioLanguageModel, ModelConfig
 from afnext.model.info import geometry
-from afnext.parallel import Machine, Shape, choose, cost
+from afnext.parallel import Machine, Shape, cost
 from afnext.parallel.cost import H100, gather_seconds
 from afnext.training.config import ParallelConfig, StageConfig, TrainConfig
 from afnext.training.export import model_config
@@ -32,6 +32,7 @@ from afnext.training.planner.load import Load
 from afnext.training.recompute import set_activations
 from afnext.training.sharding import Trained
 from afnext.training.tokenizer import train_tokenizer
+from afnext.training.world import mesh_of
 
 FLOAT = 4  # bytes: parameters, gradients and optimizer state are float32
 
@@ -110,6 +111,10 @@ def plan(
             known.
     """
     resources = Resources() if resources is None else resources
+    if resources.processes % config.replicate:
+        raise AfnextError(
+            f"replicate: {config.replicate} copies cannot be shared out among {resources.processes} processes"
+        )
     model = model_of(config) if model is None else model
     with without_memory():
         net = AudioLanguageModel(model)
@@ -129,7 +134,8 @@ def plan_stage(
 ) -> StagePlan:
     """Plan a stage whose batches are ``whole``, inside :func:`.dry_step.without_memory`."""
     stage, net = config.stages[index], trained.net
-    groups, ring, ulysses = mesh = mesh_of(stage, net, resources)
+    wanted = replace(stage, parallel=resources.parallel or stage.parallel)
+    groups, ring, ulysses = mesh = mesh_of(wanted, net.config.text, resources.processes)
     load = whole.shared(ring * ulysses)
     parameters = {n: p for n, p in trained.named_parameters() if CONSTANT not in n}
     parts = parts_of(parameters, stage.train, stage.freeze)
@@ -180,35 +186,6 @@ def model_of(config: TrainConfig) -> ModelConfig:
 
 def _added(tokenizer: object) -> int:
     return len(tokenizer.get_added_tokens_decoder())  # type: ignore[attr-defined]
-
-
-def mesh_of(
-    stage: StageConfig, net: AudioLanguageModel, resources: Resources
-) -> tuple[int, int, int]:
-    """(groups, ring, Ulysses) of a stage, as a run would have it.
-
-    Raises:
-        AfnextError: processes or batches cannot be shared out.
-    """
-    if resources.processes == 1:
-        return 1, 1, 1
-    text, how = net.config.text, resources.parallel or stage.parallel
-    ulysses, ring = how.ulysses, how.ring
-    if how.ranks:
-        shape = Shape(stage.batch_tokens, text.num_attention_heads, text.num_key_value_heads,
-                      text.head_dim)  # fmt: skip
-        ulysses, ring = choose(shape, how.ranks, resources.machine)
-    groups, rest = divmod(resources.processes, ulysses * ring)
-    if rest:
-        raise AfnextError(
-            f"{stage.name}: ulysses {ulysses} x ring {ring} does not divide {resources.processes} processes"
-        )
-    if stage.accumulate % groups:
-        raise AfnextError(
-            f"{stage.name}: {stage.accumulate} batches a step (accumulate) cannot be shared out to "
-            f"{groups} groups of processes"
-        )
-    return groups, ring, ulysses
 
 
 def optimizer_bytes(
