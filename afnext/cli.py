@@ -233,13 +233,56 @@ def train(
     from .evaluation.samples import write_samples
     from .training import train as run
 
-    path = Path(__file__).parent / "recipes" / recipe
-    chain = path if (path / "chain.yaml").is_file() else recipe
     made = run(
-        chain, out, resume=resume, data=data, stages=stage or (), device=device, show=write_samples
-    )
+        _chain(recipe), out, resume=resume, data=data, stages=stage or (), device=device,
+        show=write_samples,
+    )  # fmt: skip
     if os.environ.get("RANK", "0") == "0":  # of torchrun's processes
         _print(str(made))
+
+
+@app.command()
+def plan(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name (nano, 7b, ...) or a YAML file.")],
+    processes: Annotated[int, typer.Option(min=1, help="Of the run, a device each.")] = 1,
+    ulysses: Annotated[
+        int | None, typer.Option(min=1, help="Processes that share heads; by default the recipe's.")
+    ] = None,
+    ring: Annotated[
+        int | None, typer.Option(min=1, help="Groups that share keys; by default the recipe's.")
+    ] = None,
+    device_memory: Annotated[float, typer.Option(help="GB of a device: say what fits.")] = 0.0,
+    utilisation: Annotated[
+        float, typer.Option(min=0.01, max=1.0, help="Share of the peak that computing reaches.")
+    ] = 0.4,
+    peak: Annotated[float, typer.Option(help="T operations/s of a device (H100: 989).")] = 989.0,
+    geometry: Annotated[
+        str | None, typer.Option(help="7b, where the folder a recipe begins with is not here.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Print what a recipe takes before anything runs: memory of a device by part, time of a step. No weights
+    are read.
+    """
+    from .model.info import geometry as known_geometry
+    from .training import load_recipe, planner
+    from .training.config import ParallelConfig
+
+    parallel = None
+    if ulysses is not None or ring is not None:
+        parallel = ParallelConfig(ulysses or 1, ring or 1)
+    resources = planner.Resources(
+        processes, parallel, peak=peak * 1e12, utilisation=utilisation,
+        device_memory=device_memory * 1e9,
+    )  # fmt: skip
+    model = None if geometry is None else known_geometry(geometry)
+    found = planner.plan(load_recipe(_chain(recipe)), resources, model)
+    if json:
+        import json as writer
+
+        _print(writer.dumps(planner.as_dict(found, resources)))
+    else:
+        _print(planner.as_text(found, resources))
 
 
 @app.command("eval")
@@ -290,6 +333,12 @@ def bench(context: typer.Context) -> None:
     # By name: in a checkout the package lies outside of this one, beside it.
     benchmarks = import_module("afnext.benchmarks.__main__")
     sys.exit(benchmarks.main(context.args, prog="afnext bench"))
+
+
+def _chain(recipe: str) -> str | Path:
+    """The folder of a recipe in the package, or the file."""
+    path = Path(__file__).parent / "recipes" / recipe
+    return path if (path / "chain.yaml").is_file() else recipe
 
 
 def _load(options: ModelOptions) -> Assistant:

@@ -89,6 +89,15 @@ def test_info_describes_the_release() -> None:
     assert "parameters" in afnext("info", "--model", "nano").stdout
 
 
+def test_a_recipe_is_planned_before_it_runs() -> None:
+    """Each stage of nano's."""
+    plan = json.loads(afnext("plan", "nano", "--json", "--processes", 2, "--ring", 2).stdout)
+    assert plan["processes"] == 2
+    (last,) = (stage for stage in plan["stages"] if stage["name"] == "midtrain-2")
+    assert last["mesh"] == {"groups": 1, "ring": 2, "ulysses": 1}
+    assert sum(last["memory_bytes"].values()) == last["memory_bytes_total"]
+
+
 def test_isa_cap_is_honoured() -> None:
     assert (
         json.loads(afnext("info", "--json", AFNEXT_CPU_ISA="baseline").stdout)["cpu_isa"]
@@ -142,6 +151,7 @@ def test_convert_to_fewer_bits_by_recordings(tmp_path: Path, scene_file: Path) -
         ),
         (["info", "--geometry", "900b"], 1, "900b"),
         (["train", "no-such-recipe", "--out", "x"], 1, "no-such-recipe"),
+        (["plan", "7b", "--processes", "3"], 1, "cannot be shared out to 3 groups"),
         (["frobnicate"], 2, "frobnicate"),
     ],
 )

@@ -147,6 +147,19 @@ def cost(
     )  # fmt: skip
 
 
+def gather_seconds(
+    size: float, grads: float, shards: int, copies: int = 1, machine: Machine = H100
+) -> float:
+    """Of a batch, what messages take that make sharded parameters (``size`` bytes in all) whole forward and
+    again backward, and add up and share out their gradients (``grads`` bytes), then over copies of the
+    shards, nothing else being sent.
+    """
+    speed = machine.within if shards <= machine.node else machine.across
+    everywhere = machine.within if shards * copies <= machine.node else machine.across
+    shared_out = (2 * size + grads) * (shards - 1) / shards / speed
+    return shared_out + 2 * grads / shards * (copies - 1) / copies / everywhere
+
+
 def degrees(ranks: int, query_heads: int) -> list[tuple[int, int]]:
     """All (Ulysses, ring) of so many ranks that the heads allow."""
     return [(u, ranks // u) for u in range(1, min(ranks, query_heads) + 1) if ranks % u == 0]

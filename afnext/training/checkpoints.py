@@ -34,6 +34,7 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled", categ
 
 PARTIAL = ".partial"
 PROGRESS = "progress.json"
+CUDA = "/cuda"
 # Of what the list of tensors is made.
 _KNOWN = {
     "torch.distributed.checkpoint.metadata": {
@@ -80,7 +81,7 @@ class Checkpoints:
             self._make_room(partial)
         self.world.wait()
         tensors = _weights(trained) | _moments(trained, optimizers)
-        tensors[f"random/{self.world.rank}"] = torch.get_rng_state()
+        tensors |= self._random()
         writing = dcp.async_save(
             tensors, storage_writer=dcp.FileSystemWriter(partial), no_dist=self.world.size == 1,
             process_group=self.world.writing,
@@ -141,12 +142,14 @@ class Checkpoints:
                     f"cannot resume from {path}: it is of another network ({name} is "
                     f"{list(stored[name].size)} there, {list(value.shape)} here)"
                 )
-        random = f"random/{self.world.rank}"
-        if random in stored:
-            wanted[random] = torch.empty(stored[random].size, dtype=torch.uint8)
-        self._read(path, reader, wanted)
-        if random in wanted:
-            torch.set_rng_state(wanted[random])
+        random = {name: torch.empty_like(state) for name, state in self._random().items()}
+        random = {name: state for name, state in random.items() if name in stored}
+        self._read(path, reader, wanted | random)
+        for name, state in random.items():
+            if name.endswith(CUDA):
+                torch.cuda.set_rng_state(state)
+            else:
+                torch.set_rng_state(state)
         try:
             return Progress(**json.loads((path / PROGRESS).read_text()))
         except (OSError, ValueError, TypeError) as error:
@@ -169,15 +172,24 @@ class Checkpoints:
             for full in (full for full in stored if full.startswith(start)):
                 kind = stored[full]
                 whole = tuple(kind.size) == tuple(parameter.shape) and parameter.ndim > 0
+                dtype = kind.properties.dtype
                 wanted[full] = (
-                    torch.zeros_like(parameter, dtype=kind.properties.dtype)
+                    torch.zeros_like(parameter, dtype=dtype)
                     if whole
-                    else torch.empty(kind.size, dtype=kind.properties.dtype)
+                    else torch.empty(kind.size, dtype=dtype, device=parameter.device)
                 )
                 places.append((optimizer, parameter, full, full.removeprefix(start)))
         self._read(path, reader, wanted)
         for optimizer, parameter, full, key in places:
             optimizer.state[parameter][key] = wanted[full]
+
+    def _random(self) -> dict[str, Tensor]:
+        """The state that dropout draws from, of this process."""
+        name = f"random/{self.world.rank}"
+        host = {name: torch.get_rng_state()}
+        return host | (
+            {name + CUDA: torch.cuda.get_rng_state()} if self.world.kind == "cuda" else {}
+        )
 
     def _read(self, path: Path, reader: dcp.StorageReader, wanted: dict[str, Tensor]) -> None:
         if not wanted:

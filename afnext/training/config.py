@@ -7,6 +7,7 @@ model are in ``afnext/recipes/nano``, those at the published figures in ``afnext
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -19,6 +20,11 @@ import yaml
 
 from afnext.errors import AfnextError
 from afnext.training.synthesis.dataset import SceneSet
+
+Activations = Literal["keep", "selective", "recompute"]
+"""What layers keep for backward."""
+ADAPTER = "lora"
+"""In the names of adapters' parameters, and in the patterns that match them."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,29 @@ class LossWeights:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters of ``rank``, scaled by ``alpha / rank``, on the linear layers whose names ``targets``
+    (a regular expression) is found in; ``dropout`` of what goes into them, in training.
+    """
+
+    rank: int
+    alpha: float
+    targets: str
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:
+            raise AfnextError(
+                f"lora: rank must be at least 1, alpha above 0, dropout at least 0 and below 1, got rank "
+                f"{self.rank}, alpha {self.alpha:g}, dropout {self.dropout:g}"
+            )
+        try:
+            re.compile(self.targets)
+        except re.error as error:
+            raise AfnextError(f"lora: targets {self.targets!r} is no pattern: {error}") from None
+
+
+@dataclass(frozen=True)
 class StageConfig:
     """One stage: what is trained, for how many steps, on what, towards which objectives.
 
@@ -143,6 +172,11 @@ class StageConfig:
         spike: a step whose gradients are more than so many times as long as of late is left out; 0: none is.
         accumulate: batches of a step, shared out among the processes of a run.
         parallel: how processes share each sequence.
+        lora: adapters that this stage trains. What they are added to, as everything, is trained or frozen by
+            its pattern; adapters are trained by patterns with ``lora`` in them, which match nothing else, and
+            where there is none they rest.
+        activations: what layers keep for backward: ``"keep"`` all, ``"selective"`` what goes in and what
+            attention gives, ``"recompute"`` what goes in: see :mod:`afnext.training.recompute`.
     """
 
     name: str
@@ -167,12 +201,18 @@ class StageConfig:
     spike: float = 0.0
     accumulate: int = 1
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    lora: LoraConfig | None = None
+    activations: Activations = "keep"
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch_tokens < 1 or self.accumulate < 1:
             raise AfnextError(f"{self.name}: steps, batch_tokens and accumulate must be at least 1")
         if not self.train:
             raise AfnextError(f"{self.name}: train names nothing")
+        if self.lora and not any(ADAPTER in pattern for pattern in self.train):
+            raise AfnextError(
+                f"{self.name}: lora is given, and train has no rate for it, as lora: 1e-4"
+            )
 
 
 @dataclass(frozen=True)
@@ -193,6 +233,8 @@ class TrainConfig:
         threads, workers: of torch, and processes that make training sets (and batches, where the network is
             not on the CPU itself); 0: as many as there are cores.
         replicate: copies of the parameters; each is sharded over its part of the run's processes.
+        offload: keep sharded parameters, gradients and the optimizers' state on the host, and step there; for
+            several processes with GPUs.
         evaluate_every, save_every: steps; 0 for never.
         keep: how many of the newest checkpoints stay.
         export_dtype: of the weights in the model folder.
@@ -211,6 +253,7 @@ class TrainConfig:
     threads: int = 0
     workers: int = 0
     replicate: int = 1
+    offload: bool = False
     evaluate_every: int = 250
     save_every: int = 100
     keep: int = 2
@@ -222,6 +265,13 @@ class TrainConfig:
             raise AfnextError(f"{self.name}: two stages are called {double[0]!r}")
         for stage in self.stages:
             mixture_of(stage, self.stages)
+        if len({stage.lora for stage in self.stages} - {None}) > 1:
+            raise AfnextError(f"{self.name}: stages have different lora; a chain has one")
+
+    @property
+    def lora(self) -> LoraConfig | None:
+        """The adapters of the chain."""
+        return next((stage.lora for stage in self.stages if stage.lora), None)
 
     def stage(self, name: str) -> StageConfig:
         """The stage of a name."""

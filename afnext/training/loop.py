@@ -29,17 +29,20 @@ from afnext.model.device import usable_device
 from afnext.training import state
 from afnext.training.batches import Batch, Batches
 from afnext.training.checkpoints import Checkpoints, newest
-from afnext.training.config import StageConfig, TrainConfig, load_recipe
+from afnext.training.config import ADAPTER, StageConfig, TrainConfig, load_recipe
 from afnext.training.data import corpus, prepare
 from afnext.training.export import export, model_config, save
 from afnext.training.initialise import initialise
+from afnext.training.lora import activate, add_adapters, merged, save_adapter
 from afnext.training.loss import Heads
 from afnext.training.monitor import Journal, Quiet, task_accuracy
 from afnext.training.objectives import IDLE, Objectives, objectives, share
 from afnext.training.optimizer import build_optimizers, parts_of, rate_at
 from afnext.training.picture import draw_losses
+from afnext.training.recompute import autocast, set_activations
 from afnext.training.sharding import (
     Trained,
+    check_offload,
     clip,
     settle,
     shard,
@@ -97,8 +100,9 @@ def train(
         raise AfnextError(f"{out} holds a run already; resume it or choose another folder")
     if unknown := set(stages) - {stage.name for stage in config.stages}:
         raise AfnextError(f"{config.name}: no stage is called {unknown.pop()!r}")
-    world = World(config.device)
+    world = World(config.device, config.offload)
     world.agree(config)
+    check_offload(config, world)
     out.mkdir(parents=True, exist_ok=True)
     journal = (Quiet if world.rank else Journal)(out / "log.jsonl")
     try:
@@ -143,7 +147,9 @@ class Run:
         self.device = usable_device(self.world.device)
         self.words = Words(self.backend).to(self.device)
         self.times = self.words.times.tolist()
-        self.net = self._network().to(self.device)
+        self.net = self._network()
+        add_adapters(self.net, config)
+        self.net.to(self.device)
         self.heads: Heads | None = None
         if any(stage.losses.frames or stage.losses.spelling for stage in config.stages):
             self.heads = Heads(self.net.config.audio.hidden_size, config.model.pieces)
@@ -153,7 +159,7 @@ class Run:
             self.heads.to(self.device)
         self.trained = Trained(self.net, self.heads)
         if self.world.size > 1:
-            shard(self.trained, self.world.parameters(config.replicate))
+            shard(self.trained, self.world.parameters(config.replicate), config.offload)
         self.parameters = {n: p for n, p in self.trained.named_parameters() if CONSTANT not in n}
         self.parts = [self._parts(stage) for stage in config.stages]
         for stage in config.stages:
@@ -202,14 +208,20 @@ class Run:
 
     def export(self) -> Path:
         """The model folder with the weights as they are."""
-        net = self.net
-        if self.world.size > 1:
+        net, lora = self.net, self.config.lora
+        if self.world.size > 1 or lora:
             whole = weights(self.trained)
             if self.world.rank:
                 return self.model_folder
-            net = AudioLanguageModel(self.net.config)
+            own = {n[4:]: w for n, w in whole.items() if n.startswith("net.")}
+            if lora:
+                save_adapter(own, lora, self.out / "adapter", self._base())
+            with torch.random.fork_rng(
+                devices=()
+            ):  # what is drawn here must not change what dropout draws
+                net = AudioLanguageModel(self.net.config)
             net.generation_config = self.net.generation_config
-            net.load_state_dict({n[4:]: w for n, w in whole.items() if n.startswith("net.")})
+            net.load_state_dict(merged(own, lora))
         if self.init is not None:
             save(net, self.model_folder, self.config.export_dtype)
             variant = detect_variant(self.init, read_json(self.init / "config.json"))
@@ -217,6 +229,11 @@ class Run:
         else:
             export(net, self.backend, self.model_folder, self.config.export_dtype)
         return self.model_folder
+
+    def _base(self) -> str | None:
+        """The model that the chain began with, if nothing but adapters was trained."""
+        patterns = (pattern for stage in self.config.stages for pattern in stage.train)
+        return self.config.init if all(ADAPTER in pattern for pattern in patterns) else None
 
     def _stage(self, index: int, stop: Event) -> None:
         config, stage, progress = self.config, self.config.stages[index], self.progress
@@ -227,6 +244,8 @@ class Run:
         trained = {n for pattern in stage.train for n in self.parts[index][pattern]}
         for name, parameter in self.trained.named_parameters():
             parameter.requires_grad_(name in trained)
+        activate(self.net, config, index)
+        set_activations(self.net, stage.activations)
         optimizers = build_optimizers(self.parameters, self.parts[index], stage)
         if progress.step:
             self.checkpoints.restore_optimizers(self.trained, optimizers)
@@ -247,10 +266,13 @@ class Run:
                 group["lr"] = rate * group["peak"]
             losses = {f"{name}_loss": 0.0 for name in objectives(stage)}
             for batch in share(made.batches, stage, team, self.world):
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):
+                with autocast(self.device.type, config.bf16, stage.activations):
                     parts = self.trained(self.losses, batch.to(self.device), stage)
                 together = torch.stack(list(parts.values()))
-                together.sum().backward()
+                if together.requires_grad:
+                    together.sum().backward()
+                else:  # of a text alone an adaptor learns nothing
+                    settle(self.trained)
                 for name, part in zip(parts, together.tolist(), strict=True):
                     if name != IDLE:
                         losses[f"{name}_loss"] += part

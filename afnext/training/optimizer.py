@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import AdamW, Optimizer
 
 from afnext.errors import AfnextError
-from afnext.training.config import StageConfig
+from afnext.training.config import ADAPTER, StageConfig
 
 MATRICES = r"\.layers\.\d+\.|projector\."
 """Where Muon's matrices are: in layers and in the adaptor, not embeddings, heads or convolutions."""
@@ -79,14 +79,20 @@ class Muon(Optimizer):
 def parts_of(
     names: Iterable[str], train: Mapping[str, float], freeze: Iterable[str]
 ) -> dict[str, list[str]]:
-    """The parameters of each pattern, of ``train`` and then of ``freeze``, by name.
+    """The parameters of each pattern, of ``train`` and then of ``freeze``, by name. Adapters (``lora``) match
+    only patterns that name them, and are of none where there is no such pattern: then they rest.
 
     Raises:
         AfnextError: a parameter matches no pattern or two, or a pattern matches nothing.
     """
     found: dict[str, list[str]] = {pattern: [] for pattern in (*train, *freeze)}
+    adapted = any(ADAPTER in pattern for pattern in found)
     for name in names:
-        matching = [pattern for pattern in found if re.search(pattern, name)]
+        adapter = ADAPTER in name
+        patterns = [pattern for pattern in found if (ADAPTER in pattern) == adapter]
+        matching = [pattern for pattern in patterns if re.search(pattern, name)]
+        if adapter and not adapted:
+            continue
         if len(matching) != 1:
             said = " and ".join(map(repr, matching)) or "nothing"
             raise AfnextError(f"{name} must be trained or frozen by one pattern; it matches {said}")
@@ -99,7 +105,10 @@ def parts_of(
 def build_optimizers(
     parameters: Mapping[str, nn.Parameter], parts: Mapping[str, Sequence[str]], stage: StageConfig
 ) -> list[Optimizer]:
-    """Optimizers over the parts of a stage that are trained; each group holds its full rate as ``peak``."""
+    """Optimizers over the parts of a stage that are trained; each group holds its full rate as ``peak``.
+
+    AdamW is torch's fused one: one pass over parameters, gradients and moments.
+    """
     matrices: list[dict[str, Any]] = []
     others: list[dict[str, Any]] = []
     for pattern, rate in stage.train.items():
@@ -121,7 +130,8 @@ def build_optimizers(
     if matrices:
         optimizers.append(Muon(matrices, 0.0))
     if others:
-        optimizers.append(AdamW(others, betas=(0.9, 0.98), weight_decay=stage.weight_decay))
+        decay = stage.weight_decay
+        optimizers.append(AdamW(others, betas=(0.9, 0.98), weight_decay=decay, fused=True))
     return optimizers
 
 

@@ -246,7 +246,9 @@ def hidden_states(net: AudioLanguageModel, batch: PackedBatch, audio: Tensor) ->
     """The last hidden states ``[T, hidden]`` of a batch whose audio tokens ``[A, hidden]`` are given."""
     decoder = net.language_model.model
     embeds = decoder.embed_tokens(batch.ids)
-    if len(batch.heard):
+    # Without placeholders too where the encoder is in everybody's backward: else, with a decoder that is
+    # frozen, its layers were in that of some processes alone, and those waited for the others for ever.
+    if len(batch.heard) or audio.requires_grad:
         places = (batch.ids == net.config.audio_token_id).nonzero()[:, 0]
         embeds = embeds.index_copy(0, places, audio.to(embeds.dtype)[batch.heard])
     attend = Branches(batch.trunks, batch.branches, batch.positions, decoder.inv_freq.values)

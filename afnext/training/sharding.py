@@ -11,11 +11,14 @@ from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
 )
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from afnext.errors import AfnextError
 from afnext.model import AudioLanguageModel
+from afnext.training.config import TrainConfig
+from afnext.training.world import World
 
 Result = TypeVar("Result")
 
@@ -37,18 +40,33 @@ class Trained(nn.Module):
         return call(*args)
 
 
-def shard(trained: Trained, mesh: DeviceMesh) -> None:
+def shard(trained: Trained, mesh: DeviceMesh, offload: bool = False) -> None:
     """Shard the parameters of each layer over ``mesh`` (in copies where it has a dimension for them), and the
     others together. Gradients are summed, not averaged: losses are shares of the step's.
+
+    ``offload``: shards, their gradients and what optimizers keep of them stay on the host.
     """
     net = trained.net
+    policy = CPUOffloadPolicy() if offload else OffloadPolicy()
     for layer in (*net.audio_tower.layers, *net.language_model.model.layers):
-        fully_shard(layer, mesh=mesh)
-    fully_shard(trained, mesh=mesh)
+        fully_shard(layer, mesh=mesh, offload_policy=policy)
+    fully_shard(trained, mesh=mesh, offload_policy=policy)
     for module in trained.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+
+
+def check_offload(config: TrainConfig, world: World) -> None:
+    """Raises :class:`AfnextError` where a chain wants ``offload`` and cannot have it."""
+    if not config.offload:
+        return
+    if world.kind == "cpu":
+        raise AfnextError("offload: with device cpu everything is on the host already")
+    if world.size == 1:
+        raise AfnextError("offload: takes several processes (torchrun)")
+    if muon := [stage.name for stage in config.stages if stage.optimizer == "muon"]:
+        raise AfnextError(f"offload: {muon[0]} has muon, which works on whole matrices; take adamw")
 
 
 def settle(trained: nn.Module) -> None:

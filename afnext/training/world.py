@@ -52,12 +52,13 @@ class World:
 
     Args:
         device: kind, ``"cpu"`` (gloo) or ``"cuda"`` (NCCL, and gloo for what is on the host).
+        offload: whether gradients are on the host, and are added up there too.
 
     Raises:
         AfnextError: the processes cannot find one another.
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, offload: bool = False) -> None:
         self.size, self.rank = int(os.environ.get("WORLD_SIZE", "1")), 0
         self.writing: dist.ProcessGroup | None = None
         self.owns = False
@@ -71,7 +72,8 @@ class World:
             if self.kind == "cuda":
                 torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
             try:
-                dist.init_process_group("nccl" if self.kind == "cuda" else "gloo")
+                on_gpus = "cpu:gloo,cuda:nccl" if offload else "nccl"
+                dist.init_process_group(on_gpus if self.kind == "cuda" else "gloo")
             except (RuntimeError, ValueError) as error:
                 raise AfnextError(f"cannot join the run's other processes: {error}") from None
         self.rank = dist.get_rank()
@@ -150,29 +152,8 @@ class World:
         """
         if self.size == 1:
             return Team()
-        ulysses, ring = stage.parallel.ulysses, stage.parallel.ring
-        heads = text.num_attention_heads
-        if stage.parallel.ranks:
-            keys, dim = text.num_key_value_heads, text.head_dim
-            ulysses, ring = choose(
-                Shape(stage.batch_tokens, heads, keys, dim), stage.parallel.ranks
-            )
-        if ulysses > heads:
-            raise AfnextError(
-                f"{stage.name}: ulysses {ulysses} is more than the {heads} query heads"
-            )
-        together = ulysses * ring
-        if self.size % together:
-            raise AfnextError(
-                f"{stage.name}: ulysses {ulysses} x ring {ring} takes {together} processes for each "
-                f"sequence, which {self.size} cannot be shared out to"
-            )
-        groups = self.size // together
-        if stage.accumulate % groups:
-            raise AfnextError(
-                f"{stage.name}: {stage.accumulate} batches a step (accumulate) cannot be shared out to "
-                f"{groups} groups of processes"
-            )
+        groups, ring, ulysses = mesh_of(stage, text, self.size)
+        together = ring * ulysses
         key = (ulysses, ring)
         if key not in self._teams:
             shape = (groups, ring, ulysses)
@@ -184,6 +165,36 @@ class World:
             group = flat.get_group("sequence") if together > 1 else None
             self._teams[key] = Team(mesh.get_local_rank("data"), groups, link, group)
         return self._teams[key]
+
+
+def mesh_of(stage: StageConfig, text: TextConfig, processes: int) -> tuple[int, int, int]:
+    """How a stage groups processes: (groups with batches of their own, ring, Ulysses).
+
+    Raises:
+        AfnextError: the processes, or the step's batches, cannot be shared out evenly, or there are more
+            Ulysses ranks than heads of the decoder ``text``.
+    """
+    if processes == 1:
+        return 1, 1, 1
+    ulysses, ring, heads = stage.parallel.ulysses, stage.parallel.ring, text.num_attention_heads
+    if stage.parallel.ranks:
+        shape = Shape(stage.batch_tokens, heads, text.num_key_value_heads, text.head_dim)
+        ulysses, ring = choose(shape, stage.parallel.ranks)
+    if ulysses > heads:
+        raise AfnextError(f"{stage.name}: ulysses {ulysses} is more than the {heads} query heads")
+    together = ulysses * ring
+    if processes % together:
+        raise AfnextError(
+            f"{stage.name}: ulysses {ulysses} x ring {ring} takes {together} processes for each "
+            f"sequence, which {processes} cannot be shared out to"
+        )
+    groups = processes // together
+    if stage.accumulate % groups:
+        raise AfnextError(
+            f"{stage.name}: {stage.accumulate} batches a step (accumulate) cannot be shared out to "
+            f"{groups} groups of processes"
+        )
+    return groups, ring, ulysses
 
 
 def _code() -> str:

@@ -185,3 +185,22 @@ def stopped(config: TrainConfig, out: Path, data: Path, stage: str, step: int) -
     Batches.batch = fails  # type: ignore[method-assign]
     with suppress(ZeroDivisionError):
         loop.train(config, out, data=data)
+
+
+def scattered(config: TrainConfig, out: Path) -> int:
+    """Train, and count the numbers of gradients that this process put into reduce-scatters."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Watch(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            if "reduce_scatter" in str(func):
+                sizes = [x.numel() for x in torch.utils._pytree.tree_leaves(args)
+                         if isinstance(x, torch.Tensor)]  # fmt: skip
+                self.count += max(sizes)
+            return func(*args, **(kwargs or {}))
+
+    with Watch() as watch:
+        loop.train(config, out)
+    return watch.count

@@ -1,0 +1,125 @@
+"""A plan in words: a table of a chain's stages, or one JSON object."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .load import audio_tokens
+from .plan import Resources, StagePlan
+
+GB = 1e9
+
+
+def as_dict(plans: Sequence[StagePlan], resources: Resources) -> dict[str, Any]:
+    """Bytes, operations and seconds by stage."""
+    return {
+        "processes": resources.processes,
+        "peak_operations_per_second": resources.peak,
+        "utilisation": resources.utilisation,
+        "device_memory_bytes": resources.device_memory,
+        "days": sum(plan.days for plan in plans),
+        "stages": [
+            {
+                "name": plan.stage.name,
+                "steps": plan.stage.steps,
+                "mesh": dict(zip(("groups", "ring", "ulysses"), plan.mesh, strict=True)),
+                "parameters": {
+                    pattern: {"count": count, "rate": rate}
+                    for pattern, (count, rate) in plan.counts.items()
+                },
+                "activations": plan.stage.activations,
+                "batch_tokens_per_process": plan.load.tokens,
+                "audio_tokens_per_process": audio_tokens(plan.load.windows),
+                "memory_bytes": plan.memory,
+                "memory_bytes_total": plan.total,
+                "host_memory_bytes": plan.host,
+                "tokens_per_step": plan.tokens,
+                "audio_seconds_per_step": plan.audio_seconds,
+                "operations_per_step": plan.flops,
+                "attention_share": plan.attention,
+                "seconds_per_step": plan.seconds,
+                "days": plan.days,
+            }
+            for plan in plans
+        ],
+    }
+
+
+def as_text(plans: Sequence[StagePlan], resources: Resources) -> str:
+    """A column for each stage."""
+    limit = resources.device_memory
+    rows: list[tuple[str, list[str]]] = [
+        ("", [plan.stage.name for plan in plans]),
+        ("groups x ring x Ulysses", [" x ".join(map(str, plan.mesh)) for plan in plans]),
+        ("trained", [_count(plan, True) for plan in plans]),
+        ("frozen", [_count(plan, False) for plan in plans]),
+        ("layers keep", [plan.stage.activations for plan in plans]),
+        ("tokens of a batch, here", [f"{plan.load.tokens:,}" for plan in plans]),
+        ("GB of a device", ["" for _ in plans]),
+    ]
+    for part in plans[0].memory:
+        rows.append((f"  {part}", [_gb(plan.memory[part]) for plan in plans]))
+    rows.append(("  together", [_gb(plan.total) for plan in plans]))
+    if limit:
+        fits = ["yes" if plan.total <= limit else "no" for plan in plans]
+        rows.append((f"  fits {limit / GB:g} GB", fits))
+    if any(plan.host for plan in plans):
+        rows.append(("GB on the host", [_gb(plan.host) for plan in plans]))
+    rows += [
+        ("tokens of a step", [f"{plan.tokens:,}" for plan in plans]),
+        ("hours of audio of a step", [f"{plan.audio_seconds / 3600:.3g}" for plan in plans]),
+        ("operations of a step", [f"{plan.flops:.3g}" for plan in plans]),
+        ("  attention's share", [f"{plan.attention:.0%}" for plan in plans]),
+        ("seconds of a step", [f"{sum(plan.seconds.values()):.3g}" for plan in plans]),
+    ]
+    for part in plans[0].seconds:
+        rows.append((f"  {part}", [f"{plan.seconds[part]:.3g}" for plan in plans]))
+    rows += [
+        ("steps", [f"{plan.stage.steps:,}" for plan in plans]),
+        ("days", [f"{plan.days:.3g}" for plan in plans]),
+    ]
+    wide = max(len(name) for name, _ in rows)
+    widths = [max(len(cells[i]) for _, cells in rows) for i in range(len(plans))]
+    lines = [
+        "  ".join([name.ljust(wide), *(c.rjust(w) for c, w in zip(cells, widths, strict=True))])
+        for name, cells in rows
+    ]
+    return "\n".join(
+        [*(line.rstrip() for line in lines), "", *_groups(plans), *_notes(plans, resources)]
+    )
+
+
+def _groups(plans: Sequence[StagePlan]) -> list[str]:
+    """What is trained at which rate."""
+    found = []
+    for plan in plans:
+        parts = (
+            f"{pattern} {count:,} {'frozen' if rate is None else f'at {rate:g}'}"
+            for pattern, (count, rate) in plan.counts.items()
+        )
+        found.append(f"{plan.stage.name}: {'; '.join(parts)}")
+    return found
+
+
+def _notes(plans: Sequence[StagePlan], resources: Resources) -> list[str]:
+    days = sum(plan.days for plan in plans)
+    devices = "device" if resources.processes == 1 else "devices"
+    notes = [
+        f"All stages: {days:.3g} days on {resources.processes} {devices} that reach "
+        f"{resources.utilisation:.0%} of {resources.peak / 1e12:g} T operations/s (assumed), messages by the "
+        "model of their cost.",
+        "Batches as large as a stage draws them: recordings as long as it takes, one question about each. "
+        "Parts are those of the moment when most is held.",
+    ]
+    if any(plan.stage.losses.frames or plan.stage.losses.spelling for plan in plans):
+        notes.append("Objectives of labels are not counted among activations and operations.")
+    return notes
+
+
+def _count(plan: StagePlan, trained: bool) -> str:
+    return f"{sum(n for n, rate in plan.counts.values() if (rate is not None) == trained):,}"
+
+
+def _gb(size: float) -> str:
+    return f"{size / GB:.3g}"
