@@ -13,7 +13,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from afnext.hub import EMBEDDED
-from afnext.training import loop
+from afnext.training import loop, stage
 from afnext.training.batches import Batch, Batches
 from afnext.training.config import (
     LossWeights,
@@ -25,6 +25,7 @@ from afnext.training.config import (
 )
 from afnext.training.synthesis import banks
 from afnext.training.synthesis.dataset import SceneSet
+from afnext.training.world import World
 from tests.training.banks import make_once
 
 STEPS = 10
@@ -69,7 +70,7 @@ def recipe(
     seconds: float = 40.0,
     tokens: int = 300,
 ) -> TrainConfig:
-    stage = StageConfig(
+    every = StageConfig(
         "all",
         steps=steps,
         train={"net": 1e-4} | ({"heads": 1e-4} if losses else {}),
@@ -83,7 +84,7 @@ def recipe(
     )
     return TrainConfig(
         name="nano",
-        stages=[stage],
+        stages=[every],
         init=str(EMBEDDED["nano"]),
         sources={n: SourceConfig(str(folder / f"{n}.json")) for n in ("heard", "read")},
         synthesis=SynthesisConfig(1, 24, {"labelled": LABELLED}) if losses else None,
@@ -108,7 +109,7 @@ def recorded(config: TrainConfig, out: Path, reference: Path | None = None) -> l
     ``reference`` holds: the difference's norm beside the norm, of the whole and of the worst parameter.
     """
     found: list[dict] = []
-    clip, losses = loop.clip, []
+    clip, losses = stage.clip, []
 
     def watched(parameters: list, limit: float) -> torch.Tensor:
         mine = gradients(run_of[0])
@@ -129,23 +130,23 @@ def recorded(config: TrainConfig, out: Path, reference: Path | None = None) -> l
     banks.make = make_once  # type: ignore[assignment]
     run_of: list[loop.Run] = []
     begin = loop.Run.__init__
-    summed = loop.summed
+    summed = stage.summed
 
     def begun(run: loop.Run, *args: object) -> None:
         begin(run, *args)  # type: ignore[arg-type]
         run_of.append(run)
 
-    def told(world: loop.World, values: dict[str, float]) -> dict[str, float]:
+    def told(world: World, values: dict[str, float]) -> dict[str, float]:
         totals = summed(world, values)
         losses.append({n: v for n, v in totals.items() if n.endswith("_loss")})
         return totals
 
-    loop.clip, loop.Run.__init__, loop.summed = watched, begun, told  # type: ignore[assignment, method-assign]
+    stage.clip, loop.Run.__init__, stage.summed = watched, begun, told  # type: ignore[assignment, method-assign]
     out.mkdir(parents=True, exist_ok=True)
     try:
         loop.train(config, out / "run", data=Path(config.sources["heard"].path).parent / "data")
     finally:
-        loop.clip, loop.Run.__init__, loop.summed = clip, begin, summed  # type: ignore[method-assign]
+        stage.clip, loop.Run.__init__, stage.summed = clip, begin, summed  # type: ignore[method-assign]
     return [step | {"losses": loss} for step, loss in zip(found, losses, strict=True)]
 
 
@@ -172,13 +173,13 @@ def refused(configs: Sequence[TrainConfig], out: Path) -> list[str]:
     return found
 
 
-def stopped(config: TrainConfig, out: Path, data: Path, stage: str, step: int) -> None:
+def stopped(config: TrainConfig, out: Path, data: Path, name: str, step: int) -> None:
     """A run that ends on all processes when the batch of a step is wanted."""
     banks.make = make_once  # type: ignore[assignment]
     batch = Batches.batch
 
     def fails(self: Batches, at: int, part: int = 0) -> Batch:
-        if (self.stage.name, at) == (stage, step):
+        if (self.stage.name, at) == (name, step):
             raise ZeroDivisionError
         return batch(self, at, part)
 

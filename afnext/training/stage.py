@@ -1,0 +1,204 @@
+"""A stage under way: its steps one after another, what is watched meanwhile, and what is kept."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from threading import Event
+from typing import TYPE_CHECKING, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from afnext.errors import AfnextError
+from afnext.training.batches import Batch, Step
+from afnext.training.config import StageConfig
+from afnext.training.meters import Meters
+from afnext.training.monitor import task_accuracy
+from afnext.training.objectives import IDLE, objectives, share
+from afnext.training.optimizer import build_optimizers, rate_at
+from afnext.training.picture import draw_losses
+from afnext.training.sharding import clip, settle
+from afnext.training.world import summed
+
+if TYPE_CHECKING:
+    from afnext.training.loop import Run
+
+HELD_OUT_BATCHES = 4
+
+
+class StageRun:
+    """A stage of a run, from where its progress says.
+
+    Args:
+        run: the run, whose network is trained and whose progress moves.
+        index: of the stage in its chain.
+        stop: set where the run is to end after the step under way.
+    """
+
+    def __init__(self, run: Run, index: int, stop: Event) -> None:
+        self.run, self.index, self.stop = run, index, stop
+        self.stage, self.progress = run.config.stages[index], run.progress
+        if self.progress.stage != index:
+            self.progress.stage, self.progress.step = index, 0
+        for line in describe(run.parameters, run.parts[index], self.stage):
+            run.journal.say(line)
+        self.names = {n for pattern in self.stage.train for n in run.parts[index][pattern]}
+        for name, parameter in run.trained.named_parameters():
+            parameter.requires_grad_(name in self.names)
+        self.optimizers = build_optimizers(run.parameters, run.parts[index], self.stage)
+        if self.progress.step:
+            run.checkpoints.restore_optimizers(run.trained, self.optimizers)
+        else:
+            self.progress.norm = 0.0
+        self.team = run.world.team(self.stage, run.net.config.text)
+        self.meters = Meters()
+        self.left_out: dict[str, int] = defaultdict(int)
+        self.told = False  # by any process, to end
+
+    def train(self) -> None:
+        """All steps that are left, then the checkpoint after them."""
+        run, stage, progress = self.run, self.stage, self.progress
+        batches = run.batches(stage, run.sources, self.team)
+        held_out = self._held_out()
+        on_cpu = run.device.type == "cpu"
+        workers = 0 if on_cpu else (run.config.workers or max(1, (os.cpu_count() or 1) - 1))
+        began = time.perf_counter()
+        for made in batches.ahead(progress.step, workers):
+            began = self._step(made, began)
+            step = progress.step
+            if run.journal.due() or step == stage.steps:
+                self._report()
+            every = run.config.evaluate_every
+            if every and (step % every == 0 or step == stage.steps):
+                self._evaluate(held_out)
+                began = time.perf_counter()
+            if self.told:
+                self._stopped()
+            if run.config.save_every and step % run.config.save_every == 0:
+                run.checkpoints.save(run.trained, self.optimizers, progress)
+        self._report_left_out()
+        progress.stage, progress.step = self.index + 1, 0
+        run.checkpoints.save(run.trained, [], progress)
+        self._show()
+
+    def _step(self, made: Step, began: float) -> float:
+        """One step, which ``began`` when the one before ended; gives when it ended."""
+        waited = time.perf_counter() - began
+        run, stage, progress = self.run, self.stage, self.progress
+        rate = rate_at(stage, progress.step)
+        for group in chain.from_iterable(o.param_groups for o in self.optimizers):
+            group["lr"] = rate * group["peak"]
+        losses = self._gradients(made)
+        for why, count in made.left_out.items():
+            self.left_out[why] += count
+        usable = self._update()
+        ended = time.perf_counter()
+        progress.seconds += ended - began
+        seen = losses | {
+            "tokens": sum(len(batch.packed.ids) for batch in made.batches) / self.team.size,
+            "audio": sum(batch.seconds for batch in made.batches) / self.team.size,
+            "wait": waited / run.world.size,
+            "stop": float(self.stop.is_set()),
+        }
+        seen = summed(run.world, seen)
+        self.told = bool(seen.pop("stop"))
+        losses = {name: seen.pop(name) for name in losses}
+        self.meters.add(losses, seen | {"seconds": ended - began}, usable)
+        loss = sum(losses.values())
+        run.journal.advance(f"{stage.name} loss {loss:.2f}", progress.step, stage.steps)
+        return ended
+
+    def _gradients(self, made: Step) -> dict[str, float]:
+        """Add up the gradients of a step's batches; gives their losses by name."""
+        run, stage = self.run, self.stage
+        losses = {f"{name}_loss": 0.0 for name in objectives(stage)}
+        for batch in share(made.batches, stage, self.team, run.world):
+            with torch.autocast(run.device.type, torch.bfloat16, enabled=run.config.bf16):
+                parts: dict[str, Tensor] = run.trained(run.losses, batch.to(run.device), stage)
+            together = torch.stack(list(parts.values()))
+            together.sum().backward()
+            for name, part in zip(parts, together.tolist(), strict=True):
+                if name != IDLE:
+                    losses[f"{name}_loss"] += part
+        return losses
+
+    def _update(self) -> bool:
+        """Move the parameters along their gradients, unless those cannot be used; gives whether they were."""
+        progress, parameters = self.progress, self.run.parameters
+        norm = clip([parameters[n] for n in sorted(self.names)], self.stage.clip)
+        finite = bool(torch.isfinite(norm))
+        progress.step += 1
+        usable = progress.usable(float(norm), finite, self.stage.spike, self.stage.name)
+        for optimizer in self.optimizers:
+            if usable:
+                optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return usable
+
+    def _stopped(self) -> NoReturn:
+        """Keep what is done, and end."""
+        self.run.checkpoints.save(self.run.trained, self.optimizers, self.progress)
+        self.run.checkpoints.finish()
+        raise AfnextError(
+            f"stopped by a signal after step {self.progress.step} of {self.stage.name}, which is kept: "
+            "--resume goes on"
+        )
+
+    def _report(self) -> None:
+        rate = rate_at(self.stage, self.progress.step - 1)
+        minutes = self.progress.seconds / 60
+        self.run.journal.write(
+            "train", stage=self.stage.name, step=self.progress.step, minutes=minutes,
+            **self.meters.report(rate),
+        )  # fmt: skip
+
+    def _report_left_out(self) -> None:
+        everyone = self.run.world.gathered((self.team.link.rank, dict(self.left_out)))
+        for place, others in everyone[1:]:
+            for why, count in others.items() if place == 0 else ():  # a team has it in common
+                self.left_out[why] += count
+        if self.left_out:
+            self.run.journal.write("left out", stage=self.stage.name, **self.left_out)
+
+    def _held_out(self) -> list[Batch]:
+        run = self.run
+        if not (run.held_out_sources and run.config.evaluate_every and self.stage.losses.answer):
+            return []
+        batches = run.batches(self.stage, run.held_out_sources)
+        return [batches.batch(-1 - i).to(run.device) for i in range(HELD_OUT_BATCHES)]
+
+    def _evaluate(self, batches: Sequence[Batch]) -> None:
+        run = self.run
+        if batches:
+            with torch.autocast(run.device.type, torch.bfloat16, enabled=run.config.bf16):
+                scores = run.trained(task_accuracy, run.net, batches, run.words)
+            settle(run.trained)
+            run.journal.write("held-out", stage=self.stage.name, step=self.progress.step, **scores)
+
+    def _show(self) -> None:
+        """What the stage came to, for somebody to look at."""
+        run, stage = self.run, self.stage
+        if run.world.rank == 0:
+            draw_losses(run.journal.path, run.out / "losses.svg")
+        heard = stage.losses.answer and stage.hearing == "audio"
+        if run.show and heard and run.held_out_sources:
+            path, folder = run.out / f"samples-{stage.name}.md", run.export()
+            if run.world.rank == 0:
+                run.show(folder, run.held_out_sources, path, stage.audio_seconds)
+            run.world.wait()
+
+
+def describe(
+    parameters: Mapping[str, nn.Parameter], parts: Mapping[str, Sequence[str]], stage: StageConfig
+) -> list[str]:
+    """Lines of a table: each pattern, how many numbers it has, its learning rate or that it is frozen."""
+    lines = [f"{stage.name}: {stage.steps} steps"]
+    for pattern, names in parts.items():
+        count = sum(parameters[name].numel() for name in names)
+        rate = stage.train.get(pattern)
+        lines.append(f"  {pattern:40} {count:>12,}  {'frozen' if rate is None else f'{rate:g}'}")
+    return lines
