@@ -38,13 +38,13 @@ class SynthesisConfig:
 class SourceConfig:
     """Conversations on disk: a folder of ``*.conversations.jsonl`` or a file of published records.
 
-    ``root`` is where relative paths of recordings begin. What cannot be read ends the run, or is left out
-    and counted where ``skip_broken``.
+    ``root`` is where relative paths of recordings begin. Up to ``broken_limit`` records that cannot be read,
+    or whose recordings cannot, are left out and listed in the run's ``broken.jsonl``; one more ends the run.
     """
 
     path: str
     root: str = ""
-    skip_broken: bool = False
+    broken_limit: int = 0
 
 
 @dataclass(frozen=True)
@@ -192,6 +192,7 @@ class TrainConfig:
         device: what the network is trained on, ``"cpu"`` or ``"cuda"``.
         threads, workers: of torch, and processes that make training sets (and batches, where the network is
             not on the CPU itself); 0: as many as there are cores.
+        prefetch: steps whose batches are made ahead of the one in use.
         replicate: copies of the parameters; each is sharded over its part of the run's processes.
         evaluate_every, save_every: steps; 0 for never.
         keep: how many of the newest checkpoints stay.
@@ -210,6 +211,7 @@ class TrainConfig:
     device: str = "cpu"
     threads: int = 0
     workers: int = 0
+    prefetch: int = 8
     replicate: int = 1
     evaluate_every: int = 250
     save_every: int = 100
@@ -220,6 +222,8 @@ class TrainConfig:
         names = [stage.name for stage in self.stages]
         if double := [name for name in names if names.count(name) > 1]:
             raise AfnextError(f"{self.name}: two stages are called {double[0]!r}")
+        if self.prefetch < 1:
+            raise AfnextError(f"{self.name}: prefetch must be at least 1")
         for stage in self.stages:
             mixture_of(stage, self.stages)
 

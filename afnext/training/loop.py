@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from afnext.model.checkpoint import read_json
 from afnext.model.device import usable_device
 from afnext.training import state
 from afnext.training.batches import Batch, Batches
+from afnext.training.broken import Broken, Sample
 from afnext.training.checkpoints import Checkpoints, newest
 from afnext.training.config import StageConfig, TrainConfig, load_recipe
 from afnext.training.data import corpus, prepare
@@ -119,6 +120,14 @@ class Run:
         self.journal, self.out, self.show = journal, out, show
         self.model_folder = out / "model"
         self.checkpoints = Checkpoints(out / CHECKPOINTS, self.world, config.keep)
+        limits = {name: source.broken_limit for name, source in sources.items()}
+        with self.world.first():
+            self.broken = Broken(out, limits, self.world.rank == 0)
+            self.note_broken(
+                Sample(name, error.args[1], str(error))
+                for name, source in sources.items()
+                for error in source.skipped.errors
+            )
         with self.world.first():
             self.init = find_model(config.init) if config.init else None
         if self.world.rank == 0:
@@ -186,6 +195,15 @@ class Run:
                 self._stage(index, stop)
             self.checkpoints.finish()
         return self.export()
+
+    def note_broken(self, samples: Iterable[Sample]) -> None:
+        """Count, list and tell what cannot be read; all processes of the run call it with the same.
+
+        Raises:
+            AfnextError: it is more than the recipe allows.
+        """
+        for sample in self.broken.add(samples):
+            self.journal.say(f"left out: {sample.source}: {sample.key}: {sample.why}")
 
     def export(self) -> Path:
         """The model folder with the weights as they are."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from threading import Event
@@ -22,6 +21,7 @@ from afnext.training.objectives import IDLE, objectives, share
 from afnext.training.optimizer import build_optimizers, rate_at
 from afnext.training.picture import draw_losses
 from afnext.training.sharding import clip, settle
+from afnext.training.state import Cursors
 from afnext.training.world import summed
 
 if TYPE_CHECKING:
@@ -53,10 +53,10 @@ class StageRun:
         if self.progress.step:
             run.checkpoints.restore_optimizers(run.trained, self.optimizers)
         else:
-            self.progress.norm = 0.0
+            self.progress.norm, self.progress.cursors = 0.0, Cursors()
         self.team = run.world.team(self.stage, run.net.config.text)
         self.meters = Meters()
-        self.left_out: dict[str, int] = defaultdict(int)
+        self.too_long = 0  # conversations beyond the stage's context
         self.told = False  # by any process, to end
 
     def train(self) -> None:
@@ -66,8 +66,9 @@ class StageRun:
         held_out = self._held_out()
         on_cpu = run.device.type == "cpu"
         workers = 0 if on_cpu else (run.config.workers or max(1, (os.cpu_count() or 1) - 1))
+        depth = run.config.prefetch
         began = time.perf_counter()
-        for made in batches.ahead(progress.step, workers):
+        for made in batches.ahead(progress.step, progress.cursors, depth, min(workers, depth)):
             began = self._step(made, began)
             step = progress.step
             if run.journal.due() or step == stage.steps:
@@ -93,19 +94,23 @@ class StageRun:
         for group in chain.from_iterable(o.param_groups for o in self.optimizers):
             group["lr"] = rate * group["peak"]
         losses = self._gradients(made)
-        for why, count in made.left_out.items():
-            self.left_out[why] += count
         usable = self._update()
+        progress.cursors = made.cursors
         ended = time.perf_counter()
         progress.seconds += ended - began
         seen = losses | {
             "tokens": sum(len(batch.packed.ids) for batch in made.batches) / self.team.size,
             "audio": sum(batch.seconds for batch in made.batches) / self.team.size,
             "wait": waited / run.world.size,
+            "too_long": made.too_long / self.team.size,
+            "broken": len(made.broken),
             "stop": float(self.stop.is_set()),
         }
         seen = summed(run.world, seen)
         self.told = bool(seen.pop("stop"))
+        self.too_long += round(seen.pop("too_long"))
+        if seen.pop("broken"):  # of any process: all note the same, and end together
+            run.note_broken(chain.from_iterable(run.world.gathered(made.broken)))
         losses = {name: seen.pop(name) for name in losses}
         self.meters.add(losses, seen | {"seconds": ended - began}, usable)
         loss = sum(losses.values())
@@ -157,19 +162,18 @@ class StageRun:
         )  # fmt: skip
 
     def _report_left_out(self) -> None:
-        everyone = self.run.world.gathered((self.team.link.rank, dict(self.left_out)))
-        for place, others in everyone[1:]:
-            for why, count in others.items() if place == 0 else ():  # a team has it in common
-                self.left_out[why] += count
-        if self.left_out:
-            self.run.journal.write("left out", stage=self.stage.name, **self.left_out)
+        left_out = {f"{name}: broken": count for name, count in self.run.broken.counts.items()}
+        if self.too_long:
+            left_out["longer than the context"] = self.too_long
+        if left_out:
+            self.run.journal.write("left out", stage=self.stage.name, **left_out)
 
     def _held_out(self) -> list[Batch]:
         run = self.run
         if not (run.held_out_sources and run.config.evaluate_every and self.stage.losses.answer):
             return []
         batches = run.batches(self.stage, run.held_out_sources)
-        return [batches.batch(-1 - i).to(run.device) for i in range(HELD_OUT_BATCHES)]
+        return [batch.to(run.device) for batch in batches.first(HELD_OUT_BATCHES)]
 
     def _evaluate(self, batches: Sequence[Batch]) -> None:
         run = self.run

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from afnext.hub import EMBEDDED
 from afnext.training import loop, stage
-from afnext.training.batches import Batch, Batches
+from afnext.training.batches import Batches, Plan, Step
 from afnext.training.config import (
     LossWeights,
     ParallelConfig,
@@ -176,13 +176,13 @@ def refused(configs: Sequence[TrainConfig], out: Path) -> list[str]:
 def stopped(config: TrainConfig, out: Path, data: Path, name: str, step: int) -> None:
     """A run that ends on all processes when the batch of a step is wanted."""
     banks.make = make_once  # type: ignore[assignment]
-    batch = Batches.batch
+    made = Batches.__getitem__
 
-    def fails(self: Batches, at: int, part: int = 0) -> Batch:
-        if (self.stage.name, at) == (name, step):
+    def fails(self: Batches, plan: Plan) -> Step:
+        if (self.stage.name, plan.step) == (name, step):
             raise ZeroDivisionError
-        return batch(self, at, part)
+        return made(self, plan)
 
-    Batches.batch = fails  # type: ignore[method-assign]
+    Batches.__getitem__ = fails  # type: ignore[method-assign]
     with suppress(ZeroDivisionError):
         loop.train(config, out, data=data)
