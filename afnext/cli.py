@@ -226,6 +226,9 @@ def train(
     device: Annotated[
         str | None, typer.Option(help="cpu or cuda; by default what the recipe says.")
     ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write the log for TensorBoard too.")
+    ] = False,
 ) -> None:
     """Train a model by a chain of stages; print the folder of the finished model. Under torchrun on all its
     processes: torchrun --nproc-per-node 4 --no-python afnext train ...
@@ -236,8 +239,9 @@ def train(
     path = Path(__file__).parent / "recipes" / recipe
     chain = path if (path / "chain.yaml").is_file() else recipe
     made = run(
-        chain, out, resume=resume, data=data, stages=stage or (), device=device, show=write_samples
-    )
+        chain, out, resume=resume, data=data, stages=stage or (), device=device, show=write_samples,
+        tensorboard=tensorboard,
+    )  # fmt: skip
     if os.environ.get("RANK", "0") == "0":  # of torchrun's processes
         _print(str(made))
 

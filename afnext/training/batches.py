@@ -58,14 +58,16 @@ class Shared:
 
 @dataclass(frozen=True)
 class Batch:
-    """``packed`` conversations, the ``targets`` of their recordings, and what each learnt token weighs
-    (float32 ``[learnt]``, in the order of ``packed.targets``). ``seconds`` of audio, each recording once.
+    """``packed`` conversations, the ``targets`` of their recordings, what each learnt token weighs
+    (float32 ``[learnt]``, in the order of ``packed.targets``), and which of the mixture's sources it is of
+    (``owners``, int64 ``[learnt]``, by the order of their names). ``seconds`` of audio, each recording once.
     ``shared``: in a run of several processes.
     """
 
     packed: PackedBatch
     targets: Targets
     weights: Tensor
+    owners: Tensor
     seconds: float
     shared: Shared | None = None
 
@@ -73,8 +75,8 @@ class Batch:
         """The same batch on ``device``."""
         shared = self.shared and replace(self.shared, own=self.shared.own.to(device))
         return Batch(
-            self.packed.to(device), self.targets.to(device), self.weights.to(device), self.seconds,
-            shared,
+            self.packed.to(device), self.targets.to(device), self.weights.to(device),
+            self.owners.to(device), self.seconds, shared,
         )  # fmt: skip
 
 
@@ -257,6 +259,7 @@ class Batches(Dataset[Step]):
             encoded,
             sounds=tuple(f"{name}{OF}{path}" for path in encoded.sounds),
             begins=encoded.begins and f"{name}{OF}{encoded.begins}",
+            source=name,
         )
 
     def _hear(self, sound: str, heard: dict[str, _Heard]) -> _Heard:
@@ -273,7 +276,10 @@ class Batches(Dataset[Step]):
         targets = self.words.targets(scenes, packed.audio.row_tokens)
         seconds = sum(w.valid_samples for p in packed.paths for w in windows[p]) / 16_000
         weights = answer_weights(packed.targets, self.stage.losses.length_power)
-        return Batch(packed, targets, weights, seconds)
+        numbers = {name: number for number, name in enumerate(self.mixture.names)}
+        each = torch.tensor([numbers.get(name, 0) for name in packed.sources])
+        owners = each[packed.conversation[packed.targets != NOT_LEARNT]]
+        return Batch(packed, targets, weights, owners, seconds)
 
 
 def _direct(item: Conversation) -> Conversation:

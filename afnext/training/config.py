@@ -193,6 +193,8 @@ class TrainConfig:
         threads, workers: of torch, and processes that make training sets (and batches, where the network is
             not on the CPU itself); 0: as many as there are cores.
         prefetch: steps whose batches are made ahead of the one in use.
+        peak_tflops: of a process's device, which the log compares with; 0: that of a product of matrices,
+            measured when a stage begins.
         replicate: copies of the parameters; each is sharded over its part of the run's processes.
         evaluate_every, save_every: steps; 0 for never.
         keep: how many of the newest checkpoints stay.
@@ -212,6 +214,7 @@ class TrainConfig:
     threads: int = 0
     workers: int = 0
     prefetch: int = 8
+    peak_tflops: float = 0.0
     replicate: int = 1
     evaluate_every: int = 250
     save_every: int = 100

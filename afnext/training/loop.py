@@ -29,6 +29,7 @@ from afnext.training.data import corpus, prepare
 from afnext.training.export import export, model_config, save
 from afnext.training.initialise import initialise
 from afnext.training.loss import Heads
+from afnext.training.meters import SourceLosses
 from afnext.training.monitor import Journal, Quiet
 from afnext.training.objectives import Objectives
 from afnext.training.optimizer import parts_of
@@ -37,6 +38,7 @@ from afnext.training.signals import termination
 from afnext.training.sources import Source
 from afnext.training.stage import StageRun
 from afnext.training.targets import Words
+from afnext.training.tensorboard import Board
 from afnext.training.tokenizer import save_tokenizer, train_tokenizer
 from afnext.training.world import Team, World
 
@@ -56,6 +58,7 @@ def train(
     stages: Sequence[str] = (),
     device: str | None = None,
     show: Show | None = None,
+    tensorboard: bool = False,
 ) -> Path:
     """Run a chain from data to a model folder.
 
@@ -67,6 +70,7 @@ def train(
         stages: stop after the last of these; by default run all.
         device: what to train on, ``"cpu"`` or ``"cuda"``; by default what the recipe says.
         show: called after each stage that trains answers about audio.
+        tensorboard: write the log's numbers for TensorBoard too, under ``out/tensorboard``.
 
     Returns:
         The model folder, which ``AudioLanguageModel.from_pretrained`` and transformers load.
@@ -88,7 +92,9 @@ def train(
     world = World(config.device)
     world.agree(config)
     out.mkdir(parents=True, exist_ok=True)
-    journal = (Quiet if world.rank else Journal)(out / "log.jsonl")
+    journal = Quiet(out / "log.jsonl") if world.rank else Journal(out / "log.jsonl")
+    if tensorboard and not world.rank:
+        journal.board = Board(out, config)
     try:
         folder = Path(data) if data else out / "data"
         with world.first():
@@ -156,6 +162,7 @@ class Run:
             self.world.team(stage, self.net.config.text)
             self.batches(stage, sources)  # a mixture that cannot be drawn from ends the run here
         self.progress = state.Progress()
+        self.by_source: SourceLosses | None = None
 
     def _tokenizer(self) -> None:
         """Write the initial folder's, or one trained on what the sources say, into the model folder."""
@@ -235,4 +242,6 @@ class Run:
 
     def losses(self, batch: Batch, stage: StageConfig) -> dict[str, Tensor]:
         """The weighted objectives of one batch, by name: its shares of the step's."""
-        return Objectives(self.net, self.heads, self.words, self.times, stage)(batch)
+        return Objectives(self.net, self.heads, self.words, self.times, stage, self.by_source)(
+            batch
+        )

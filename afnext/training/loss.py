@@ -37,11 +37,11 @@ class Heads(nn.Module):
         self.spelling = nn.Linear(width, pieces + 1)
 
 
-def answer_loss(logits: Tensor, targets: Tensor, weights: Tensor, times: Sequence[int]) -> Tensor:
-    """Weighted sum of next-token losses; a time also credits its neighbours.
+def answer_losses(logits: Tensor, targets: Tensor, times: Sequence[int]) -> Tensor:
+    """float32 ``[N]``: next-token losses; a time also credits its neighbours.
 
     Args:
-        logits: ``[N, vocabulary]``; targets: int64 ``[N]``; weights: float32 ``[N]``.
+        logits: ``[N, vocabulary]``; targets: int64 ``[N]``.
         times: the ids of the time tokens in order, consecutive; empty where there are none.
     """
     log_p = F.log_softmax(logits.float(), -1)
@@ -53,18 +53,18 @@ def answer_loss(logits: Tensor, targets: Tensor, weights: Tensor, times: Sequenc
             moved = (targets + shift).clamp(first, last)
             near = near - mass * log_p.gather(1, moved[:, None])[:, 0]
         loss = torch.where((targets >= first) & (targets <= last), near, loss)
-    return (loss * weights).sum()
+    return loss
 
 
-def chunked_answer_loss(
-    head: nn.Module, hidden: Tensor, targets: Tensor, weights: Tensor, times: Sequence[int]
+def chunked_answer_losses(
+    head: nn.Module, hidden: Tensor, targets: Tensor, times: Sequence[int]
 ) -> Tensor:
     """The same of ``head``'s logits of hidden states ``[N, hidden]``, some at a time, computed again
     backward: of 128K rows of 152K logits never more than a chunk is there.
     """
 
     def of(rows: slice) -> Tensor:
-        return answer_loss(head(hidden[rows]), targets[rows], weights[rows], times)
+        return answer_losses(head(hidden[rows]), targets[rows], times)
 
     if len(hidden) <= CHUNK:
         return of(slice(None))
@@ -72,7 +72,7 @@ def chunked_answer_loss(
         checkpoint(of, slice(first, first + CHUNK), use_reentrant=False)
         for first in range(0, len(hidden), CHUNK)
     ]
-    return torch.stack(parts).sum()
+    return torch.cat(parts)
 
 
 def frame_loss(heads: Heads, encoded: Tensor, targets: Targets) -> Tensor:

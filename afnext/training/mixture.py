@@ -73,6 +73,11 @@ class Mixture:
         if not self._usable:
             raise AfnextError("mixture: no source has a weight above 0")
 
+    @property
+    def names(self) -> list[str]:
+        """Of the sources that are drawn from, sorted."""
+        return list(self._shares)
+
     def _count(self, entry: Entry) -> int:
         return min(len(entry.records), self.per_recording)
 

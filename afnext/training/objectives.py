@@ -16,13 +16,14 @@ from afnext.training.config import LossWeights, StageConfig
 from afnext.training.loss import (
     Heads,
     alignment_loss,
-    chunked_answer_loss,
+    chunked_answer_losses,
     clock_loss,
     frame_loss,
     reading_loss,
     size_loss,
     spelling_loss,
 )
+from afnext.training.meters import SourceLosses
 from afnext.training.spread import Spread, Whole, own_audio
 from afnext.training.targets import Words
 from afnext.training.world import Team, World
@@ -86,8 +87,10 @@ class Objectives:
         words: Words,
         times: Sequence[int],
         stage: StageConfig,
+        by_source: SourceLosses | None = None,
     ) -> None:
         self.net, self.heads, self.words, self.times, self.stage = net, heads, words, times, stage
+        self.by_source = by_source
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         stage, shared, lm = self.stage, batch.shared, self.net.language_model
@@ -102,9 +105,11 @@ class Objectives:
         of_audio = self._of_audio(batch, seen.encoded, seen.audio) if everything else {}
         parts = {name: part / copies for name, part in of_audio.items()}
         if stage.losses.answer:
-            hidden, targets, weights = seen.answers()
-            loss = chunked_answer_loss(lm.lm_head, hidden, targets, weights, self.times)
-            parts["answer"] = stage.losses.answer * loss
+            hidden, targets, weights, owners = seen.answers()
+            losses = chunked_answer_losses(lm.lm_head, hidden, targets, self.times)
+            parts["answer"] = stage.losses.answer * (losses * weights).sum()
+            if self.by_source:
+                self.by_source.add(losses, owners)
         if shared:
             parts[IDLE] = self._idle(shared, seen.encoded, seen.audio)
         return parts

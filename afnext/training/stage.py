@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from afnext.errors import AfnextError
+from afnext.parallel import GroupLink
 from afnext.training.batches import Batch, Step
 from afnext.training.config import StageConfig
-from afnext.training.meters import Meters
+from afnext.training.flops import forward_flops, measured_peak
+from afnext.training.meters import Meters, SourceLosses
 from afnext.training.monitor import task_accuracy
 from afnext.training.objectives import IDLE, objectives, share
 from afnext.training.optimizer import build_optimizers, rate_at
@@ -55,7 +57,9 @@ class StageRun:
         else:
             self.progress.norm, self.progress.cursors = 0.0, Cursors()
         self.team = run.world.team(self.stage, run.net.config.text)
-        self.meters = Meters()
+        dtype = torch.bfloat16 if run.config.bf16 else torch.float32
+        peak = 1e12 * run.config.peak_tflops or measured_peak(run.device, dtype)
+        self.meters = Meters(peak * run.world.size)
         self.too_long = 0  # conversations beyond the stage's context
         self.told = False  # by any process, to end
 
@@ -63,6 +67,7 @@ class StageRun:
         """All steps that are left, then the checkpoint after them."""
         run, stage, progress = self.run, self.stage, self.progress
         batches = run.batches(stage, run.sources, self.team)
+        self.by_source = run.by_source = SourceLosses(batches.mixture.names, run.device)
         held_out = self._held_out()
         on_cpu = run.device.type == "cpu"
         workers = 0 if on_cpu else (run.config.workers or max(1, (os.cpu_count() or 1) - 1))
@@ -94,26 +99,27 @@ class StageRun:
         for group in chain.from_iterable(o.param_groups for o in self.optimizers):
             group["lr"] = rate * group["peak"]
         losses = self._gradients(made)
-        usable = self._update()
+        norm, usable = self._update()
         progress.cursors = made.cursors
         ended = time.perf_counter()
         progress.seconds += ended - began
         seen = losses | {
             "tokens": sum(len(batch.packed.ids) for batch in made.batches) / self.team.size,
             "audio": sum(batch.seconds for batch in made.batches) / self.team.size,
+            "flops": self._flops(made) / self.team.size,
             "wait": waited / run.world.size,
             "too_long": made.too_long / self.team.size,
             "broken": len(made.broken),
             "stop": float(self.stop.is_set()),
         }
-        seen = summed(run.world, seen)
+        seen = summed(run.world, seen | self.by_source.take() | self._messages())
         self.told = bool(seen.pop("stop"))
         self.too_long += round(seen.pop("too_long"))
         if seen.pop("broken"):  # of any process: all note the same, and end together
             run.note_broken(chain.from_iterable(run.world.gathered(made.broken)))
         losses = {name: seen.pop(name) for name in losses}
-        self.meters.add(losses, seen | {"seconds": ended - began}, usable)
         loss = sum(losses.values())
+        self.meters.add(losses | {"gradient_norm": norm}, seen | {"seconds": ended - began}, usable)
         run.journal.advance(f"{stage.name} loss {loss:.2f}", progress.step, stage.steps)
         return ended
 
@@ -131,8 +137,23 @@ class StageRun:
                     losses[f"{name}_loss"] += part
         return losses
 
-    def _update(self) -> bool:
-        """Move the parameters along their gradients, unless those cannot be used; gives whether they were."""
+    def _flops(self, made: Step) -> float:
+        config = self.run.net.config
+        return sum(forward_flops(config, b.packed).step(self.names) for b in made.batches)
+
+    def _messages(self) -> dict[str, float]:
+        """Seconds that this process waited for those who share its sequences, where it can know: on GPUs the
+        host does not wait, and what FSDP awaits is hidden within torch.
+        """
+        link = self.team.link
+        if not isinstance(link, GroupLink) or self.run.device.type == "cuda":
+            return {}
+        return {"messages": link.take_waited() / self.run.world.size}
+
+    def _update(self) -> tuple[float, bool]:
+        """Move the parameters along their gradients, unless those cannot be used; gives their norm and
+        whether they were.
+        """
         progress, parameters = self.progress, self.run.parameters
         norm = clip([parameters[n] for n in sorted(self.names)], self.stage.clip)
         finite = bool(torch.isfinite(norm))
@@ -142,7 +163,7 @@ class StageRun:
             if usable:
                 optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return usable
+        return float(norm), usable
 
     def _stopped(self) -> NoReturn:
         """Keep what is done, and end."""

@@ -23,7 +23,7 @@ from afnext.training import loop
 from afnext.training.batches import Batch, Batches, Step
 from afnext.training.checkpoints import newest, read
 from afnext.training.config import LossWeights, ParallelConfig, TrainConfig
-from afnext.training.loss import answer_loss, chunked_answer_loss
+from afnext.training.loss import answer_losses, chunked_answer_losses
 from afnext.training.packing import NOT_LEARNT, PackedBatch
 from afnext.training.spread import Part, cut, some, windows_of
 from afnext.training.world import Team
@@ -200,8 +200,8 @@ def test_logits_in_chunks_give_the_same_loss(monkeypatch: pytest.MonkeyPatch) ->
     targets, weights = torch.randint(40, (30,)), torch.rand(30)
     found = []
     for loss in (
-        chunked_answer_loss(head, hidden, targets, weights, range(5, 15)),
-        answer_loss(F.linear(hidden, head.weight), targets, weights, range(5, 15)),
+        (weights * chunked_answer_losses(head, hidden, targets, range(5, 15))).sum(),
+        (weights * answer_losses(F.linear(hidden, head.weight), targets, range(5, 15))).sum(),
     ):
         found.append((loss, *torch.autograd.grad(loss, (hidden, head.weight))))
     assert max(rows) == 7
