@@ -196,6 +196,7 @@ class TrainConfig:
         peak_tflops: of a process's device, which the log compares with; 0: that of a product of matrices,
             measured when a stage begins.
         replicate: copies of the parameters; each is sharded over its part of the run's processes.
+        timeout: seconds for which a process may wait for the others, or for its data, within a step.
         evaluate_every, save_every: steps; 0 for never.
         keep: how many of the newest checkpoints stay.
         export_dtype: of the weights in the model folder.
@@ -216,6 +217,7 @@ class TrainConfig:
     prefetch: int = 8
     peak_tflops: float = 0.0
     replicate: int = 1
+    timeout: float = 600.0
     evaluate_every: int = 250
     save_every: int = 100
     keep: int = 2
@@ -225,8 +227,10 @@ class TrainConfig:
         names = [stage.name for stage in self.stages]
         if double := [name for name in names if names.count(name) > 1]:
             raise AfnextError(f"{self.name}: two stages are called {double[0]!r}")
-        if self.prefetch < 1:
-            raise AfnextError(f"{self.name}: prefetch must be at least 1")
+        if self.prefetch < 1 or self.timeout <= 0 or self.peak_tflops < 0:
+            raise AfnextError(
+                f"{self.name}: prefetch must be at least 1, timeout above 0, peak_tflops at least 0"
+            )
         for stage in self.stages:
             mixture_of(stage, self.stages)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -65,7 +66,8 @@ def train(
     Args:
         recipe: a YAML file, a folder with a ``chain.yaml`` or a :class:`TrainConfig`.
         out: folder for the run: ``log.jsonl``, ``checkpoints/`` and the finished ``model/``.
-        resume: go on from the newest checkpoint; otherwise there must be none.
+        resume: go on from the newest checkpoint; otherwise there must be none. Where ``torchrun`` starts a
+            run again (``--max-restarts``), it goes on by itself.
         data: folder for synthesised recordings, kept between runs; by default ``out/data``.
         stages: stop after the last of these; by default run all.
         device: what to train on, ``"cpu"`` or ``"cuda"``; by default what the recipe says.
@@ -76,7 +78,8 @@ def train(
         The model folder, which ``AudioLanguageModel.from_pretrained`` and transformers load.
 
     Raises:
-        AfnextError: the recipe is wrong, or ``out`` holds another run.
+        AfnextError: the recipe is wrong, ``out`` holds another run, or another process died or ended; with
+            its rank and what is known of why.
 
     Under ``torchrun`` every process calls it with the same arguments and a folder that all of them see; the
     first alone writes.
@@ -85,25 +88,49 @@ def train(
     if device is not None:
         config = replace(config, device=device)
     out = Path(out)
-    if not resume and newest(out / CHECKPOINTS) is not None:
-        raise AfnextError(f"{out} holds a run already; resume it or choose another folder")
     if unknown := set(stages) - {stage.name for stage in config.stages}:
         raise AfnextError(f"{config.name}: no stage is called {unknown.pop()!r}")
-    world = World(config.device)
-    world.agree(config)
-    out.mkdir(parents=True, exist_ok=True)
-    journal = Quiet(out / "log.jsonl") if world.rank else Journal(out / "log.jsonl")
-    if tensorboard and not world.rank:
-        journal.board = Board(out, config)
+    world = World(config.device, config.timeout)
     try:
-        folder = Path(data) if data else out / "data"
-        with world.first():
-            sources, held_out = prepare(config, folder, journal)
-        made = Run(config, out, sources, held_out, journal, show, world).train(stages)
-    finally:
-        journal.close()
-    world.close()
+        world.agree(config)
+        if why := world.gathered("" if world.rank else refusal(out, resume))[0]:
+            raise AfnextError(why)
+        out.mkdir(parents=True, exist_ok=True)
+        journal = Quiet(out / "log.jsonl") if world.rank else Journal(out / "log.jsonl")
+        try:
+            if tensorboard and not world.rank:
+                journal.board = Board(out, config)
+            folder = Path(data) if data else out / "data"
+            with world.first():
+                sources, held_out = prepare(config, folder, journal)
+            made = Run(config, out, sources, held_out, journal, show, world).train(stages)
+        finally:
+            journal.close()
+        world.close()
+    except BaseException as error:
+        if (told := world.reason(error)) is error:
+            raise
+        raise told from error
     return made
+
+
+def refusal(out: Path, resume: bool) -> str:
+    """Why a run cannot begin in a folder; empty where it can.
+
+    A run that ``torchrun`` starts again after one of its processes died goes on, if the same ``torchrun``
+    began it.
+    """
+    run = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    started = run if run != "none" else f"process {os.getppid()}"
+    mark = out / "torchrun"
+    again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    ours = again and mark.exists() and mark.read_text() == started
+    if not (resume or ours) and newest(out / CHECKPOINTS) is not None:
+        return f"{out} holds a run already; resume it or choose another folder"
+    if "TORCHELASTIC_RESTART_COUNT" in os.environ:
+        out.mkdir(parents=True, exist_ok=True)
+        mark.write_text(started)
+    return ""
 
 
 class Run:

@@ -72,10 +72,12 @@ class StageRun:
         on_cpu = run.device.type == "cpu"
         workers = 0 if on_cpu else (run.config.workers or max(1, (os.cpu_count() or 1) - 1))
         depth = run.config.prefetch
+        self._waits_for_data()
         began = time.perf_counter()
         for made in batches.ahead(progress.step, progress.cursors, depth, min(workers, depth)):
             began = self._step(made, began)
             step = progress.step
+            run.world.watch.at(f"between steps {step - 1} and {step} of {stage.name}")
             if run.journal.due() or step == stage.steps:
                 self._report()
             every = run.config.evaluate_every
@@ -86,15 +88,23 @@ class StageRun:
                 self._stopped()
             if run.config.save_every and step % run.config.save_every == 0:
                 run.checkpoints.save(run.trained, self.optimizers, progress)
+            self._waits_for_data()
+        run.world.watch.at(f"at the end of {stage.name}")
         self._report_left_out()
         progress.stage, progress.step = self.index + 1, 0
         run.checkpoints.save(run.trained, [], progress)
         self._show()
 
+    def _waits_for_data(self) -> None:
+        what = f"waiting for the data of step {self.progress.step} of {self.stage.name}"
+        self.run.world.watch.at(what, self.run.config.timeout)
+
     def _step(self, made: Step, began: float) -> float:
         """One step, which ``began`` when the one before ended; gives when it ended."""
         waited = time.perf_counter() - began
         run, stage, progress = self.run, self.stage, self.progress
+        where = f"at step {progress.step} of {stage.name}"
+        run.world.watch.at(where, run.config.timeout)
         rate = rate_at(stage, progress.step)
         for group in chain.from_iterable(o.param_groups for o in self.optimizers):
             group["lr"] = rate * group["peak"]

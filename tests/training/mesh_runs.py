@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,6 +18,7 @@ from afnext.training import loop, stage
 from afnext.training.batches import Batches, Plan, Step
 from afnext.training.config import (
     LossWeights,
+    ModelShape,
     ParallelConfig,
     SourceConfig,
     StageConfig,
@@ -98,6 +100,16 @@ def recipe(
     )
 
 
+def small(folder: Path, steps: int) -> TrainConfig:
+    """A network that is trained in a moment, from nothing; saved before every other step."""
+    shape = ModelShape(
+        pieces=400, audio_width=32, audio_layers=1, audio_heads=2, audio_ffn=48,
+        width=32, layers=1, heads=2, kv_heads=1, ffn=48,
+    )  # fmt: skip
+    made = recipe(folder, steps=steps, seconds=10.0, tokens=150)
+    return dataclasses.replace(made, init="", model=shape, save_every=2, prefetch=3)
+
+
 def gradients(run: loop.Run) -> dict[str, torch.Tensor]:
     """Of all parameters, whole, on every process."""
     found = {n: p.grad for n, p in run.parameters.items() if p.grad is not None}
@@ -157,8 +169,6 @@ def all_recorded(configs: Sequence[TrainConfig], out: Path, reference: Path) -> 
 
 def refused(configs: Sequence[TrainConfig], out: Path) -> list[str]:
     """What is said of runs that cannot begin; at last of one whose third process has another seed."""
-    import dataclasses
-
     import torch.distributed as dist
 
     from afnext.errors import AfnextError

@@ -8,7 +8,6 @@ import json
 import random
 import time
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,25 +16,14 @@ from safetensors.torch import load_file
 
 from afnext.training import loop
 from afnext.training.batches import Step
-from afnext.training.config import ModelShape, TrainConfig
+from afnext.training.config import TrainConfig
 from afnext.training.stage import StageRun
 from tests.parallel.processes import WAIT, start
-from tests.training.mesh_runs import recipe as mesh_recipe
-from tests.training.mesh_runs import write_sources
+from tests.training.mesh_runs import small, write_sources
 
-SHAPE = ModelShape(
-    pieces=400, audio_width=32, audio_layers=1, audio_heads=2, audio_ffn=48,
-    width=32, layers=1, heads=2, kv_heads=1, ffn=48,
-)  # fmt: skip
 ROUNDING = 2e-3
 """Of weights after some steps of AdamW, which are as long as the rate (1e-4) in a direction that the order of
 sums can turn."""
-
-
-def chain(folder: Path, steps: int) -> TrainConfig:
-    """Four small batches a step; saved after every other one."""
-    made = mesh_recipe(folder, steps=steps, seconds=10.0, tokens=150)
-    return replace(made, init="", model=SHAPE, save_every=2, prefetch=3)
 
 
 def watched(config: TrainConfig, out: Path) -> None:
@@ -114,7 +102,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_killed_and_gone_on_with_two_processes(sources: Path, tmp_path: Path) -> None:
-    config = chain(sources, 6)
+    config = small(sources, 6)
     run(config, tmp_path / "whole", 1)
     assert not run(config, tmp_path / "killed", 1, 0.1)
     run(config, tmp_path / "killed", 2)
@@ -124,7 +112,7 @@ def test_killed_and_gone_on_with_two_processes(sources: Path, tmp_path: Path) ->
 @pytest.mark.sweep
 def test_killed_at_random_moments_on_one_to_four_processes(sources: Path, tmp_path: Path) -> None:
     """Until it comes to its end; every time with another number of processes."""
-    config = chain(sources, 40)
+    config = small(sources, 40)
     run(config, tmp_path / "whole", 1)
     rng = random.Random(11)
     kills: Counter[int] = Counter()
