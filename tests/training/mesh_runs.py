@@ -162,6 +162,25 @@ def recorded(config: TrainConfig, out: Path, reference: Path | None = None) -> l
     return [step | {"losses": loss} for step, loss in zip(found, losses, strict=True)]
 
 
+def losses_of(config: TrainConfig, out: Path, data: Path) -> list[dict[str, float]]:
+    """Train; gives every step's losses by name."""
+    banks.make = make_once  # type: ignore[assignment]
+    found: list[dict[str, float]] = []
+    summed = stage.summed
+
+    def told(world: World, values: dict[str, float]) -> dict[str, float]:
+        totals = summed(world, values)
+        found.append({n: v for n, v in totals.items() if n.endswith("_loss")})
+        return totals
+
+    stage.summed = told  # type: ignore[assignment]
+    try:
+        loop.train(config, out, data=data)
+    finally:
+        stage.summed = summed
+    return found
+
+
 def all_recorded(configs: Sequence[TrainConfig], out: Path, reference: Path) -> list[list[dict]]:
     """Of several runs, one after another in the same processes."""
     return [recorded(config, out / str(i), reference) for i, config in enumerate(configs)]

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 
 from afnext.training import watch
+from afnext.training.loop import refusal
 from afnext.training.watch import Watch
 from tests.training.mesh_runs import write_sources
 
@@ -80,6 +81,24 @@ def test_the_rank_and_the_reason_are_named(
     assert status != 0
     assert wanted in said
     assert time.monotonic() - began < 120
+
+
+def test_a_run_is_taken_over_by_the_torchrun_that_began_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def started(run: str, restarts: str) -> None:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", run)
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", restarts)
+
+    out = tmp_path / "run"
+    started("one", "0")
+    assert refusal(out, False) == ""
+    (out / "checkpoints" / "00-0000002").mkdir(parents=True)
+    assert "holds a run already" in refusal(out, False)
+    for run, taken in (("one", True), ("other", False), ("none", False)):
+        started(run, "2")
+        assert (refusal(out, False) == "") == taken
+    assert refusal(out, True) == ""
 
 
 def watches(folder: Path, count: int, silence: float = 60.0) -> list[Watch]:
