@@ -213,7 +213,10 @@ def convert(
 @app.command()
 def train(
     recipe: Annotated[
-        str, typer.Argument(help="A recipe's name (nano, nano-gpu, nano-more, 7b) or a YAML file.")
+        str,
+        typer.Argument(
+            help="A recipe's name (nano, nano-more, af-whisper, 7b, ..) or a YAML file."
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")],
     resume: Annotated[bool, typer.Option("--resume", help="Go on where it stopped.")] = False,

@@ -93,8 +93,17 @@ class ParallelConfig:
 
 
 @dataclass(frozen=True)
+class CaptionShape:
+    """Geometry of the decoder that ``captions`` are written by."""
+
+    width: int = 256
+    layers: int = 2
+    heads: int = 4
+
+
+@dataclass(frozen=True)
 class LossWeights:
-    """Weights of the objectives; 0 leaves one out. All but ``answer`` and ``size`` need labels (``targets``).
+    """Weights of the objectives; 0 leaves one out. Those that say no other need labels (``targets``).
 
     ``answer``: next-token loss of the assistant's texts. ``frames``: per-label activity and onsets from
     the encoder, by a head that is thrown away. ``spelling``: another spells what is said (CTC).
@@ -102,6 +111,8 @@ class LossWeights:
     does. ``alignment``: it is near the embedding of what sounds. ``clock``: it is near that of its own time.
     ``size``: it is at most 1.5 times as long as embeddings are.
     ``length_power``: each token of an answer of n tokens weighs n ** -length_power.
+    ``captions``: next-token loss of the assistant's texts by a decoder that attends to the encoder's output
+    and is thrown away (:mod:`afnext.training.captions`); it needs no labels.
     """
 
     answer: float = 1.0
@@ -112,6 +123,7 @@ class LossWeights:
     clock: float = 0.0
     size: float = 0.0
     length_power: float = 0.0
+    captions: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -184,6 +196,7 @@ class TrainConfig:
         stages: in order; each begins with the weights the one before ended with.
         init: a model to begin with ("nano", a folder or a hub id); otherwise ``model`` is drawn at random.
         model: geometry, where there is no ``init``.
+        caption_decoder: geometry, where a stage trains towards ``captions``.
         synthesis: a training set to make; its sets are sources of these names.
         held_out: the like, for what is watched while training.
         sources: others, by name.
@@ -206,6 +219,7 @@ class TrainConfig:
     stages: list[StageConfig]
     init: str = ""
     model: ModelShape = field(default_factory=ModelShape)
+    caption_decoder: CaptionShape = field(default_factory=CaptionShape)
     synthesis: SynthesisConfig | None = None
     held_out: SynthesisConfig | None = None
     sources: dict[str, SourceConfig] = field(default_factory=dict)

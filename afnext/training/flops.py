@@ -41,13 +41,14 @@ class Flops:
         return total
 
 
-def forward_flops(config: ModelConfig, batch: PackedBatch) -> Flops:
-    """Of one batch."""
-    return Flops(
-        _encoder(config, batch), _adaptor(config, batch), _decoder(config, batch),
-        2.0 * config.text.hidden_size * config.text.vocab_size
-        * int((batch.targets != NOT_LEARNT).sum()),
-    )  # fmt: skip
+def forward_flops(config: ModelConfig, batch: PackedBatch, answers: bool = True) -> Flops:
+    """Of one batch; without ``answers`` the decoder rests."""
+    encoder, adaptor = _encoder(config, batch), _adaptor(config, batch)
+    if not answers:
+        return Flops(encoder, adaptor, 0.0, 0.0)
+    learnt = int((batch.targets != NOT_LEARNT).sum())
+    head = 2.0 * config.text.hidden_size * config.text.vocab_size * learnt
+    return Flops(encoder, adaptor, _decoder(config, batch), head)
 
 
 def _encoder(config: ModelConfig, batch: PackedBatch) -> float:

@@ -24,6 +24,7 @@ from afnext.model.device import usable_device
 from afnext.training import state
 from afnext.training.batches import Batch, Batches
 from afnext.training.broken import Broken, Sample
+from afnext.training.captions import CaptionDecoder
 from afnext.training.checkpoints import Checkpoints, newest
 from afnext.training.config import StageConfig, TrainConfig, load_recipe
 from afnext.training.data import corpus, prepare
@@ -174,11 +175,17 @@ class Run:
         self.times = self.words.times.tolist()
         self.net = self._network().to(self.device)
         self.heads: Heads | None = None
-        if any(stage.losses.frames or stage.losses.spelling for stage in config.stages):
+        wanted = [stage.losses for stage in config.stages]
+        if any(losses.frames or losses.spelling or losses.captions for losses in wanted):
             self.heads = Heads(self.net.config.audio.hidden_size, config.model.pieces)
             for name, parameter in self.heads.named_parameters():
                 (nn.init.zeros_ if name.endswith("bias") else nn.init.normal_)(parameter)
                 parameter.data.mul_(0.05)
+            if any(losses.captions for losses in wanted):
+                self.heads.captions = CaptionDecoder(
+                    self.net.config.audio.hidden_size, self.net.config.text.vocab_size,
+                    config.caption_decoder,
+                )  # fmt: skip
             self.heads.to(self.device)
         self.trained = Trained(self.net, self.heads)
         if self.world.size > 1:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from afnext.training.captions import CaptionDecoder
 from afnext.training.targets import LABELS, ONSETS, Targets, Words
 
 TIME_SMOOTHING = ((0, 0.6), (-1, 0.15), (1, 0.15), (-2, 0.05), (2, 0.05))
@@ -27,7 +28,7 @@ READING, SHARPNESS = 16.0, 20.0
 
 class Heads(nn.Module):
     """Linear readings of encoder features at 25 Hz, used in training, never exported: what is active, what
-    begins, what is spelled (the tokenizer's pieces, then the blank).
+    begins, what is spelled (the tokenizer's pieces, then the blank). And the decoder of ``captions``, if any.
     """
 
     def __init__(self, width: int, pieces: int) -> None:
@@ -35,6 +36,7 @@ class Heads(nn.Module):
         self.active = nn.Linear(width, len(LABELS))
         self.onsets = nn.Linear(width, len(ONSETS))
         self.spelling = nn.Linear(width, pieces + 1)
+        self.captions: CaptionDecoder | None = None
 
 
 def answer_losses(logits: Tensor, targets: Tensor, times: Sequence[int]) -> Tensor:

@@ -31,7 +31,7 @@ from afnext.training.world import Team, World
 IDLE = "idle"
 """Zero, of everything that every process must have in its backward: see ``Objectives``."""
 NOT_OBJECTIVES = ("length_power",)
-OF_AUDIO = ("frames", "spelling", "reading", "alignment", "clock", "size")
+OF_AUDIO = ("frames", "spelling", "reading", "alignment", "clock", "size", "captions")
 """Objectives that need every audio token of a batch in one place."""
 NAMES = {"frames": "frame"}  # in the log, where it differs
 
@@ -136,6 +136,11 @@ class Objectives:
                 parts["reading"] = wanted.reading * read
         if wanted.size and len(audio):
             parts["size"] = wanted.size * size_loss(audio, embedding)
+        if wanted.captions and self.heads and self.heads.captions:
+            audio_id = self.net.config.audio_token_id
+            told = self.heads.captions.loss(batch.packed, encoded, audio_id)
+            if told is not None:
+                parts["captions"] = wanted.captions * told
         return parts
 
     def _idle(self, shared: Shared, encoded: Tensor, audio: Tensor) -> Tensor:
@@ -148,6 +153,8 @@ class Objectives:
             used += [*heads.active.parameters(), *heads.onsets.parameters()]
         if heads and shared.spoken and wanted.spelling:
             used += heads.spelling.parameters()
+        if heads and heads.captions and wanted.captions:
+            used += heads.captions.parameters()
         for parameter in used:
             nothing = nothing + 0.0 * parameter.sum()
         return nothing

@@ -140,16 +140,22 @@ class StageRun:
         for batch in share(made.batches, stage, self.team, run.world):
             with torch.autocast(run.device.type, torch.bfloat16, enabled=run.config.bf16):
                 parts: dict[str, Tensor] = run.trained(run.losses, batch.to(run.device), stage)
+            if not parts:
+                continue
             together = torch.stack(list(parts.values()))
-            together.sum().backward()
+            if together.requires_grad:
+                together.sum().backward()
+            else:  # of a batch without audio an encoder learns nothing
+                settle(run.trained)
             for name, part in zip(parts, together.tolist(), strict=True):
                 if name != IDLE:
                     losses[f"{name}_loss"] += part
         return losses
 
     def _flops(self, made: Step) -> float:
-        config = self.run.net.config
-        return sum(forward_flops(config, b.packed).step(self.names) for b in made.batches)
+        config, answers = self.run.net.config, bool(self.stage.losses.answer)
+        forward = [forward_flops(config, batch.packed, answers) for batch in made.batches]
+        return sum(flops.step(self.names) for flops in forward)
 
     def _messages(self) -> dict[str, float]:
         """Seconds that this process waited for those who share its sequences, where it can know: on GPUs the
