@@ -9,19 +9,22 @@ import pytest
 
 import afnext
 from afnext.training import load_recipe
-from afnext.training.config import ParallelConfig, StageConfig, TrainConfig
+from afnext.training.config import ModelShape, ParallelConfig, StageConfig, TrainConfig
 from tests.parallel.processes import spawn
 from tests.training.mesh_runs import losses_of
 
 RECIPES = Path(afnext.__file__).parent / "recipes"
-FIRST, LATER = 1e-5, 1e-3
-"""How far losses are apart: by the order of sums alone, and by what some steps of AdamW make of that, each as
-long as the rate in a direction that rounding can turn."""
+SHAPE = ModelShape(
+    pieces=500, audio_width=32, audio_layers=1, audio_heads=2, audio_ffn=48,
+    width=32, layers=2, heads=4, kv_heads=2, ffn=48,
+)  # fmt: skip
+CLOSE = 5e-6
+"""By the order of sums, and what some steps of AdamW make of that: measured are 4e-7."""
 
 
 def smoke(parallel: ParallelConfig) -> TrainConfig:
-    """All stages of the recipe, two steps each, on a few short recordings; the last stage hears some of more
-    than a minute, shared as ``parallel`` says."""
+    """All stages of the recipe with a small network, two steps each, on a few short recordings; the last stage
+    hears some of a minute, shared as ``parallel`` says."""
     chain = load_recipe(RECIPES / "nano")
     assert chain.synthesis is not None
     sets = {
@@ -39,7 +42,7 @@ def smoke(parallel: ParallelConfig) -> TrainConfig:
     return replace(
         chain, stages=[short(stage) for stage in chain.stages], held_out=None, evaluate_every=0,
         synthesis=replace(chain.synthesis, sets=sets, sentences=24), bf16=False, threads=1,
-        workers=1, save_every=0,
+        workers=1, save_every=0, model=SHAPE,
     )  # fmt: skip
 
 
@@ -50,6 +53,5 @@ def test_the_chain_on_four_processes_has_the_losses_of_one(tmp_path: Path) -> No
     alone = losses_of(config, tmp_path / "alone", data)
     assert len(alone) == 2 * len(config.stages)
     for answers in spawn(4, losses_of, config, tmp_path / "spread", data):
-        assert answers[0] == pytest.approx(alone[0], rel=FIRST)
         for step, (found, wanted) in enumerate(zip(answers, alone, strict=True)):
-            assert found == pytest.approx(wanted, rel=LATER), f"step {step}"
+            assert found == pytest.approx(wanted, rel=CLOSE), f"step {step}"
