@@ -23,7 +23,7 @@ CLOSE = 5e-6
 
 
 def smoke(parallel: ParallelConfig) -> TrainConfig:
-    """All stages of the recipe with a small network, two steps each, on a few short recordings; the last stage
+    """All stages of the recipe with a small network, two steps each, on a few short recordings; the last one
     hears some of a minute, shared as ``parallel`` says."""
     chain = load_recipe(RECIPES / "nano")
     assert chain.synthesis is not None
