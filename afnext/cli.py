@@ -213,7 +213,10 @@ def convert(
 @app.command()
 def train(
     recipe: Annotated[
-        str, typer.Argument(help="A recipe's name (nano, nano-gpu, nano-more, 7b) or a YAML file.")
+        str,
+        typer.Argument(
+            help="A recipe's name (nano, nano-more, af-whisper, 7b, ..) or a YAML file."
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")],
     resume: Annotated[bool, typer.Option("--resume", help="Go on where it stopped.")] = False,
@@ -226,6 +229,9 @@ def train(
     device: Annotated[
         str | None, typer.Option(help="cpu or cuda; by default what the recipe says.")
     ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write the log for TensorBoard too.")
+    ] = False,
 ) -> None:
     """Train a model by a chain of stages; print the folder of the finished model. Under torchrun on all its
     processes: torchrun --nproc-per-node 4 --no-python afnext train ...
@@ -235,7 +241,7 @@ def train(
 
     made = run(
         _chain(recipe), out, resume=resume, data=data, stages=stage or (), device=device,
-        show=write_samples,
+        show=write_samples, tensorboard=tensorboard,
     )  # fmt: skip
     if os.environ.get("RANK", "0") == "0":  # of torchrun's processes
         _print(str(made))

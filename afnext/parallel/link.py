@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -52,12 +53,21 @@ class Done:
 
 
 class GroupWork:
-    """torch's own requests; ``what`` says between whom, for the error of one that never ends."""
+    """torch's own requests; ``what`` says between whom, for the error of one that never ends. ``waited`` is
+    told how many seconds the host waited for them.
+    """
 
-    def __init__(self, requests: Sequence[Any], what: str, seconds: float | None) -> None:
-        self.requests, self.what, self.seconds = requests, what, seconds
+    def __init__(
+        self,
+        requests: Sequence[Any],
+        what: str,
+        seconds: float | None,
+        waited: Callable[[float], None],
+    ) -> None:
+        self.requests, self.what, self.seconds, self.waited = requests, what, seconds, waited
 
     def wait(self) -> None:
+        began = time.perf_counter()
         try:
             for request in self.requests:
                 if self.seconds is None:
@@ -68,6 +78,7 @@ class GroupWork:
             reason = str(error).splitlines()[0]
             raise AfnextError(f"{self.what} did not come to an end: {reason}") from error
         self.requests = ()
+        self.waited(time.perf_counter() - began)
 
 
 class GroupLink:
@@ -95,6 +106,15 @@ class GroupLink:
         self._before = ranks[ring_rank - 1]
         self._seconds = None if dist.get_backend(self._ring) == "nccl" else timeout
         self._peers = dist.get_process_group_ranks(self._ulysses)
+        self._waited = 0.0
+
+    def _note(self, seconds: float) -> None:
+        self._waited += seconds
+
+    def take_waited(self) -> float:
+        """Seconds that the host waited for messages since the last call; on CUDA it waits for none."""
+        waited, self._waited = self._waited, 0.0
+        return waited
 
     def all_to_all(
         self, received: Tensor, sent: Tensor, received_rows: Sequence[int], sent_rows: Sequence[int]
@@ -103,7 +123,7 @@ class GroupLink:
             received, sent, list(received_rows), list(sent_rows), group=self._ulysses, async_op=True
         )
         what = f"rank {dist.get_rank()}: the exchange of heads among ranks {self._peers}"
-        return GroupWork([request], what, self._seconds)
+        return GroupWork([request], what, self._seconds, self._note)
 
     def shift(self, received: Sequence[Tensor], sent: Sequence[Tensor]) -> Work:
         # Receives first: gloo then has somewhere to put what comes early.
@@ -116,7 +136,8 @@ class GroupLink:
             f"rank {dist.get_rank()}: the ring's message from rank {self._before} or to rank "
             f"{self._next}"
         )
-        return GroupWork(dist.batch_isend_irecv(operations), what, self._seconds)
+        requests = dist.batch_isend_irecv(operations)
+        return GroupWork(requests, what, self._seconds, self._note)
 
 
 class Alone:

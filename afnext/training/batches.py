@@ -1,25 +1,30 @@
-"""The batch of a step: drawn, read, encoded, packed; a function of seed, stage and step alone."""
+"""The batches of a step: planned, read, encoded, packed; a function of the plan, wherever they are made."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from threading import Lock
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from afnext.audio.windows import AudioWindow
 from afnext.chat import ChatTemplate, Tokenizer
 from afnext.errors import AfnextError
 from afnext.model import AudioBatch
-from afnext.ops.runtime import set_num_threads
+from afnext.training.broken import Sample
 from afnext.training.config import StageConfig, TrainConfig, mixture_of
 from afnext.training.conversations import Conversation, Turn
+from afnext.training.entries import AUDIO_TOKENS, Place
+from afnext.training.mixture import Draw, Mixture
 from afnext.training.packing import NOT_LEARNT, Encoded, PackedBatch, encode, pack
-from afnext.training.sources import AUDIO_TOKENS, Draw, Mixture, Place, Source
+from afnext.training.prefetch import ahead
+from afnext.training.sources import Source
+from afnext.training.state import Cursors
 from afnext.training.synthesis.scenes import Scene
 from afnext.training.targets import Targets, Words
 from afnext.training.tasks.script import script
@@ -29,6 +34,8 @@ from afnext.training.world import Team
 OF = "|"  # between the name of a source and the path of its recording
 SCRIPT_TOKENS = 7.0  # a second of a recording as text, about
 CACHED = 60_000  # encoded conversations that are kept: about 100 MB
+EMPTY = 100  # batches in a row without anything that end a run
+NOTHING = 16  # tokens of a batch that came to nothing, none of them learnt
 
 
 @dataclass(frozen=True)
@@ -51,14 +58,16 @@ class Shared:
 
 @dataclass(frozen=True)
 class Batch:
-    """``packed`` conversations, the ``targets`` of their recordings, and what each learnt token weighs
-    (float32 ``[learnt]``, in the order of ``packed.targets``). ``seconds`` of audio, each recording once.
+    """``packed`` conversations, the ``targets`` of their recordings, what each learnt token weighs
+    (float32 ``[learnt]``, in the order of ``packed.targets``), and which of the mixture's sources it is of
+    (``owners``, int64 ``[learnt]``, by the order of their names). ``seconds`` of audio, each recording once.
     ``shared``: in a run of several processes.
     """
 
     packed: PackedBatch
     targets: Targets
     weights: Tensor
+    owners: Tensor
     seconds: float
     shared: Shared | None = None
 
@@ -66,19 +75,30 @@ class Batch:
         """The same batch on ``device``."""
         shared = self.shared and replace(self.shared, own=self.shared.own.to(device))
         return Batch(
-            self.packed.to(device), self.targets.to(device), self.weights.to(device), self.seconds,
-            shared,
+            self.packed.to(device), self.targets.to(device), self.weights.to(device),
+            self.owners.to(device), self.seconds, shared,
         )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
+class Plan:
+    """What a step is made of: the draws of each of its batches (of one team), and the cursors after it."""
+
+    step: int
+    parts: tuple[tuple[Draw, ...], ...]
+    cursors: Cursors
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
-    """The ``batches`` whose gradients a step adds up; ``left_out``: what was drawn but could not be used, and
-    how often.
+    """The ``batches`` whose gradients a step adds up. Of what was drawn, ``broken`` could not be read and
+    ``too_long`` conversations are beyond the stage's context. ``cursors``: of the draws after it.
     """
 
     batches: list[Batch]
-    left_out: dict[str, int]
+    broken: list[Sample]
+    too_long: int
+    cursors: Cursors
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,52 +140,105 @@ class Batches(Dataset[Step]):
         self.mixture = Mixture(
             sources, shares, stage.audio_seconds, stage.per_recording, per_second
         )
-        self.too_long = 0  # conversations beyond the stage's context, left out
+        self._empty = 0  # batches in a row
         self._encoded: OrderedDict[tuple[str, Place], Encoded] = OrderedDict()
+        self._lock = Lock()
 
-    def batch(self, step: int, part: int = 0) -> Batch:
-        """That of a step (and of its ``part``, where gradients are accumulated).
+    def plans(self, first: int = 0, cursors: Cursors | None = None) -> Iterator[Plan]:
+        """What each step from ``first`` on is made of, where ``cursors`` are those before it."""
+        stage, seed = self.stage, f"{self.seed}/{self.stage.name}"
+        now = Cursors() if cursors is None else cursors
+        for step in range(first, stage.steps):
+            parts = []
+            for _ in range(stage.accumulate):
+                draws, now = self.mixture.draw(stage.batch_tokens, seed, now)
+                parts.append(tuple(draws))
+            own = parts[self.team.data_rank :: self.team.data_size]
+            yield Plan(step, tuple(own), now)
+
+    def first(self, count: int) -> list[Batch]:
+        """The batches that the walk through the sources begins with.
 
         Raises:
-            AfnextError: a record or recording cannot be read, and its source does not skip what is broken.
+            AfnextError: something in them cannot be read.
         """
+        seed, now, batches = f"{self.seed}/{self.stage.name}", Cursors(), []
+        for _ in range(count):
+            draws, now = self.mixture.draw(self.stage.batch_tokens, seed, now)
+            broken: list[Sample] = []
+            batches.append(self._made(draws, broken, []))
+            if broken:
+                raise AfnextError(f"{broken[0].source}: {broken[0].key}: {broken[0].why}")
+        return batches
+
+    def ahead(self, first: int, cursors: Cursors, depth: int, workers: int = 0) -> Iterator[Step]:
+        """Each step from ``first`` on, made while those before are in use, see :func:`prefetch.ahead`."""
+        return ahead(self, self.plans(first, cursors), depth, workers)
+
+    def __getitem__(self, plan: Plan) -> Step:
+        """A step as planned, and what had to be left out for it; a function of the plan alone.
+
+        Raises:
+            AfnextError: of many batches in a row nothing could be used.
+        """
+        broken: list[Sample] = []
+        too_long: list[Encoded] = []
+        batches = [self._made(draws, broken, too_long) for draws in plan.parts]
+        return Step(batches, broken, len(too_long), plan.cursors)
+
+    def _made(self, draws: Sequence[Draw], broken: list[Sample], too_long: list[Encoded]) -> Batch:
+        """The batch of some draws; ``broken`` and ``too_long`` gain what of them it is without."""
         stage = self.stage
-        for attempt in range(100):
-            seed = f"{self.seed}/{stage.name}/{step}/{part}/{attempt}"
-            heard: dict[str, _Heard] = {}
-            encoded: list[Encoded] = []
-            for draw in self.mixture.draw(stage.batch_tokens, seed):
-                source = self.sources[draw.source]
-                try:
-                    encoded += self._conversations(draw, heard)
-                except AfnextError as error:
-                    if not source.skip_broken:
-                        raise
-                    source.skipped.add(error)
-            if encoded:
-                return self._batch(encoded, heard)
-        raise AfnextError(f"{stage.name}: nothing that is drawn can be used")
+        heard: dict[str, _Heard] = {}
+        encoded: list[Encoded] = []
+        for draw in draws:
+            try:
+                found = self._conversations(draw, heard)
+            except AfnextError as error:
+                broken.append(Sample(draw.source, self._key(draw), str(error)))
+                continue
+            fitting = [item for item in found if len(item.ids) <= stage.context_tokens]
+            too_long += [item for item in found if len(item.ids) > stage.context_tokens]
+            encoded += fitting
+        self._empty = 0 if encoded else self._empty + 1
+        if self._empty >= EMPTY:
+            why = broken[-1].why if broken else f"longer than {stage.context_tokens} tokens"
+            raise AfnextError(f"{stage.name}: nothing that is drawn can be used; the last: {why}")
+        return self._batch(encoded or [self._nothing()], heard)
+
+    def _key(self, draw: Draw) -> str:
+        first = draw.entry.records[draw.chosen[0]]
+        file = str(self.sources[draw.source].files[first.file]).rpartition("/")[2]
+        return f"{file}, {'byte' if first.size else 'record'} {first.offset}"
+
+    def _nothing(self) -> Encoded:
+        """In the place of a batch that came to nothing: other processes have theirs, and wait for one."""
+        ids = np.full(NOTHING, min(self.tokenizer.eos_ids), np.int32)
+        return Encoded(ids, np.zeros(NOTHING, bool), (), "", "")
 
     def _conversations(self, draw: Draw, heard: dict[str, _Heard]) -> list[Encoded]:
-        """The encoded conversations of a draw; ``heard`` gains its recordings."""
-        places = [draw.entry.records[i] for i in draw.chosen]
-        keys = [(draw.source, place) for place in places]
-        missing = [i for i, key in zip(draw.chosen, keys, strict=True) if key not in self._encoded]
-        if missing:
-            found = self.sources[draw.source].conversations(draw.entry, missing)
-            for index, said in zip(missing, found, strict=True):
-                key = (draw.source, draw.entry.records[index])
-                told = _direct(said) if self.stage.answers == "direct" else said
-                self._encoded[key] = self._encode(told, draw.source, heard)
-                if len(self._encoded) > CACHED:
-                    self._encoded.popitem(last=False)
-        encoded = [self._encoded[key] for key in keys]
-        fitting = [item for item in encoded if len(item.ids) <= self.stage.context_tokens]
-        self.too_long += len(encoded) - len(fitting)
-        for item in fitting:
-            for sound in item.sounds:
-                self._hear(sound, heard)
-        return fitting
+        """The encoded conversations of a draw; ``heard`` gains their recordings."""
+        source = self.sources[draw.source]
+        found: dict[int, Encoded] = {}
+        for index in draw.chosen:
+            cached = self._encoded.get((draw.source, draw.entry.records[index]))
+            if cached is not None:
+                found[index] = cached
+        missing = [index for index in draw.chosen if index not in found]
+        for index, said in zip(missing, source.conversations(draw.entry, missing), strict=True):
+            told = _direct(said) if self.stage.answers == "direct" else said
+            found[index] = self._encode(told, draw.source, heard)
+            self._keep((draw.source, draw.entry.records[index]), found[index])
+        encoded = [found[index] for index in draw.chosen]
+        for sound in (sound for item in encoded for sound in item.sounds):
+            self._hear(sound, heard)
+        return encoded
+
+    def _keep(self, key: tuple[str, Place], encoded: Encoded) -> None:
+        with self._lock:
+            self._encoded[key] = encoded
+            if len(self._encoded) > CACHED:
+                self._encoded.popitem(last=False)
 
     def _encode(self, item: Conversation, name: str, heard: dict[str, _Heard]) -> Encoded:
         """``item`` of the source called ``name``; its recordings bear that name too: two sources may have
@@ -186,6 +259,7 @@ class Batches(Dataset[Step]):
             encoded,
             sounds=tuple(f"{name}{OF}{path}" for path in encoded.sounds),
             begins=encoded.begins and f"{name}{OF}{encoded.begins}",
+            source=name,
         )
 
     def _hear(self, sound: str, heard: dict[str, _Heard]) -> _Heard:
@@ -202,54 +276,10 @@ class Batches(Dataset[Step]):
         targets = self.words.targets(scenes, packed.audio.row_tokens)
         seconds = sum(w.valid_samples for p in packed.paths for w in windows[p]) / 16_000
         weights = answer_weights(packed.targets, self.stage.losses.length_power)
-        return Batch(packed, targets, weights, seconds)
-
-    def __len__(self) -> int:
-        return self.stage.steps
-
-    def __getitem__(self, step: int) -> Step:
-        """All batches of a step (of this process's team), and what had to be left out for them."""
-        before = self.left_out()
-        team = self.team
-        parts = range(team.data_rank, self.stage.accumulate, team.data_size)
-        batches = [self.batch(step, part) for part in parts]
-        after = self.left_out()
-        left_out = {why: n - before.get(why, 0) for why, n in after.items()}
-        return Step(batches, {why: n for why, n in left_out.items() if n})
-
-    def left_out(self) -> dict[str, int]:
-        """What this object drew but did not use, and how often: by what was wrong, by its source."""
-        found = {
-            f"{name}: {kind}": count
-            for name, source in self.sources.items()
-            for kind, count in source.skipped.counts.items()
-        }
-        return found | ({"longer than the context": self.too_long} if self.too_long else {})
-
-    def ahead(self, first: int, workers: int = 0) -> Iterator[Step]:
-        """Each step from ``first`` on, made while those before are in use: by so many processes, or by one
-        thread of this one.
-        """
-        steps = range(first, len(self))
-        if workers and steps:
-            yield from DataLoader(
-                self, batch_size=None, sampler=steps, num_workers=workers, prefetch_factor=4,
-                worker_init_fn=_one_thread,
-            )  # fmt: skip
-            return
-        with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(self.__getitem__, first) if steps else None
-            for step in steps:
-                assert waiting is not None
-                made = waiting.result()
-                if step + 1 < len(self):
-                    waiting = pool.submit(self.__getitem__, step + 1)
-                yield made
-
-
-def _one_thread(_: int) -> None:
-    """So that processes do not fight for cores; torch does the same for its own."""
-    set_num_threads(1)
+        numbers = {name: number for number, name in enumerate(self.mixture.names)}
+        each = torch.tensor([numbers.get(name, 0) for name in packed.sources])
+        owners = each[packed.conversation[packed.targets != NOT_LEARNT]]
+        return Batch(packed, targets, weights, owners, seconds)
 
 
 def _direct(item: Conversation) -> Conversation:

@@ -75,7 +75,7 @@ class Checkpoints:
         self.finish()
         path = self.folder / f"{progress.stage:02}-{progress.step:07}"
         partial = path.with_name(path.name + PARTIAL)
-        values = dict(vars(progress))
+        values = progress.to_dict()
         if self.world.rank == 0:
             shutil.rmtree(partial, ignore_errors=True)
             self._make_room(partial)
@@ -151,8 +151,8 @@ class Checkpoints:
             else:
                 torch.set_rng_state(state)
         try:
-            return Progress(**json.loads((path / PROGRESS).read_text()))
-        except (OSError, ValueError, TypeError) as error:
+            return Progress.from_dict(json.loads((path / PROGRESS).read_text()))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, AfnextError) as error:
             raise CheckpointError(f"cannot resume from {path}: {PROGRESS}: {error}") from None
 
     def restore_optimizers(self, trained: nn.Module, optimizers: Sequence[Optimizer]) -> None:

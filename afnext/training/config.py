@@ -44,13 +44,13 @@ class SynthesisConfig:
 class SourceConfig:
     """Conversations on disk: a folder of ``*.conversations.jsonl`` or a file of published records.
 
-    ``root`` is where relative paths of recordings begin. What cannot be read ends the run, or is left out
-    and counted where ``skip_broken``.
+    ``root`` is where relative paths of recordings begin. Up to ``broken_limit`` records that cannot be read,
+    or whose recordings cannot, are left out and listed in the run's ``broken.jsonl``; one more ends the run.
     """
 
     path: str
     root: str = ""
-    skip_broken: bool = False
+    broken_limit: int = 0
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,17 @@ class ParallelConfig:
 
 
 @dataclass(frozen=True)
+class CaptionShape:
+    """Geometry of the decoder that ``captions`` are written by."""
+
+    width: int = 256
+    layers: int = 2
+    heads: int = 4
+
+
+@dataclass(frozen=True)
 class LossWeights:
-    """Weights of the objectives; 0 leaves one out. All but ``answer`` and ``size`` need labels (``targets``).
+    """Weights of the objectives; 0 leaves one out. Those that say no other need labels (``targets``).
 
     ``answer``: next-token loss of the assistant's texts. ``frames``: per-label activity and onsets from
     the encoder, by a head that is thrown away. ``spelling``: another spells what is said (CTC).
@@ -108,6 +117,8 @@ class LossWeights:
     does. ``alignment``: it is near the embedding of what sounds. ``clock``: it is near that of its own time.
     ``size``: it is at most 1.5 times as long as embeddings are.
     ``length_power``: each token of an answer of n tokens weighs n ** -length_power.
+    ``captions``: next-token loss of the assistant's texts by a decoder that attends to the encoder's output
+    and is thrown away (:mod:`afnext.training.captions`); it needs no labels.
     """
 
     answer: float = 1.0
@@ -118,6 +129,7 @@ class LossWeights:
     clock: float = 0.0
     size: float = 0.0
     length_power: float = 0.0
+    captions: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -224,6 +236,7 @@ class TrainConfig:
         stages: in order; each begins with the weights the one before ended with.
         init: a model to begin with ("nano", a folder or a hub id); otherwise ``model`` is drawn at random.
         model: geometry, where there is no ``init``.
+        caption_decoder: geometry, where a stage trains towards ``captions``.
         synthesis: a training set to make; its sets are sources of these names.
         held_out: the like, for what is watched while training.
         sources: others, by name.
@@ -232,9 +245,13 @@ class TrainConfig:
         device: what the network is trained on, ``"cpu"`` or ``"cuda"``.
         threads, workers: of torch, and processes that make training sets (and batches, where the network is
             not on the CPU itself); 0: as many as there are cores.
+        prefetch: steps whose batches are made ahead of the one in use.
+        peak_tflops: of a process's device, which the log compares with; 0: that of a product of matrices,
+            measured when a stage begins.
         replicate: copies of the parameters; each is sharded over its part of the run's processes.
         offload: keep sharded parameters, gradients and the optimizers' state on the host, and step there; for
             several processes with GPUs.
+        timeout: seconds for which a process may wait for the others, or for its data, within a step.
         evaluate_every, save_every: steps; 0 for never.
         keep: how many of the newest checkpoints stay.
         export_dtype: of the weights in the model folder.
@@ -244,6 +261,7 @@ class TrainConfig:
     stages: list[StageConfig]
     init: str = ""
     model: ModelShape = field(default_factory=ModelShape)
+    caption_decoder: CaptionShape = field(default_factory=CaptionShape)
     synthesis: SynthesisConfig | None = None
     held_out: SynthesisConfig | None = None
     sources: dict[str, SourceConfig] = field(default_factory=dict)
@@ -252,8 +270,11 @@ class TrainConfig:
     device: str = "cpu"
     threads: int = 0
     workers: int = 0
+    prefetch: int = 8
+    peak_tflops: float = 0.0
     replicate: int = 1
     offload: bool = False
+    timeout: float = 600.0
     evaluate_every: int = 250
     save_every: int = 100
     keep: int = 2
@@ -263,6 +284,10 @@ class TrainConfig:
         names = [stage.name for stage in self.stages]
         if double := [name for name in names if names.count(name) > 1]:
             raise AfnextError(f"{self.name}: two stages are called {double[0]!r}")
+        if self.prefetch < 1 or self.timeout <= 0 or self.peak_tflops < 0:
+            raise AfnextError(
+                f"{self.name}: prefetch must be at least 1, timeout above 0, peak_tflops at least 0"
+            )
         for stage in self.stages:
             mixture_of(stage, self.stages)
         if len({stage.lora for stage in self.stages} - {None}) > 1:

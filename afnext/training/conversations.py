@@ -80,15 +80,31 @@ class Conversation:
 
 @dataclass
 class Skipped:
-    """Records that were left out, counted by what was wrong with them, and the first of each kind."""
+    """Records that were left out, counted by what was wrong with them, and the first of each kind.
 
+    ``limit``: how many there may be; then ``errors`` has all of them. None: any number.
+    """
+
+    limit: int | None = None
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
+    errors: list[RecordError] = field(default_factory=list)
 
-    def add(self, error: AfnextError) -> None:
-        kind = error.kind if isinstance(error, RecordError) else type(error).__name__
-        self.counts[kind] += 1
-        self.examples.setdefault(kind, str(error))
+    def add(self, error: RecordError) -> None:
+        """Raises the error itself where none may be left out, and an ``AfnextError`` that names it where
+        there are more than may be."""
+        self.counts[error.kind] += 1
+        self.examples.setdefault(error.kind, str(error))
+        if self.limit is None:
+            return
+        self.errors.append(error)
+        if not self.limit:
+            raise error
+        if len(self.errors) > self.limit:
+            raise AfnextError(
+                f"{len(self.errors)} samples cannot be read, broken_limit is {self.limit}; the last "
+                f"one: {error}"
+            )
 
     def __str__(self) -> str:
         lines = (f"{count} x {self.examples[kind]}" for kind, count in self.counts.most_common())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from afnext.errors import AfnextError
@@ -25,7 +26,7 @@ def prepare(
     made = _synthesise(config.synthesis, folder, workers, journal)
     held_out = _synthesise(config.held_out, folder, workers, journal)
     given = {
-        name: Source(s.path, Path(s.root) if s.root else None, s.skip_broken)
+        name: Source(s.path, Path(s.root) if s.root else None, s.broken_limit)
         for name, s in config.sources.items()
     }
     if double := made.keys() & given.keys():
@@ -61,9 +62,10 @@ def corpus(sources: Mapping[str, Source], most: int = CORPUS) -> Iterator[str]:
     for source in sources.values():
         every = max(1, len(source.entries) * len(sources) // most)
         for entry in source.entries[::every]:
-            for item in source.conversations(entry, range(min(2, len(entry.records)))):
-                for turn in item.turns:
-                    yield turn.text
-            for path in item.sounds:
-                if scene := source.labels(path):
-                    yield script(scene)
+            with suppress(AfnextError):  # what is broken is counted where it is drawn
+                for item in source.conversations(entry, range(min(2, len(entry.records)))):
+                    for turn in item.turns:
+                        yield turn.text
+                for path in item.sounds:
+                    if scene := source.labels(path):
+                        yield script(scene)

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import os
-import time
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from threading import Event
-from typing import NoReturn
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from afnext.chat import ChatTemplate
 from afnext.chat import Tokenizer as ChatTokenizer
@@ -28,37 +23,32 @@ from afnext.model.checkpoint import read_json
 from afnext.model.device import usable_device
 from afnext.training import state
 from afnext.training.batches import Batch, Batches
+from afnext.training.broken import Broken, Sample
+from afnext.training.captions import CaptionDecoder
 from afnext.training.checkpoints import Checkpoints, newest
 from afnext.training.config import ADAPTER, StageConfig, TrainConfig, load_recipe
 from afnext.training.data import corpus, prepare
 from afnext.training.export import export, model_config, save
 from afnext.training.initialise import initialise
-from afnext.training.lora import activate, add_adapters, merged, save_adapter
+from afnext.training.lora import add_adapters, merged, save_adapter
 from afnext.training.loss import Heads
-from afnext.training.monitor import Journal, Quiet, task_accuracy
-from afnext.training.objectives import IDLE, Objectives, objectives, share
-from afnext.training.optimizer import build_optimizers, parts_of, rate_at
-from afnext.training.picture import draw_losses
-from afnext.training.recompute import autocast, set_activations
-from afnext.training.sharding import (
-    Trained,
-    check_offload,
-    clip,
-    settle,
-    shard,
-    weights,
-)
+from afnext.training.meters import SourceLosses
+from afnext.training.monitor import Journal, Quiet
+from afnext.training.objectives import Objectives
+from afnext.training.optimizer import parts_of
+from afnext.training.sharding import Trained, check_offload, shard, weights
 from afnext.training.signals import termination
 from afnext.training.sources import Source
+from afnext.training.stage import StageRun
 from afnext.training.targets import Words
+from afnext.training.tensorboard import Board
 from afnext.training.tokenizer import save_tokenizer, train_tokenizer
-from afnext.training.world import Team, World, summed
+from afnext.training.world import Team, World
 
 CHECKPOINTS = "checkpoints"
 Show = Callable[[Path, Mapping[str, Source], Path, float], None]
 """Given a model folder, held-out sources, where to write, and the longest recordings in seconds:
 ``afnext.evaluation.samples.write_samples``."""
-HELD_OUT_BATCHES = 4
 CONSTANT = "embed_positions"  # Whisper's sinusoids
 
 
@@ -71,23 +61,27 @@ def train(
     stages: Sequence[str] = (),
     device: str | None = None,
     show: Show | None = None,
+    tensorboard: bool = False,
 ) -> Path:
     """Run a chain from data to a model folder.
 
     Args:
         recipe: a YAML file, a folder with a ``chain.yaml`` or a :class:`TrainConfig`.
         out: folder for the run: ``log.jsonl``, ``checkpoints/`` and the finished ``model/``.
-        resume: go on from the newest checkpoint; otherwise there must be none.
+        resume: go on from the newest checkpoint; otherwise there must be none. Where ``torchrun`` starts a
+            run again (``--max-restarts``), it goes on by itself.
         data: folder for synthesised recordings, kept between runs; by default ``out/data``.
         stages: stop after the last of these; by default run all.
         device: what to train on, ``"cpu"`` or ``"cuda"``; by default what the recipe says.
         show: called after each stage that trains answers about audio.
+        tensorboard: write the log's numbers for TensorBoard too, under ``out/tensorboard``.
 
     Returns:
         The model folder, which ``AudioLanguageModel.from_pretrained`` and transformers load.
 
     Raises:
-        AfnextError: the recipe is wrong, or ``out`` holds another run.
+        AfnextError: the recipe is wrong, ``out`` holds another run, or another process died or ended; with
+            its rank and what is known of why.
 
     Under ``torchrun`` every process calls it with the same arguments and a folder that all of them see; the
     first alone writes.
@@ -96,24 +90,50 @@ def train(
     if device is not None:
         config = replace(config, device=device)
     out = Path(out)
-    if not resume and newest(out / CHECKPOINTS) is not None:
-        raise AfnextError(f"{out} holds a run already; resume it or choose another folder")
     if unknown := set(stages) - {stage.name for stage in config.stages}:
         raise AfnextError(f"{config.name}: no stage is called {unknown.pop()!r}")
-    world = World(config.device, config.offload)
-    world.agree(config)
-    check_offload(config, world)
-    out.mkdir(parents=True, exist_ok=True)
-    journal = (Quiet if world.rank else Journal)(out / "log.jsonl")
+    world = World(config.device, config.timeout, config.offload)
     try:
-        folder = Path(data) if data else out / "data"
-        with world.first():
-            sources, held_out = prepare(config, folder, journal)
-        made = Run(config, out, sources, held_out, journal, show, world).train(stages)
-    finally:
-        journal.close()
-    world.close()
+        world.agree(config)
+        check_offload(config, world)
+        if why := world.gathered("" if world.rank else refusal(out, resume))[0]:
+            raise AfnextError(why)
+        out.mkdir(parents=True, exist_ok=True)
+        journal = Quiet(out / "log.jsonl") if world.rank else Journal(out / "log.jsonl")
+        try:
+            if tensorboard and not world.rank:
+                journal.board = Board(out, config)
+            folder = Path(data) if data else out / "data"
+            with world.first():
+                sources, held_out = prepare(config, folder, journal)
+            made = Run(config, out, sources, held_out, journal, show, world).train(stages)
+        finally:
+            journal.close()
+        world.close()
+    except BaseException as error:
+        if (told := world.reason(error)) is error:
+            raise
+        raise told from error
     return made
+
+
+def refusal(out: Path, resume: bool) -> str:
+    """Why a run cannot begin in a folder; empty where it can.
+
+    A run that ``torchrun`` starts again after one of its processes died goes on, if the same ``torchrun``
+    began it.
+    """
+    run = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    started = run if run != "none" else f"process {os.getppid()}"
+    mark = out / "torchrun"
+    again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    ours = again and mark.exists() and mark.read_text() == started
+    if not (resume or ours) and newest(out / CHECKPOINTS) is not None:
+        return f"{out} holds a run already; resume it or choose another folder"
+    if "TORCHELASTIC_RESTART_COUNT" in os.environ:
+        out.mkdir(parents=True, exist_ok=True)
+        mark.write_text(started)
+    return ""
 
 
 class Run:
@@ -136,6 +156,14 @@ class Run:
         self.journal, self.out, self.show = journal, out, show
         self.model_folder = out / "model"
         self.checkpoints = Checkpoints(out / CHECKPOINTS, self.world, config.keep)
+        limits = {name: source.broken_limit for name, source in sources.items()}
+        with self.world.first():
+            self.broken = Broken(out, limits, self.world.rank == 0)
+            self.note_broken(
+                Sample(name, error.args[1], str(error))
+                for name, source in sources.items()
+                for error in source.skipped.errors
+            )
         with self.world.first():
             self.init = find_model(config.init) if config.init else None
         if self.world.rank == 0:
@@ -151,11 +179,17 @@ class Run:
         add_adapters(self.net, config)
         self.net.to(self.device)
         self.heads: Heads | None = None
-        if any(stage.losses.frames or stage.losses.spelling for stage in config.stages):
+        wanted = [stage.losses for stage in config.stages]
+        if any(losses.frames or losses.spelling or losses.captions for losses in wanted):
             self.heads = Heads(self.net.config.audio.hidden_size, config.model.pieces)
             for name, parameter in self.heads.named_parameters():
                 (nn.init.zeros_ if name.endswith("bias") else nn.init.normal_)(parameter)
                 parameter.data.mul_(0.05)
+            if any(losses.captions for losses in wanted):
+                self.heads.captions = CaptionDecoder(
+                    self.net.config.audio.hidden_size, self.net.config.text.vocab_size,
+                    config.caption_decoder,
+                )  # fmt: skip
             self.heads.to(self.device)
         self.trained = Trained(self.net, self.heads)
         if self.world.size > 1:
@@ -166,6 +200,7 @@ class Run:
             self.world.team(stage, self.net.config.text)
             self.batches(stage, sources)  # a mixture that cannot be drawn from ends the run here
         self.progress = state.Progress()
+        self.by_source: SourceLosses | None = None
 
     def _tokenizer(self) -> None:
         """Write the initial folder's, or one trained on what the sources say, into the model folder."""
@@ -206,6 +241,15 @@ class Run:
             self.checkpoints.finish()
         return self.export()
 
+    def note_broken(self, samples: Iterable[Sample]) -> None:
+        """Count, list and tell what cannot be read; all processes of the run call it with the same.
+
+        Raises:
+            AfnextError: it is more than the recipe allows.
+        """
+        for sample in self.broken.add(samples):
+            self.journal.say(f"left out: {sample.source}: {sample.key}: {sample.why}")
+
     def export(self) -> Path:
         """The model folder with the weights as they are."""
         net, lora = self.net, self.config.lora
@@ -236,114 +280,7 @@ class Run:
         return self.config.init if all(ADAPTER in pattern for pattern in patterns) else None
 
     def _stage(self, index: int, stop: Event) -> None:
-        config, stage, progress = self.config, self.config.stages[index], self.progress
-        if progress.stage != index:
-            progress.stage, progress.step = index, 0
-        for line in describe(self.parameters, self.parts[index], stage):
-            self.journal.say(line)
-        trained = {n for pattern in stage.train for n in self.parts[index][pattern]}
-        for name, parameter in self.trained.named_parameters():
-            parameter.requires_grad_(name in trained)
-        activate(self.net, config, index)
-        set_activations(self.net, stage.activations)
-        optimizers = build_optimizers(self.parameters, self.parts[index], stage)
-        if progress.step:
-            self.checkpoints.restore_optimizers(self.trained, optimizers)
-        else:
-            progress.norm = 0.0
-        team = self.world.team(stage, self.net.config.text)
-        batches = self.batches(stage, self.sources, team)
-        held_out = self._held_out(stage)
-        totals: dict[str, float] = defaultdict(float)
-        left_out: dict[str, int] = defaultdict(int)
-        on_cpu = self.device.type == "cpu"
-        workers = 0 if on_cpu else (config.workers or max(1, (os.cpu_count() or 1) - 1))
-        began = time.perf_counter()
-        for step, made in enumerate(batches.ahead(progress.step, workers), progress.step):
-            waited = time.perf_counter() - began
-            rate = rate_at(stage, step)
-            for group in chain.from_iterable(o.param_groups for o in optimizers):
-                group["lr"] = rate * group["peak"]
-            losses = {f"{name}_loss": 0.0 for name in objectives(stage)}
-            for batch in share(made.batches, stage, team, self.world):
-                with autocast(self.device.type, config.bf16, stage.activations):
-                    parts = self.trained(self.losses, batch.to(self.device), stage)
-                together = torch.stack(list(parts.values()))
-                if together.requires_grad:
-                    together.sum().backward()
-                else:  # of a text alone an adaptor learns nothing
-                    settle(self.trained)
-                for name, part in zip(parts, together.tolist(), strict=True):
-                    if name != IDLE:
-                        losses[f"{name}_loss"] += part
-            for why, count in made.left_out.items():
-                left_out[why] += count
-            norm = clip([self.parameters[n] for n in sorted(trained)], stage.clip)
-            finite = bool(torch.isfinite(norm))
-            progress.step = step + 1
-            usable = progress.usable(float(norm), finite, stage.spike, stage.name)
-            for optimizer in optimizers:
-                if usable:
-                    optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-            spent = time.perf_counter() - began
-            began += spent
-            progress.seconds += spent
-            seen = losses | {
-                "tokens": sum(len(batch.packed.ids) for batch in made.batches) / team.size,
-                "audio": sum(batch.seconds for batch in made.batches) / team.size,
-                "wait": waited / self.world.size,
-                "stop": float(stop.is_set()),
-            }
-            seen = summed(self.world, seen)
-            losses = {name: seen[name] for name in losses}
-            counts = (losses if usable else {}) | {
-                "steps": 1, "seconds": spent, "skipped": int(not usable),
-                "tokens": seen["tokens"], "audio": seen["audio"], "wait": seen["wait"],
-            }  # fmt: skip
-            for key, value in counts.items():
-                totals[key] += value
-            loss_now = sum(losses.values())
-            self.journal.advance(f"{stage.name} loss {loss_now:.2f}", step + 1, stage.steps)
-            if self.journal.due() or step + 1 == stage.steps:
-                self._report(stage, totals, rate)
-                totals.clear()
-            last = step + 1 == stage.steps
-            if config.evaluate_every and ((step + 1) % config.evaluate_every == 0 or last):
-                self._evaluate(stage, held_out)
-                began = time.perf_counter()
-            if seen["stop"]:
-                self._stopped(stage, optimizers)
-            if config.save_every and (step + 1) % config.save_every == 0:
-                self.checkpoints.save(self.trained, optimizers, progress)
-        for place, others in self.world.gathered((team.link.rank, dict(left_out)))[1:]:
-            for why, count in others.items() if place == 0 else ():  # a team has it in common
-                left_out[why] += count
-        if left_out:
-            self.journal.write("left out", stage=stage.name, **left_out)
-        progress.stage, progress.step = index + 1, 0
-        self.checkpoints.save(self.trained, [], progress)
-        self._show(stage)
-
-    def _stopped(self, stage: StageConfig, optimizers: Sequence[Optimizer]) -> NoReturn:
-        """Keep what is done, and end."""
-        self.checkpoints.save(self.trained, optimizers, self.progress)
-        self.checkpoints.finish()
-        raise AfnextError(
-            f"stopped by a signal after step {self.progress.step} of {stage.name}, which is kept: "
-            "--resume goes on"
-        )
-
-    def _show(self, stage: StageConfig) -> None:
-        """What a stage came to, for somebody to look at."""
-        if self.world.rank == 0:
-            draw_losses(self.journal.path, self.out / "losses.svg")
-        heard = stage.losses.answer and stage.hearing == "audio"
-        if self.show and heard and self.held_out_sources:
-            path, folder = self.out / f"samples-{stage.name}.md", self.export()
-            if self.world.rank == 0:
-                self.show(folder, self.held_out_sources, path, stage.audio_seconds)
-            self.world.wait()
+        StageRun(self, index, stop).train()
 
     def batches(
         self, stage: StageConfig, sources: Mapping[str, Source], team: Team | None = None
@@ -352,46 +289,8 @@ class Run:
         words = self.words.to(torch.device("cpu"))
         return Batches(self.config, stage, sources, self.tokenizer, self.template, words, team)
 
-    def _held_out(self, stage: StageConfig) -> list[Batch]:
-        if not (self.held_out_sources and self.config.evaluate_every and stage.losses.answer):
-            return []
-        batches = self.batches(stage, self.held_out_sources)
-        return [batches.batch(-1 - i).to(self.device) for i in range(HELD_OUT_BATCHES)]
-
     def losses(self, batch: Batch, stage: StageConfig) -> dict[str, Tensor]:
         """The weighted objectives of one batch, by name: its shares of the step's."""
-        return Objectives(self.net, self.heads, self.words, self.times, stage)(batch)
-
-    def _report(self, stage: StageConfig, totals: dict[str, float], rate: float) -> None:
-        steps, seconds = totals["steps"] - totals["skipped"], totals["seconds"]
-        self.journal.write(
-            "train",
-            stage=stage.name,
-            step=self.progress.step,
-            minutes=self.progress.seconds / 60,
-            **{k: v / steps for k, v in totals.items() if k.endswith("_loss")},
-            rate=rate,
-            tokens_per_second=totals["tokens"] / seconds,
-            audio_seconds_per_second=totals["audio"] / seconds,
-            data_wait=totals["wait"] / seconds,
-            skipped=totals["skipped"],
+        return Objectives(self.net, self.heads, self.words, self.times, stage, self.by_source)(
+            batch
         )
-
-    def _evaluate(self, stage: StageConfig, batches: Sequence[Batch]) -> None:
-        if batches:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
-                scores = self.trained(task_accuracy, self.net, batches, self.words)
-            settle(self.trained)
-            self.journal.write("held-out", stage=stage.name, step=self.progress.step, **scores)
-
-
-def describe(
-    parameters: Mapping[str, nn.Parameter], parts: Mapping[str, Sequence[str]], stage: StageConfig
-) -> list[str]:
-    """Lines of a table: each pattern, how many numbers it has, its learning rate or that it is frozen."""
-    lines = [f"{stage.name}: {stage.steps} steps"]
-    for pattern, names in parts.items():
-        count = sum(parameters[name].numel() for name in names)
-        rate = stage.train.get(pattern)
-        lines.append(f"  {pattern:40} {count:>12,}  {'frozen' if rate is None else f'{rate:g}'}")
-    return lines

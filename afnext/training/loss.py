@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from afnext.training.captions import CaptionDecoder
 from afnext.training.targets import LABELS, ONSETS, Targets, Words
 
 TIME_SMOOTHING = ((0, 0.6), (-1, 0.15), (1, 0.15), (-2, 0.05), (2, 0.05))
@@ -27,7 +28,7 @@ READING, SHARPNESS = 16.0, 20.0
 
 class Heads(nn.Module):
     """Linear readings of encoder features at 25 Hz, used in training, never exported: what is active, what
-    begins, what is spelled (the tokenizer's pieces, then the blank).
+    begins, what is spelled (the tokenizer's pieces, then the blank). And the decoder of ``captions``, if any.
     """
 
     def __init__(self, width: int, pieces: int) -> None:
@@ -35,13 +36,14 @@ class Heads(nn.Module):
         self.active = nn.Linear(width, len(LABELS))
         self.onsets = nn.Linear(width, len(ONSETS))
         self.spelling = nn.Linear(width, pieces + 1)
+        self.captions: CaptionDecoder | None = None
 
 
-def answer_loss(logits: Tensor, targets: Tensor, weights: Tensor, times: Sequence[int]) -> Tensor:
-    """Weighted sum of next-token losses; a time also credits its neighbours.
+def answer_losses(logits: Tensor, targets: Tensor, times: Sequence[int]) -> Tensor:
+    """float32 ``[N]``: next-token losses; a time also credits its neighbours.
 
     Args:
-        logits: ``[N, vocabulary]``; targets: int64 ``[N]``; weights: float32 ``[N]``.
+        logits: ``[N, vocabulary]``; targets: int64 ``[N]``.
         times: the ids of the time tokens in order, consecutive; empty where there are none.
     """
     log_p = F.log_softmax(logits.float(), -1)
@@ -53,18 +55,18 @@ def answer_loss(logits: Tensor, targets: Tensor, weights: Tensor, times: Sequenc
             moved = (targets + shift).clamp(first, last)
             near = near - mass * log_p.gather(1, moved[:, None])[:, 0]
         loss = torch.where((targets >= first) & (targets <= last), near, loss)
-    return (loss * weights).sum()
+    return loss
 
 
-def chunked_answer_loss(
-    head: nn.Module, hidden: Tensor, targets: Tensor, weights: Tensor, times: Sequence[int]
+def chunked_answer_losses(
+    head: nn.Module, hidden: Tensor, targets: Tensor, times: Sequence[int]
 ) -> Tensor:
     """The same of ``head``'s logits of hidden states ``[N, hidden]``, some at a time, computed again
     backward: of 128K rows of 152K logits never more than a chunk is there.
     """
 
     def of(rows: slice) -> Tensor:
-        return answer_loss(head(hidden[rows]), targets[rows], weights[rows], times)
+        return answer_losses(head(hidden[rows]), targets[rows], times)
 
     if len(hidden) <= CHUNK:
         return of(slice(None))
@@ -72,7 +74,7 @@ def chunked_answer_loss(
         checkpoint(of, slice(first, first + CHUNK), use_reentrant=False)
         for first in range(0, len(hidden), CHUNK)
     ]
-    return torch.stack(parts).sum()
+    return torch.cat(parts)
 
 
 def frame_loss(heads: Heads, encoded: Tensor, targets: Targets) -> Tensor:

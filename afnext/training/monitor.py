@@ -13,7 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
@@ -23,6 +23,9 @@ from afnext.model import AudioLanguageModel
 from afnext.training.batches import Batch
 from afnext.training.packing import NOT_LEARNT, hear, hidden_states
 from afnext.training.targets import Words
+
+if TYPE_CHECKING:
+    from afnext.training.tensorboard import Board
 
 
 @torch.no_grad()
@@ -63,7 +66,11 @@ def task_accuracy(
 
 
 class Journal:
-    """Records as JSON lines in a file; a progress bar on a terminal, plain lines in a pipe."""
+    """Records as JSON lines in a file, and on a ``board`` if there is one; a progress bar on a terminal,
+    plain lines in a pipe.
+    """
+
+    board: Board | None = None
 
     def __init__(self, path: Path, every: float = 20.0) -> None:
         self.path, self.every = path, every
@@ -90,6 +97,8 @@ class Journal:
         record = {k: round(v, 5) if isinstance(v, float) else v for k, v in values.items()}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"kind": kind, **record}) + "\n")
+        if self.board:
+            self.board.add(kind, values)
         line = " ".join(
             f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in values.items()
         )
@@ -103,6 +112,8 @@ class Journal:
             print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
+        if self.board:
+            self.board.close()
         if self._bar:
             self._bar.stop()
 

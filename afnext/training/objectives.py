@@ -16,13 +16,14 @@ from afnext.training.config import LossWeights, StageConfig
 from afnext.training.loss import (
     Heads,
     alignment_loss,
-    chunked_answer_loss,
+    chunked_answer_losses,
     clock_loss,
     frame_loss,
     reading_loss,
     size_loss,
     spelling_loss,
 )
+from afnext.training.meters import SourceLosses
 from afnext.training.spread import Spread, Whole, own_audio
 from afnext.training.targets import Words
 from afnext.training.world import Team, World
@@ -30,7 +31,7 @@ from afnext.training.world import Team, World
 IDLE = "idle"
 """Zero, of everything that every process must have in its backward: see ``Objectives``."""
 NOT_OBJECTIVES = ("length_power",)
-OF_AUDIO = ("frames", "spelling", "reading", "alignment", "clock", "size")
+OF_AUDIO = ("frames", "spelling", "reading", "alignment", "clock", "size", "captions")
 """Objectives that need every audio token of a batch in one place."""
 NAMES = {"frames": "frame"}  # in the log, where it differs
 
@@ -86,8 +87,10 @@ class Objectives:
         words: Words,
         times: Sequence[int],
         stage: StageConfig,
+        by_source: SourceLosses | None = None,
     ) -> None:
         self.net, self.heads, self.words, self.times, self.stage = net, heads, words, times, stage
+        self.by_source = by_source
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         stage, shared, lm = self.stage, batch.shared, self.net.language_model
@@ -102,9 +105,11 @@ class Objectives:
         of_audio = self._of_audio(batch, seen.encoded, seen.audio) if everything else {}
         parts = {name: part / copies for name, part in of_audio.items()}
         if stage.losses.answer:
-            hidden, targets, weights = seen.answers()
-            loss = chunked_answer_loss(lm.lm_head, hidden, targets, weights, self.times)
-            parts["answer"] = stage.losses.answer * loss
+            hidden, targets, weights, owners = seen.answers()
+            losses = chunked_answer_losses(lm.lm_head, hidden, targets, self.times)
+            parts["answer"] = stage.losses.answer * (losses * weights).sum()
+            if self.by_source:
+                self.by_source.add(losses, owners)
         if shared:
             parts[IDLE] = self._idle(shared, seen.encoded, seen.audio)
         return parts
@@ -131,6 +136,11 @@ class Objectives:
                 parts["reading"] = wanted.reading * read
         if wanted.size and len(audio):
             parts["size"] = wanted.size * size_loss(audio, embedding)
+        if wanted.captions and self.heads and self.heads.captions:
+            audio_id = self.net.config.audio_token_id
+            told = self.heads.captions.loss(batch.packed, encoded, audio_id)
+            if told is not None:
+                parts["captions"] = wanted.captions * told
         return parts
 
     def _idle(self, shared: Shared, encoded: Tensor, audio: Tensor) -> Tensor:
@@ -143,6 +153,8 @@ class Objectives:
             used += [*heads.active.parameters(), *heads.onsets.parameters()]
         if heads and shared.spoken and wanted.spelling:
             used += heads.spelling.parameters()
+        if heads and heads.captions and wanted.captions:
+            used += heads.captions.parameters()
         for parameter in used:
             nothing = nothing + 0.0 * parameter.sum()
         return nothing

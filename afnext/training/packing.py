@@ -41,6 +41,7 @@ class Encoded:
         begins: with which recordings, heard or written out; "" for none. What those that begin alike have
             in common can lie once.
         task: what kind of question it is.
+        source: the name of where it is from.
     """
 
     ids: NDArray[np.int32]
@@ -48,6 +49,7 @@ class Encoded:
     sounds: tuple[str, ...]
     begins: str
     task: str
+    source: str = ""
 
 
 def encode(
@@ -139,7 +141,7 @@ class PackedBatch:
         heard: int64 ``[placeholders]``, which audio token stands at each placeholder of ``ids``.
         targets: int64 ``[T]``, ``NOT_LEARNT`` or the id that follows.
         conversation: int64 ``[T]``, whose a token is; -1 in a trunk.
-        tasks: of each conversation.
+        tasks, sources: of each conversation.
     """
 
     ids: Tensor
@@ -152,6 +154,7 @@ class PackedBatch:
     targets: Tensor
     conversation: Tensor
     tasks: tuple[str, ...]
+    sources: tuple[str, ...]
 
     def to(self, device: torch.device) -> PackedBatch:
         """The same batch on ``device``; whose a token is stays where it is."""
@@ -209,7 +212,7 @@ def pack(
             for group, trunk in zip(groups.values(), trunks, strict=True)
         ),
         audio, tuple(paths), _tensor(heard), _tensor(targets), _tensor(owner),
-        tuple(item.task for item in order),
+        tuple(item.task for item in order), tuple(item.source for item in order),
     )  # fmt: skip
 
 

@@ -1,17 +1,15 @@
-"""Where training conversations come from: folders of shards and files of published records, mixed by weight.
+"""Where training conversations come from: folders of shards and files of published records.
 
 A source's files are read once, for an index: which records hear which recording, how long it is, how many
 characters they have. Lines are parsed again when they are drawn, so that an index is all that is held; a file
 that is one JSON value is held whole. A folder that :mod:`afnext.training.archive` wrote has its index on
-disk, and nothing is read before it is drawn. Nothing is drawn from a running state: what a step trains on is
-a function of seed, stage and step, so that a run that goes on does what it would have done.
+disk, and nothing is read before it is drawn.
 """
 
 from __future__ import annotations
 
 import json
-import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +20,7 @@ from afnext.audio.windows import SAMPLE_RATE, AudioWindow, cut_windows
 from afnext.errors import AfnextError, AudioError
 from afnext.training import conversations
 from afnext.training.conversations import Conversation, RecordError, Skipped
-from afnext.training.entries import AUDIO_TOKENS, INDEX, Entries, Entry, Place
+from afnext.training.entries import INDEX, Entries, Entry, Place
 from afnext.training.shards import Shard
 from afnext.training.store import File, Where, is_remote, join, local
 from afnext.training.synthesis.labels import from_json
@@ -32,7 +30,6 @@ if TYPE_CHECKING:
     from afnext.training.index import Index
 
 OPEN_SHARDS = 256
-SAMPLED = 100_000  # entries of a source that its mean length is taken from
 
 
 @dataclass
@@ -44,22 +41,23 @@ class Source:
             Flamingo 3 publishes them, or Audio Flamingo 2's manifest. Of a folder with an index also the
             address (``https://..``, ``s3://..``, whatever fsspec knows).
         root: where relative paths of recordings begin; by default the folder of the records.
-        skip_broken: whether to leave out and count what cannot be read, instead of ending.
+        broken_limit: records that cannot be read are left out, up to so many.
         skipped: what was left out.
         entries: all that can be drawn.
 
     Raises:
-        AfnextError: there are no records, or (unless ``skip_broken``) one cannot be read.
+        AfnextError: there are no records, or more than ``broken_limit`` cannot be read.
     """
 
     path: Where
     root: Path | None = None
-    skip_broken: bool = False
-    skipped: Skipped = field(default_factory=Skipped)
+    broken_limit: int = 0
+    skipped: Skipped = field(init=False)
     files: list[Where] = field(init=False)
     entries: Entries | Index = field(init=False)
 
     def __post_init__(self) -> None:
+        self.skipped = Skipped(self.broken_limit)
         self._shard, self._file = lru_cache(OPEN_SHARDS)(Shard), lru_cache(OPEN_SHARDS)(File)
         self._held: dict[int, list[Conversation]] = {}
         if is_remote(self.path) or (Path(self.path) / INDEX).exists():
@@ -83,7 +81,7 @@ class Source:
             try:
                 seconds = self._seconds(item, file)
             except RecordError as error:
-                self._skip(error)
+                self.skipped.add(error)
                 continue
             characters = sum(len(turn.text) for turn in item.turns)
             if len(item.sounds) == 1:
@@ -96,20 +94,14 @@ class Source:
 
     def _records(self, number: int, file: Path) -> Iterator[tuple[Place, Conversation]]:
         if file.suffix != ".jsonl":
-            skipped = self.skipped if self.skip_broken else None
-            held = self._held[number] = list(conversations.read(file, skipped))
+            held = self._held[number] = list(conversations.read(file, self.skipped))
             yield from ((Place(number, i, 0), item) for i, item in enumerate(held))
             return
         for offset, line in _lines(file):
             try:
                 yield Place(number, offset, len(line)), _conversation(line, file, offset)
             except RecordError as error:
-                self._skip(error)
-
-    def _skip(self, error: RecordError) -> None:
-        if not self.skip_broken:
-            raise error
-        self.skipped.add(error)
+                self.skipped.add(error)
 
     def _seconds(self, item: Conversation, file: Path) -> float:
         """Of all its recordings, measured where the record does not say."""
@@ -187,77 +179,3 @@ def _conversation(line: bytes, file: Where, offset: int) -> Conversation:
     except ValueError as error:
         raise RecordError("a line is no JSON", where, str(error)) from None
     return conversations.conversation(record, where)
-
-
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """An entry of the source called ``source``, and which of its records."""
-
-    source: str
-    entry: Entry
-    chosen: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """Sources by name, and how to draw from them.
-
-    Args:
-        sources: by name.
-        weights: shares of tokens, by name of a source; they need not add up to 1.
-        longest: seconds; entries with more audio are left out.
-        per_recording: records of an entry that a draw takes, at most.
-        per_second: tokens of a second of audio.
-
-    Raises:
-        AfnextError: a weight names no source or is negative, or nothing is left to draw.
-    """
-
-    sources: Mapping[str, Source]
-    weights: Mapping[str, float]
-    longest: float
-    per_recording: int = 6
-    per_second: float = AUDIO_TOKENS
-    _usable: dict[str, Sequence[Entry]] = field(init=False, default_factory=dict)
-    _shares: dict[str, float] = field(init=False, default_factory=dict)  # of draws
-
-    def __post_init__(self) -> None:
-        for name, weight in self.weights.items():
-            if name not in self.sources:
-                known = ", ".join(self.sources)
-                raise AfnextError(f"mixture: no source is called {name!r}; there are {known}")
-            if weight < 0:
-                raise AfnextError(f"mixture: {name}'s weight must be at least 0, got {weight}")
-            if weight > 0:
-                usable = self.sources[name].entries.up_to(self.longest)
-                if not usable:
-                    raise AfnextError(f"mixture: {name} has nothing of at most {self.longest:g} s")
-                self._usable[name] = usable
-                some = usable[:: -(-len(usable) // SAMPLED)]
-                tokens = sum(self._tokens(e, range(self._count(e))) for e in some) / len(some)
-                self._shares[name] = weight / max(1.0, tokens)
-        if not self._usable:
-            raise AfnextError("mixture: no source has a weight above 0")
-
-    def _count(self, entry: Entry) -> int:
-        return min(len(entry.records), self.per_recording)
-
-    def _tokens(self, entry: Entry, chosen: Sequence[int]) -> int:
-        return entry.tokens(chosen, self.per_second)
-
-    def draw(self, tokens: int, seed: str) -> list[Draw]:
-        """What a step trains on: draws until they hold about ``tokens``, the last one the first to reach it.
-
-        A function of ``seed`` alone.
-        """
-        rng = random.Random(seed)
-        names, shares = list(self._shares), list(self._shares.values())
-        drawn, total = [], 0
-        while total < tokens:
-            name = rng.choices(names, shares)[0]
-            entry = rng.choice(self._usable[name])
-            count = self._count(entry)
-            chosen = tuple(sorted(rng.sample(range(len(entry.records)), count)))
-            drawn.append(Draw(name, entry, chosen))
-            total += self._tokens(entry, chosen)
-        return drawn

@@ -30,7 +30,7 @@ class Part:
     Attributes:
         plan: of the whole row.
         ids, positions, targets: int64 ``[T]``, of its tokens.
-        weights: float32 ``[learnt]``, of those of its targets that are learnt.
+        weights, owners: float32 and int64 ``[learnt]``, of those of its targets that are learnt.
         heard: int64 ``[placeholders]``, which audio token of the batch stands at each of its placeholders.
     """
 
@@ -39,6 +39,7 @@ class Part:
     positions: Tensor
     targets: Tensor
     weights: Tensor
+    owners: Tensor
     heard: Tensor
 
 
@@ -52,6 +53,8 @@ def cut(batch: Batch, audio_id: int, layout: Layout, ulysses: int, ring: int) ->
     learnt, placeholders = packed.targets != NOT_LEARNT, packed.ids == audio_id
     weights = torch.zeros(plan.total, device=batch.weights.device)
     weights[learnt] = batch.weights
+    owners = torch.zeros_like(packed.ids)
+    owners[learnt] = batch.owners
     heard = torch.zeros_like(packed.ids)
     heard[placeholders] = packed.heard
 
@@ -60,6 +63,7 @@ def cut(batch: Batch, audio_id: int, layout: Layout, ulysses: int, ring: int) ->
         return Part(
             plan, ids, plan.shard(packed.positions, rank), targets,
             plan.shard(weights, rank)[targets != NOT_LEARNT],
+            plan.shard(owners, rank)[targets != NOT_LEARNT],
             plan.shard(heard, rank)[ids == audio_id],
         )  # fmt: skip
 
@@ -134,12 +138,12 @@ class Whole:
             self.encoded = encode(net, audio, shared.calls)
             self.audio = adapt(net, self.encoded, audio, None) if shared.calls else _none(net)
 
-    def answers(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Last hidden states, targets and weights of the learnt tokens."""
+    def answers(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Last hidden states, targets, weights and owners of the learnt tokens."""
         packed = self.batch.packed
         learnt = packed.targets != NOT_LEARNT
         hidden = hidden_states(self.net, packed, self.audio)[learnt]
-        return hidden, packed.targets[learnt], self.batch.weights
+        return hidden, packed.targets[learnt], self.batch.weights, self.batch.owners
 
 
 class Spread:
@@ -177,8 +181,8 @@ class Spread:
         rows = None if everything else self.part.heard
         self.audio = adapt(net, self.encoded, audio, rows) if shared.calls else _none(net)
 
-    def answers(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Last hidden states, targets and weights of this process's learnt tokens."""
+    def answers(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Last hidden states, targets, weights and owners of this process's learnt tokens."""
         part, decoder = self.part, self.net.language_model.model
         embeds = decoder.embed_tokens(part.ids)
         places = (part.ids == self.net.config.audio_token_id).nonzero()[:, 0]
@@ -186,7 +190,8 @@ class Spread:
         embeds = embeds.index_copy(0, places, audio.to(embeds.dtype))
         attend = SharedAttention(part.plan, part.positions, decoder.inv_freq.values, self.team.link)
         learnt = part.targets != NOT_LEARNT
-        return decoder(embeds, attend)[-1][learnt], part.targets[learnt], part.weights
+        hidden = decoder(embeds, attend)[-1][learnt]
+        return hidden, part.targets[learnt], part.weights, part.owners
 
 
 def _none(net: AudioLanguageModel) -> Tensor:

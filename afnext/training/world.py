@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import faulthandler
 import hashlib
 import os
+import signal
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -20,6 +22,7 @@ from afnext.errors import AfnextError
 from afnext.model.config import TextConfig
 from afnext.parallel import Alone, GroupLink, Link, Shape, choose
 from afnext.training.config import StageConfig, TrainConfig
+from afnext.training.watch import GONE, GRACE, SILENCE, Unwatched, Watch
 
 PATIENCE = timedelta(days=1)
 """For what one process does while the others wait: training sets are made in hours."""
@@ -53,15 +56,20 @@ class World:
     Args:
         device: kind, ``"cpu"`` (gloo) or ``"cuda"`` (NCCL, and gloo for what is on the host).
         offload: whether gradients are on the host, and are added up there too.
+        timeout: seconds that a message of a step may take.
+
+    Attributes:
+        watch: over the processes that ``torchrun`` started.
 
     Raises:
         AfnextError: the processes cannot find one another.
     """
 
-    def __init__(self, device: str, offload: bool = False) -> None:
+    def __init__(self, device: str, timeout: float = 600.0, offload: bool = False) -> None:
         self.size, self.rank = int(os.environ.get("WORLD_SIZE", "1")), 0
         self.writing: dist.ProcessGroup | None = None
         self.owns = False
+        self.timeout, self.offload, self.watch = timeout, offload, Unwatched()
         self.kind, self._given = torch.device(device).type, device
         if dist.is_initialized():
             self.size = dist.get_world_size()
@@ -72,8 +80,7 @@ class World:
             if self.kind == "cuda":
                 torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
             try:
-                on_gpus = "cpu:gloo,cuda:nccl" if offload else "nccl"
-                dist.init_process_group(on_gpus if self.kind == "cuda" else "gloo")
+                store = self._joined()
             except (RuntimeError, ValueError) as error:
                 raise AfnextError(f"cannot join the run's other processes: {error}") from None
         self.rank = dist.get_rank()
@@ -81,11 +88,50 @@ class World:
         # Of its own: checkpoints are written by a thread, beside whatever else is said.
         self.writing = dist.new_group(backend="gloo", timeout=PATIENCE)
         self._teams: dict[tuple[int, int], Team] = {}
+        if self.owns:
+            self.watch = Watch(store, self.rank, self.size, min(SILENCE, timeout))
+
+    def _joined(self) -> dist.Store:
+        """Where all processes that ``torchrun`` started have met. Its store outlives those that died, whose
+        addresses are there: each start has a part of it for itself.
+        """
+        found, rank, size = next(iter(dist.rendezvous("env://")))
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(f"start {attempt}", found)
+        on_gpus = "cpu:gloo,cuda:nccl" if self.offload else "nccl"
+        dist.init_process_group(
+            on_gpus if self.kind == "cuda" else "gloo", store=store, rank=rank, world_size=size,
+            timeout=self._patience,
+        )  # fmt: skip
+        return store
+
+    @property
+    def _patience(self) -> timedelta:
+        """Of torch's own groups: the watch, which names who is late, comes first."""
+        return timedelta(seconds=self.timeout + 2 * GRACE)
 
     def close(self) -> None:
         """Leave the others, if this object joined them."""
         if self.owns:
+            self.wait()
+            self.watch.close()
             dist.destroy_process_group()
+
+    def reason(self, error: BaseException) -> BaseException:
+        """For a run that ends with ``error``: the others are told. If it is of a message to another process
+        that died or ended, an ``AfnextError`` that says which, and why.
+        """
+        if not self.owns:
+            return error
+        # That torchrun wants it to end it knows. Groups without all their processes may not close.
+        with suppress(ValueError):  # not in the main thread
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        faulthandler.dump_traceback_later(GRACE + GONE, exit=True)
+        message = isinstance(error, RuntimeError) or isinstance(error.__cause__, RuntimeError)
+        if message and (why := self.watch.explain()):
+            return AfnextError(f"rank {self.rank} ends: {why} ({_first_line(error)})")
+        self.watch.failed(_first_line(error))
+        return error
 
     @property
     def device(self) -> str:
@@ -161,7 +207,9 @@ class World:
             flat = init_device_mesh(
                 self.kind, (groups, together), mesh_dim_names=("data", "sequence")
             )
-            link: Link = GroupLink(mesh["ring", "ulysses"]) if together > 1 else Alone()
+            link: Link = Alone()
+            if together > 1:
+                link = GroupLink(mesh["ring", "ulysses"], self.timeout)
             group = flat.get_group("sequence") if together > 1 else None
             self._teams[key] = Team(mesh.get_local_rank("data"), groups, link, group)
         return self._teams[key]
@@ -195,6 +243,11 @@ def mesh_of(stage: StageConfig, text: TextConfig, processes: int) -> tuple[int, 
             f"{groups} groups of processes"
         )
     return groups, ring, ulysses
+
+
+def _first_line(error: BaseException) -> str:
+    """What went wrong, without the advice that torch adds."""
+    return (str(error).splitlines() or [""])[0].partition(". ")[0] or type(error).__name__
 
 
 def _code() -> str:

@@ -8,6 +8,8 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -21,36 +23,43 @@ def spawn(world: int, function: Callable[..., Any], *args: Any) -> list[Any]:
     Raises:
         AssertionError: with the traceback of the first that failed.
     """
+    with tempfile.TemporaryDirectory() as folder:
+        started = start(world, str(Path(folder) / "store"), function, *args)
+        try:
+            answers = [_answer(rank, pipe) for rank, (_, pipe) in enumerate(started)]
+        finally:
+            for process, _ in started:
+                process.join(5)
+                if process.is_alive():
+                    process.kill()
+    failed = [f"rank {i}: {answer}" for i, (good, answer) in enumerate(answers) if not good]
+    assert not failed, "\n".join(failed)
+    return [answer for _, answer in answers]
+
+
+def start(
+    world: int, store: str, function: Callable[..., Any], *args: Any
+) -> list[tuple[BaseProcess, Connection]]:
+    """The processes, which meet at a file ``store``, each with the pipe that its answer comes through."""
     context = multiprocessing.get_context("forkserver")
     # torch's compiler too: its optimizers and FSDP import it.
     context.set_forkserver_preload(["torch._dynamo", "afnext.parallel", "afnext.training.loop"])
     before = dict(os.environ)
     os.environ |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    started = []
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            store = str(Path(folder) / "store")
-            started = []
-            for rank in range(world):
-                ours, theirs = context.Pipe(duplex=False)
-                target = context.Process(
-                    target=_main, args=(rank, world, store, theirs, function, args)
-                )
-                target.start()
-                theirs.close()
-                started.append((target, ours))
-            try:
-                answers = [_answer(rank, pipe) for rank, (_, pipe) in enumerate(started)]
-            finally:
-                for process, _ in started:
-                    process.join(5)
-                    if process.is_alive():
-                        process.kill()
+        for rank in range(world):
+            ours, theirs = context.Pipe(duplex=False)
+            process = context.Process(
+                target=_main, args=(rank, world, store, theirs, function, args)
+            )
+            process.start()
+            theirs.close()
+            started.append((process, ours))
     finally:
         os.environ.clear()
         os.environ.update(before)
-    failed = [f"rank {i}: {answer}" for i, (good, answer) in enumerate(answers) if not good]
-    assert not failed, "\n".join(failed)
-    return [answer for _, answer in answers]
+    return started
 
 
 def _answer(rank: int, pipe: Any) -> tuple[bool, Any]:

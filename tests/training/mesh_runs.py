@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from contextlib import suppress
@@ -13,10 +14,11 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from afnext.hub import EMBEDDED
-from afnext.training import loop
-from afnext.training.batches import Batch, Batches
+from afnext.training import loop, stage
+from afnext.training.batches import Batches, Plan, Step
 from afnext.training.config import (
     LossWeights,
+    ModelShape,
     ParallelConfig,
     SourceConfig,
     StageConfig,
@@ -25,6 +27,7 @@ from afnext.training.config import (
 )
 from afnext.training.synthesis import banks
 from afnext.training.synthesis.dataset import SceneSet
+from afnext.training.world import World
 from tests.training.banks import make_once
 
 STEPS = 10
@@ -69,7 +72,7 @@ def recipe(
     seconds: float = 40.0,
     tokens: int = 300,
 ) -> TrainConfig:
-    stage = StageConfig(
+    every = StageConfig(
         "all",
         steps=steps,
         train={"net": 1e-4} | ({"heads": 1e-4} if losses else {}),
@@ -83,7 +86,7 @@ def recipe(
     )
     return TrainConfig(
         name="nano",
-        stages=[stage],
+        stages=[every],
         init=str(EMBEDDED["nano"]),
         sources={n: SourceConfig(str(folder / f"{n}.json")) for n in ("heard", "read")},
         synthesis=SynthesisConfig(1, 24, {"labelled": LABELLED}) if losses else None,
@@ -97,6 +100,16 @@ def recipe(
     )
 
 
+def small(folder: Path, steps: int) -> TrainConfig:
+    """A network that is trained in a moment, from nothing; saved before every other step."""
+    shape = ModelShape(
+        pieces=400, audio_width=32, audio_layers=1, audio_heads=2, audio_ffn=48,
+        width=32, layers=1, heads=2, kv_heads=1, ffn=48,
+    )  # fmt: skip
+    made = recipe(folder, steps=steps, seconds=10.0, tokens=150)
+    return dataclasses.replace(made, init="", model=shape, save_every=2, prefetch=3)
+
+
 def gradients(run: loop.Run) -> dict[str, torch.Tensor]:
     """Of all parameters, whole, on every process."""
     found = {n: p.grad for n, p in run.parameters.items() if p.grad is not None}
@@ -108,7 +121,7 @@ def recorded(config: TrainConfig, out: Path, reference: Path | None = None) -> l
     ``reference`` holds: the difference's norm beside the norm, of the whole and of the worst parameter.
     """
     found: list[dict] = []
-    clip, losses = loop.clip, []
+    clip, losses = stage.clip, []
 
     def watched(parameters: list, limit: float) -> torch.Tensor:
         mine = gradients(run_of[0])
@@ -129,24 +142,43 @@ def recorded(config: TrainConfig, out: Path, reference: Path | None = None) -> l
     banks.make = make_once  # type: ignore[assignment]
     run_of: list[loop.Run] = []
     begin = loop.Run.__init__
-    summed = loop.summed
+    summed = stage.summed
 
     def begun(run: loop.Run, *args: object) -> None:
         begin(run, *args)  # type: ignore[arg-type]
         run_of.append(run)
 
-    def told(world: loop.World, values: dict[str, float]) -> dict[str, float]:
+    def told(world: World, values: dict[str, float]) -> dict[str, float]:
         totals = summed(world, values)
         losses.append({n: v for n, v in totals.items() if n.endswith("_loss")})
         return totals
 
-    loop.clip, loop.Run.__init__, loop.summed = watched, begun, told  # type: ignore[assignment, method-assign]
+    stage.clip, loop.Run.__init__, stage.summed = watched, begun, told  # type: ignore[assignment, method-assign]
     out.mkdir(parents=True, exist_ok=True)
     try:
         loop.train(config, out / "run", data=Path(config.sources["heard"].path).parent / "data")
     finally:
-        loop.clip, loop.Run.__init__, loop.summed = clip, begin, summed  # type: ignore[method-assign]
+        stage.clip, loop.Run.__init__, stage.summed = clip, begin, summed  # type: ignore[method-assign]
     return [step | {"losses": loss} for step, loss in zip(found, losses, strict=True)]
+
+
+def losses_of(config: TrainConfig, out: Path, data: Path) -> list[dict[str, float]]:
+    """Train; gives every step's losses by name."""
+    banks.make = make_once  # type: ignore[assignment]
+    found: list[dict[str, float]] = []
+    summed = stage.summed
+
+    def told(world: World, values: dict[str, float]) -> dict[str, float]:
+        totals = summed(world, values)
+        found.append({n: v for n, v in totals.items() if n.endswith("_loss")})
+        return totals
+
+    stage.summed = told  # type: ignore[assignment]
+    try:
+        loop.train(config, out, data=data)
+    finally:
+        stage.summed = summed
+    return found
 
 
 def all_recorded(configs: Sequence[TrainConfig], out: Path, reference: Path) -> list[list[dict]]:
@@ -156,8 +188,6 @@ def all_recorded(configs: Sequence[TrainConfig], out: Path, reference: Path) -> 
 
 def refused(configs: Sequence[TrainConfig], out: Path) -> list[str]:
     """What is said of runs that cannot begin; at last of one whose third process has another seed."""
-    import dataclasses
-
     import torch.distributed as dist
 
     from afnext.errors import AfnextError
@@ -172,17 +202,17 @@ def refused(configs: Sequence[TrainConfig], out: Path) -> list[str]:
     return found
 
 
-def stopped(config: TrainConfig, out: Path, data: Path, stage: str, step: int) -> None:
+def stopped(config: TrainConfig, out: Path, data: Path, name: str, step: int) -> None:
     """A run that ends on all processes when the batch of a step is wanted."""
     banks.make = make_once  # type: ignore[assignment]
-    batch = Batches.batch
+    made = Batches.__getitem__
 
-    def fails(self: Batches, at: int, part: int = 0) -> Batch:
-        if (self.stage.name, at) == (stage, step):
+    def fails(self: Batches, plan: Plan) -> Step:
+        if (self.stage.name, plan.step) == (name, step):
             raise ZeroDivisionError
-        return batch(self, at, part)
+        return made(self, plan)
 
-    Batches.batch = fails  # type: ignore[method-assign]
+    Batches.__getitem__ = fails  # type: ignore[method-assign]
     with suppress(ZeroDivisionError):
         loop.train(config, out, data=data)
 

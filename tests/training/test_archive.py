@@ -14,7 +14,9 @@ from afnext.errors import AfnextError
 from afnext.training import archive as module
 from afnext.training.archive import archive
 from afnext.training.index import Index
-from afnext.training.sources import Mixture, Source
+from afnext.training.mixture import Mixture
+from afnext.training.sources import Source
+from afnext.training.state import Cursors
 
 RATE = 16_000
 LENGTHS = {"a.wav": 2.5, "b.wav": 1.0, "c.wav": 4.0}
@@ -107,8 +109,8 @@ def test_draws_come_from_the_index(given: Path, tmp_path: Path) -> None:
     archive([given], tmp_path / "set")
     source = Source(tmp_path / "set")
     mixture = Mixture({"all": source}, {"all": 1.0}, longest=4.0)
-    drawn = mixture.draw(5000, "seed")
-    assert drawn == mixture.draw(5000, "seed")
+    drawn, after = mixture.draw(5000, "seed", Cursors())
+    assert (drawn, after) == mixture.draw(5000, "seed", Cursors())
     ids = {item.id for d in drawn for item in source.conversations(d.entry, d.chosen)}
     assert ids == {"0", "1", "2", "3"}
 

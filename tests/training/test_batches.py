@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
-from afnext.errors import AfnextError, AudioError
+from afnext.errors import AfnextError
 from afnext.model import AudioBatch
 from afnext.training import loop
-from afnext.training.batches import Batches, answer_weights
+from afnext.training.batches import EMPTY, Batches, answer_weights
 from afnext.training.config import TrainConfig
+from afnext.training.objectives import share
 from afnext.training.packing import NOT_LEARNT
+from afnext.training.shards import Recording, write_shard
 from afnext.training.sources import Source
+from afnext.training.state import Cursors
+from afnext.training.world import Team
 from tests.training.conftest import stage
 
 
@@ -25,33 +31,49 @@ def run(recipe: TrainConfig, shared_data: Path, tmp_path: Path) -> loop.Run:
     return loop.Run(recipe, tmp_path, *loop.prepare(recipe, shared_data, journal), journal)
 
 
-def test_a_batch_is_a_function_of_seed_stage_and_step(run: loop.Run) -> None:
-    """Two readers, one of which has drawn other steps before, give the same tensors."""
+def test_a_step_is_a_function_of_its_plan(run: loop.Run) -> None:
+    """Two readers, one of which has made other steps before, give the same tensors."""
     last = run.config.stages[2]
     one, other = (run.batches(last, run.sources) for _ in range(2))
-    for step in (4, 1):
-        one.batch(step)
-    for part in (0, 1):
-        a, b = one.batch(3, part), other.batch(3, part)
+    plans = list(other.plans())
+    assert list(one.plans()) == plans
+    for plan in (plans[2], plans[1]):
+        one[plan]
+    for a, b in zip(one[plans[3]].batches, other[plans[3]].batches, strict=True):
         assert torch.equal(a.packed.ids, b.packed.ids)
         assert torch.equal(a.packed.audio.features, b.packed.audio.features)
         assert torch.equal(a.targets.active, b.targets.active)
-    assert not torch.equal(one.batch(3, 0).packed.ids, one.batch(3, 1).packed.ids)
+    first, second = one[plans[3]].batches
+    assert not torch.equal(first.packed.ids, second.packed.ids)
+
+
+def test_teams_share_out_what_one_has_alone(run: loop.Run) -> None:
+    """The plans of one process and of two: the same draws in the same order, wherever they begin."""
+    last = run.config.stages[2]
+    alone = list(run.batches(last, run.sources).plans())
+    teams = [run.batches(last, run.sources, Team(rank, 2)) for rank in range(2)]
+    for first in (0, 2):
+        cursors = alone[first - 1].cursors if first else Cursors()
+        spread = [list(team.plans(first, cursors)) for team in teams]
+        for whole, *parts in zip(alone[first:], *spread, strict=True):
+            assert whole.parts == tuple(part for plan in parts for part in plan.parts)
+            assert {plan.step for plan in parts} == {whole.step}
+            assert all(plan.cursors == whole.cursors for plan in parts)
 
 
 def test_processes_make_the_same_batches_as_a_thread(run: loop.Run) -> None:
     """In order, whichever is ready first, with what each had to leave out."""
     short = dataclasses.replace(run.config.stages[2], steps=6, context_tokens=150)
-    here, there = (list(run.batches(short, run.sources).ahead(1, n)) for n in (0, 2))
-    assert len(here) == len(there) == 5
+    here, there = (list(run.batches(short, run.sources).ahead(0, Cursors(), 3, n)) for n in (0, 2))
+    assert len(here) == len(there) == 6
     for a, b in zip(here, there, strict=True):
-        assert a.left_out == b.left_out
+        assert (a.too_long, a.cursors) == (b.too_long, b.cursors)
         for one, other in zip(a.batches, b.batches, strict=True):
             assert torch.equal(one.packed.ids, other.packed.ids)
             assert torch.equal(one.packed.audio.features, other.packed.audio.features)
             assert torch.equal(one.weights, other.weights)
             assert one.targets.spelling == other.targets.spelling
-    assert any(step.left_out for step in here), "nothing was left out: the test proves less"
+    assert any(step.too_long for step in here), "nothing was left out: the test proves less"
 
 
 def test_recordings_of_one_name_in_two_sources_are_two(run: loop.Run) -> None:
@@ -60,7 +82,7 @@ def test_recordings_of_one_name_in_two_sources_are_two(run: loop.Run) -> None:
                  mixture={"short": 1.0, "longer": 1.0})  # fmt: skip
     config = dataclasses.replace(run.config, stages=[both])
     batches = Batches(config, both, run.sources, run.tokenizer, run.template, run.words)
-    batch = batches.batch(0)
+    (batch,) = batches.first(1)
     names = [sound.partition("|") for sound in batch.packed.paths]
     paths = [path for _, _, path in names]
     assert len(set(paths)) < len(paths), "no name occurs twice: the test proves nothing"
@@ -76,7 +98,7 @@ def test_recordings_of_one_name_in_two_sources_are_two(run: loop.Run) -> None:
 
 
 def test_scripts_stand_where_recordings_would(run: loop.Run) -> None:
-    batch = run.batches(run.config.stages[1], run.sources).batch(0)
+    (batch,) = run.batches(run.config.stages[1], run.sources).first(1)
     assert batch.packed.audio.num_tokens == 0
     assert len(batch.packed.heard) == 0
     text = run.tokenizer.decode(batch.packed.ids.tolist(), skip_special=False)
@@ -89,37 +111,86 @@ def test_conversations_beyond_the_context_are_left_out_and_counted(run: loop.Run
     first = dataclasses.replace(run.config.stages[2], context_tokens=120, mixture={"short": 1.0},
                                 mixture_of={})  # fmt: skip
     batches = run.batches(first, run.sources)
-    for step in range(8):
-        packed = batches.batch(step).packed
+    steps = [batches[plan] for plan in batches.plans()]
+    for packed in (batch.packed for step in steps for batch in step.batches):
         for group, trunk in zip(packed.branches, packed.trunks, strict=True):
             assert max(group) + trunk <= 120
-    assert batches.left_out()["longer than the context"] > 0
-    nothing = run.batches(dataclasses.replace(first, context_tokens=5), run.sources)
-    with pytest.raises(AfnextError, match="all: nothing that is drawn can be used"):
-        nothing.batch(0)
+    assert sum(step.too_long for step in steps) > 0
 
 
-def test_a_missing_recording_ends_the_run_or_is_left_out_and_counted(
+def test_a_batch_of_nothing_counts_for_nothing_and_many_end_the_run(run: loop.Run) -> None:
+    """Other processes have theirs at the same time, so that there must be one; it moves no weight."""
+    short = dataclasses.replace(run.config.stages[2], context_tokens=5, steps=EMPTY)
+    batches = run.batches(short, run.sources)
+    plans = batches.plans()
+    made = batches[next(plans)]
+    assert made.too_long > 0
+    assert all(len(batch.weights) == 0 and not batch.packed.paths for batch in made.batches)
+    run.trained.requires_grad_(True)
+    for batch in share(made.batches, short, Team(), run.world):
+        sum(run.losses(batch, short).values()).backward()
+    gradients = [p.grad for p in run.trained.parameters() if p.grad is not None]
+    assert gradients
+    assert all(float(g.abs().max()) == 0 for g in gradients)
+    with pytest.raises(AfnextError, match=r"all: nothing that is drawn can be used; .* 5 tokens"):
+        [batches[plan] for plan in plans]
+
+
+def with_broken(run: loop.Run, folder: Path, **limits: int) -> tuple[TrainConfig, dict]:
+    """A recipe of one stage and its sources, one of which has a missing recording, one cut short, one whose
+    shard is broken, and a line that is no JSON once its index is made."""
+    said = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A dog."}]
+    write_shard(folder / "s.tar", [Recording("0", np.zeros(16_000, np.float32), 16_000)])
+    soundfile.write(folder / "good.wav", np.zeros(16_000), 16_000)
+    whole = (folder / "good.wav").read_bytes()
+    (folder / "cut.wav").write_bytes(whole[: len(whole) // 2])
+    with (folder / "s.tar").open("r+b") as file:
+        file.truncate(20_000)
+    names = ["gone.wav", "cut.wav", "s.tar/0.wav", "good.wav"]
+    records = [{"sound": n, "duration": 1.0, "conversations": said} for n in names]
+    lines = [json.dumps(record) for record in [*records, {"conversations": said}]]
+    path = folder / "x.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    source = Source(path, **limits)
+    path.write_text("\n".join([*lines[:-1], "{" + "x" * (len(lines[-1]) - 1)]) + "\n")
+    only = stage("only", ["net"], [], mixture={"mine": 1.0, "short": 2.0}, steps=6)
+    config = dataclasses.replace(run.config, stages=[only], evaluate_every=0, save_every=0)
+    return config, {**run.sources, "mine": source}
+
+
+def test_broken_samples_are_listed_and_left_out_up_to_a_limit(
     run: loop.Run, tmp_path: Path
 ) -> None:
-    records = tmp_path / "x.jsonl"
-    records.write_text(
-        '{"sound": "gone.wav", "duration": 1.0, "conversations": '
-        '[{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A dog."}]}\n'
-    )
-    only = stage("only", ["net", "heads"], [], mixture={"mine": 1.0, "short": 1.0})
-    config = dataclasses.replace(run.config, stages=[only])
+    """Each once, with the file that is at fault; what else a batch has is learnt."""
+    config, sources = with_broken(run, tmp_path, broken_limit=4)
+    out, journal = tmp_path / "out", loop.Journal(tmp_path / "broken-log.jsonl")
+    out.mkdir()
+    loop.Run(config, out, sources, {}, journal).train()
+    listed = [json.loads(line) for line in (out / "broken.jsonl").read_text().splitlines()]
+    assert {sample["source"] for sample in listed} == {"mine"}
+    assert len({sample["key"] for sample in listed}) == len(listed) == 4
+    reasons = " ".join(sample["why"] for sample in listed)
+    for name in ("gone.wav", "cut.wav", "s.tar is broken", "a line is no JSON"):
+        assert name in reasons
+    log = [json.loads(line) for line in journal.path.read_text().splitlines()]
+    assert log[-1] == {"kind": "left out", "stage": "only", "mine: broken": 4}
 
-    def batches(skip: bool) -> Batches:
-        sources = {**run.sources, "mine": Source(records, skip_broken=skip)}
-        return Batches(config, only, sources, run.tokenizer, run.template, run.words)
+    config, sources = with_broken(run, tmp_path, broken_limit=3)
+    again = tmp_path / "again"
+    again.mkdir()
+    with pytest.raises(AfnextError, match=r"^mine: 4 samples .* is 3; the last one: x.jsonl, byte"):
+        loop.Run(config, again, sources, {}, journal).train()
+    assert len((again / "broken.jsonl").read_text().splitlines()) == 4
 
-    with pytest.raises(AudioError, match=r"gone\.wav"):
-        [batches(False).batch(step) for step in range(20)]
-    skipping = batches(True)
-    for step in range(20):
-        skipping.batch(step)
-    assert skipping.left_out()["mine: AudioError"] > 0
+
+def test_by_default_the_first_broken_sample_ends_a_run(run: loop.Run, tmp_path: Path) -> None:
+    config, sources = with_broken(run, tmp_path)
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(
+        AfnextError, match=r"mine: . samples? cannot be read, broken_limit is 0; .*: x.jsonl"
+    ):
+        loop.Run(config, out, sources, {}, loop.Journal(tmp_path / "log.jsonl")).train()
 
 
 def test_tokens_of_short_answers_weigh_more() -> None:

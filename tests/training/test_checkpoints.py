@@ -22,7 +22,7 @@ from afnext.errors import AfnextError, CheckpointError
 from afnext.training import loop
 from afnext.training.checkpoints import Checkpoints, newest, read
 from afnext.training.config import TrainConfig
-from afnext.training.state import BROKEN, Progress
+from afnext.training.state import BROKEN, Cursors, Progress
 from afnext.training.world import World
 
 
@@ -49,7 +49,8 @@ def test_what_was_saved_comes_back(checkpoints: Checkpoints) -> None:
     adam = optimizer(net)
     weights = {name: value.clone() for name, value in net.state_dict().items()}
     moments = [{k: v.clone() for k, v in adam.state[p].items()} for p in net.parameters()]
-    progress = Progress(1, 20, 3.5, 2, 0.7)
+    cursors = Cursors({"a": 12, "b": 3}, {"a": 9, "b": 40}, (("b", 1), ("a", 11)))
+    progress = Progress(1, 20, 3.5, 2, 0.7, cursors)
     checkpoints.save(net, [adam], progress)
     expected, torch_random = dataclasses.replace(progress), torch.get_rng_state()
     optimizer(net)
@@ -110,6 +111,21 @@ def test_damage_is_refused(checkpoints: Checkpoints) -> None:
             checkpoints.restore(net)
         (last / name).write_bytes(content)
     assert checkpoints.restore(net) == Progress()
+
+
+def test_one_of_an_earlier_form_is_named(checkpoints: Checkpoints) -> None:
+    """Which drew with replacement: where its walk would stand nobody knows."""
+    checkpoints.save(network(), [], Progress(0, 3))
+    checkpoints.finish()
+    assert checkpoints.newest is not None
+    progress = checkpoints.newest / "progress.json"
+    values = json.loads(progress.read_text())
+    del values["format"], values["cursors"]
+    progress.write_text(json.dumps(values))
+    with pytest.raises(
+        CheckpointError, match=r"progress.json: it is of format 1, .* reads format 2"
+    ):
+        checkpoints.restore(network())
 
 
 class Evil:

@@ -53,7 +53,7 @@ def test_numbers_are_answered_as_the_stage_wants(
         TrainConfig("t", [stage]), stage, {"said": Source(path)}, Tokenizer.from_folder(tmp_path),
         ChatTemplate.from_folder(tmp_path), Words(trained),
     )  # fmt: skip
-    targets = batches.batch(0).packed.targets
+    targets = batches.first(1)[0].packed.targets
     text = trained.decode(targets[targets != NOT_LEARNT].tolist(), skip_special_tokens=False)
     assert set(text.removesuffix("<|im_end|>").split("<|im_end|>")) == wanted
 

@@ -51,18 +51,18 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(
 ) -> None:
     """Broken in each stage; weights are bit-equal, so optimizer, data and schedule all resumed."""
     whole = loop.train(recipe, tmp_path / "whole", data=shared_data)
-    batch, broken = Batches.batch, tmp_path / "broken"
+    made, broken = Batches.__getitem__, tmp_path / "broken"
     for name, stop in (("ears", 2), ("letters", 1), ("all", 3)):
 
-        def fails(self, step, part=0, name=name, stop=stop):
-            if (self.stage.name, step) == (name, stop):
+        def fails(self, plan, name=name, stop=stop):
+            if (self.stage.name, plan.step) == (name, stop):
                 raise KeyboardInterrupt
-            return batch(self, step, part)
+            return made(self, plan)
 
-        monkeypatch.setattr(Batches, "batch", fails)
+        monkeypatch.setattr(Batches, "__getitem__", fails)
         with pytest.raises(KeyboardInterrupt):
             loop.train(recipe, broken, data=shared_data, resume=True)
-    monkeypatch.setattr(Batches, "batch", batch)
+    monkeypatch.setattr(Batches, "__getitem__", made)
     resumed = loop.train(recipe, broken, data=shared_data, resume=True)
     a, b = load_file(whole / "model.safetensors"), load_file(resumed / "model.safetensors")
     assert a.keys() == b.keys()

@@ -1,12 +1,8 @@
-"""Sources and mixtures: what a step trains on is a function of its seed, in the shares that are wanted."""
+"""Sources: what lies in files and shards comes as it stands there, and what is broken is named."""
 
 from __future__ import annotations
 
 import json
-import random
-import subprocess
-import sys
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +12,9 @@ import soundfile
 
 from afnext.errors import AfnextError, AudioError
 from afnext.training.conversations import RecordError, conversation
+from afnext.training.entries import Entry, Place
 from afnext.training.shards import Recording, write_shard
-from afnext.training.sources import Draw, Entry, Mixture, Place, Source
+from afnext.training.sources import Source
 
 RATE = 16_000
 
@@ -62,15 +59,6 @@ def folder(tmp_path: Path) -> Path:
     )
     lines(tmp_path / "a-0.conversations.jsonl", *RECORDS)
     return tmp_path
-
-
-def numbered(tmp_path: Path, name: str, counts: list[int], seconds: float = 10.0) -> Source:
-    """A source of recordings with so many records each, never opened."""
-    return Source(lines(
-        tmp_path / f"{name}.jsonl",
-        *(record(f"{i}?", f"{name} {r}.", f"{r}.wav", seconds)
-          for r, n in enumerate(counts) for i in range(n)),
-    ))  # fmt: skip
 
 
 def test_records_of_one_recording_are_one_entry(folder: Path) -> None:
@@ -153,11 +141,14 @@ def test_broken_records_end_it_or_are_counted(broken: Any, why: str, tmp_path: P
     with pytest.raises(RecordError, match=rf"^x.jsonl, .*{why}") as caught:
         Source(path)
     assert caught.value.kind == why
-    source = Source(path, skip_broken=True)
+    source = Source(path, broken_limit=2)
     assert [len(e.records) for e in source.entries] == [2]
     assert source.skipped.counts == {why: 2}
+    assert all(str(error).startswith("x.jsonl, ") for error in source.skipped.errors)
+    with pytest.raises(AfnextError, match=rf"2 samples .* is 1; the last one: x.jsonl, .*{why}"):
+        Source(path, broken_limit=1)
     with pytest.raises(AfnextError, match="no conversations at"):
-        Source(lines(path, broken), skip_broken=True)
+        Source(lines(path, broken), broken_limit=9)
 
 
 def test_a_list_of_records_as_published_is_a_source(tmp_path: Path) -> None:
@@ -196,116 +187,3 @@ def test_an_entry_knows_about_how_many_tokens_it_takes() -> None:
     entry = Entry((Place(0, 0, 1),) * 3, 4.0, (30, 60, 90))
     assert entry.tokens([0, 2]) == 100 + 10 + 12 + 30 + 12
     assert entry.tokens([]) == 100
-
-
-def test_a_draw_is_a_function_of_its_seed(tmp_path: Path) -> None:
-    """Not of earlier draws, of the order in which sources were given, or of another process's hashes."""
-    counts = [3] * 20
-
-    def mixture(*names: str) -> Mixture:
-        sources = {name: numbered(tmp_path, name, counts) for name in names}
-        return Mixture(sources, {"a": 1.0, "b": 2.0}, 30.0, per_recording=2)
-
-    one = mixture("a", "b")
-    drawn = [one.draw(2000, f"7/1/{step}") for step in range(10)]
-    other = mixture("b", "a")
-    random.seed(5)
-    assert [other.draw(2000, f"7/1/{step}") for step in reversed(range(10))] == drawn[::-1]
-    assert len({str(d) for d in drawn}) == 10
-    program = f"""
-from afnext.training.sources import Mixture, Source
-sources = {{n: Source({str(tmp_path)!r} + f"/{{n}}.jsonl") for n in "ab"}}
-print(Mixture(sources, {{"a": 1.0, "b": 2.0}}, 30.0, 2).draw(2000, "7/1/3"))
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True,
-                          env={"PYTHONHASHSEED": "77", "PYTHONPATH": ":".join(sys.path)})  # fmt: skip
-    assert done.stdout == f"{drawn[3]}\n"
-
-
-def test_draws_end_with_the_first_that_reaches_the_budget(tmp_path: Path) -> None:
-    mixture = Mixture({"a": numbered(tmp_path, "a", [4] * 9)}, {"a": 1.0}, 30.0)
-    for tokens in (1, 300, 5000):
-        drawn = mixture.draw(tokens, "x")
-        sizes = [d.entry.tokens(d.chosen) for d in drawn]
-        assert sum(sizes[:-1]) < tokens <= sum(sizes)
-
-
-def test_weights_are_shares_of_tokens(tmp_path: Path) -> None:
-    """Of two sources with equal weights the one with long recordings is drawn from as much less often."""
-    sources = {
-        "long": numbered(tmp_path, "long", [1] * 9, seconds=28.0),
-        "short": numbered(tmp_path, "short", [1] * 9, seconds=2.0),
-    }
-    mixture = Mixture(sources, {"long": 1.0, "short": 1.0}, 30.0)
-    totals: Counter[str] = Counter()
-    for step in range(60):
-        for d in mixture.draw(20_000, f"{step}"):
-            totals[d.source] += d.entry.tokens(d.chosen)
-    assert totals["long"] / totals.total() == pytest.approx(0.5, abs=0.04)
-
-
-def test_sources_of_like_recordings_are_drawn_as_often_as_they_weigh(tmp_path: Path) -> None:
-    """Whatever the number of their recordings; within a source every recording is as likely as any other."""
-    sources = {
-        "large": numbered(tmp_path, "large", [1] * 50),
-        "small": numbered(tmp_path, "small", [1] * 4),
-        "other": numbered(tmp_path, "other", [1] * 4),
-    }
-    mixture = Mixture(sources, {"large": 1.0, "small": 3.0, "other": 0.0}, 30.0)
-    drawn = [d for step in range(40) for d in mixture.draw(26_000, f"{step}")]
-    counts = Counter(d.source for d in drawn)
-    assert len(drawn) > 3500
-    assert counts["small"] / len(drawn) == pytest.approx(0.75, abs=0.03)  # 4 sigma
-    assert set(counts) == {"large", "small"}
-    each = Counter(id(d.entry) for d in drawn if d.source == "small")
-    assert len(each) == 4
-    assert min(each.values()) > 0.8 * max(each.values())
-
-
-def test_of_a_recording_some_records_are_drawn(tmp_path: Path) -> None:
-    """At most so many, none twice, in their order; each gets its turn."""
-    mixture = Mixture({"a": numbered(tmp_path, "a", [9, 2])}, {"a": 1.0}, 30.0, per_recording=3)
-    seen: Counter[int] = Counter()
-    for step in range(200):
-        for draw in mixture.draw(1, f"{step}"):
-            assert isinstance(draw, Draw)
-            count = len(draw.entry.records)
-            assert len(draw.chosen) == min(3, count)
-            assert list(draw.chosen) == sorted(set(draw.chosen))
-            assert max(draw.chosen) < count
-            if count == 9:
-                seen.update(draw.chosen)
-    assert set(seen) == set(range(9))
-
-
-def test_what_is_too_long_is_left_out(tmp_path: Path) -> None:
-    path = lines(
-        tmp_path / "x.jsonl",
-        record("A?", "B.", "short.wav", 10.0),
-        record("A?", "B.", "long.wav", 10.1),
-        record("A?", "B.", ["c.wav", "d.wav"], 20.0),
-        record("A?", "B."),
-    )
-    source = Source(path)
-    drawn = Mixture({"x": source}, {"x": 1.0}, 10.0).draw(20_000, "1")
-    assert {d.entry.seconds for d in drawn} == {10.0, 0.0}
-    drawn = Mixture({"x": source}, {"x": 1.0}, 20.0).draw(20_000, "1")
-    assert {d.entry.seconds for d in drawn} == {10.0, 10.1, 20.0, 0.0}
-
-
-@pytest.mark.parametrize(
-    ("weights", "longest", "why"),
-    [
-        ({"a": 1.0, "c": 1.0}, 30.0, "no source is called 'c'; there are a, b"),
-        ({"a": -1.0, "b": 1.0}, 30.0, "a's weight must be at least 0, got -1.0"),
-        ({"a": 1.0, "b": 1.0}, 5.0, "a has nothing of at most 5 s"),
-        ({"a": 0.0}, 30.0, "no source has a weight above 0"),
-        ({}, 30.0, "no source has a weight above 0"),
-    ],
-)
-def test_impossible_mixtures_are_named(
-    weights: dict[str, float], longest: float, why: str, tmp_path: Path
-) -> None:
-    sources = {name: numbered(tmp_path, name, [1]) for name in "ab"}
-    with pytest.raises(AfnextError, match=f"mixture: {why}"):
-        Mixture(sources, weights, longest)

@@ -25,7 +25,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from afnext.model import AudioLanguageModel
 from afnext.parallel.cost import BACKWARD
 from afnext.training.config import Activations
-from afnext.training.loss import chunked_answer_loss
+from afnext.training.loss import chunked_answer_losses
 from afnext.training.planner.load import Load
 from afnext.training.recompute import autocast
 
@@ -100,7 +100,7 @@ def forward(net: AudioLanguageModel, load: Load) -> Tensor:
     attend = lm.packed((load.tokens,), torch.arange(load.tokens))
     hidden = lm.model(embeds, attend)[-1][: load.learnt]
     targets = torch.zeros(len(hidden), dtype=torch.int64)
-    return chunked_answer_loss(lm.lm_head, hidden, targets, torch.ones(len(hidden)), ())
+    return chunked_answer_losses(lm.lm_head, hidden, targets, ()).sum()
 
 
 class _Watch(TorchDispatchMode):

@@ -13,8 +13,8 @@ from afnext.model import AudioBatch
 from afnext.model.audio_batch import frames_needed
 from afnext.training.batches import SCRIPT_TOKENS, Batch
 from afnext.training.config import StageConfig
+from afnext.training.entries import AUDIO_TOKENS
 from afnext.training.packing import NOT_LEARNT
-from afnext.training.sources import AUDIO_TOKENS
 
 TEXT, LEARNT = 128, 64
 """Tokens of a conversation beside its recording, and of its answers: assumed."""

@@ -1,0 +1,46 @@
+"""The log's numbers for TensorBoard."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from afnext.errors import AfnextError
+from afnext.training.config import TrainConfig
+
+FOLDER = "tensorboard"
+
+
+class Board:
+    """Writes records of training and of what is held out under ``RUN/tensorboard``; their step counts on from
+    stage to stage.
+
+    Raises:
+        AfnextError: TensorBoard is not installed.
+    """
+
+    def __init__(self, run: Path, config: TrainConfig) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise AfnextError(
+                "--tensorboard needs the tensorboard package: pip install 'afnext[tensorboard]'"
+            ) from None
+        self._writer = SummaryWriter(str(run / FOLDER))
+        before = accumulate((stage.steps for stage in config.stages), initial=0)
+        self._before = dict(zip((stage.name for stage in config.stages), before, strict=False))
+
+    def add(self, kind: str, record: Mapping[str, Any]) -> None:
+        """A record of the log; one without a step is none of ours."""
+        if record.get("stage") not in self._before or "step" not in record:
+            return
+        step = self._before[record["stage"]] + record["step"]
+        for name, value in record.items():
+            if isinstance(value, int | float) and name not in ("step", "minutes"):
+                self._writer.add_scalar(f"{kind}/{name}", value, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()

@@ -1,0 +1,73 @@
+"""A small run under ``torchrun`` whose second process fails in some way before a step; each step's losses are
+noted. ``python -m tests.training.failing_run SOURCES FOLDER HOW [STEP]``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from afnext.errors import AfnextError
+from afnext.training import loop
+from afnext.training.batches import Batches, Plan, Step
+from afnext.training.meters import Meters
+from afnext.training.stage import StageRun
+from tests.training.mesh_runs import small
+
+TIMEOUT = 8.0
+
+
+def kills() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stands_still() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def raises() -> None:
+    raise AfnextError("the moon is full")
+
+
+def main(sources: str, folder: str, how: str, step: str = "3") -> None:
+    config = dataclasses.replace(small(Path(sources), 6), timeout=TIMEOUT)
+    rank, first = int(os.environ["RANK"]), os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+    gradients, made, add = StageRun._gradients, Batches.__getitem__, Meters.add
+    fails = {"killed": kills, "stopped": stands_still, "raises": raises}.get(how)
+
+    def failing(self: StageRun, of: Step) -> dict[str, float]:
+        if fails and first and self.progress.step == int(step):
+            self.run.checkpoints.finish()  # it is written meanwhile: whether it is there would be chance
+            if rank == 1:
+                fails()
+        return gradients(self, of)
+
+    def late(self: Batches, plan: Plan) -> Step:
+        if how == "late" and rank == 1 and plan.step == int(step):
+            time.sleep(1000)
+        return made(self, plan)
+
+    def noted(self: Meters, losses: Mapping[str, float], *rest: object) -> None:
+        if rank == 0:
+            with (Path(folder) / "losses.jsonl").open("a") as file:
+                file.write(json.dumps([*losses.values()]) + "\n")
+        add(self, losses, *rest)  # type: ignore[arg-type]
+
+    StageRun._gradients, Meters.add = failing, noted  # type: ignore[method-assign]
+    Batches.__getitem__ = late  # type: ignore[method-assign]
+    if how == "another recipe" and rank == 1:
+        config = dataclasses.replace(config, seed=7)
+    try:
+        loop.train(config, Path(folder) / "run")
+    except AfnextError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,177 @@
+"""A process that dies, ends, stands still or is late ends a run with its rank and the reason; ``torchrun``
+starts it again, and it goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+from safetensors.torch import load_file
+
+from afnext.training import watch
+from afnext.training.loop import refusal
+from afnext.training.watch import Watch
+from tests.training.mesh_runs import write_sources
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("failures") / "sources"
+    write_sources(folder)
+    return folder
+
+
+def torchrun(sources: Path, folder: Path, how: str, restarts: int = 0) -> tuple[int, str]:
+    """The exit status of a run of two processes, and what they said."""
+    folder.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+               f"--max-restarts={restarts}", "-m", "tests.training.failing_run",
+               str(sources), str(folder), how]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+    return done.returncode, done.stderr
+
+
+def losses(folder: Path) -> list[list[float]]:
+    return [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.sweep
+def test_torchrun_starts_a_run_again_that_was_killed(sources: Path, tmp_path: Path) -> None:
+    """From its newest checkpoint, to the losses and weights of one that was not; who lives names the dead."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert torchrun(sources, whole, "whole")[0] == 0
+    status, said = torchrun(sources, killed, "killed", restarts=1)
+    assert status == 0, said
+    assert "error: rank 0 ends: rank 1 died (its last sign: " in said
+    assert losses(killed) == losses(whole)[:3] + losses(whole)[2:]  # saved before steps 2 and 4
+    a, b = (load_file(f / "run" / "model" / "model.safetensors") for f in (whole, killed))
+    assert all((a[name] == b[name]).all() for name in a)
+    # Of another torchrun a run is not taken over, also not where it starts again.
+    status, said = torchrun(sources, killed, "whole", restarts=1)
+    assert status != 0
+    assert said.count("holds a run already") >= 2
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize(
+    ("how", "wanted"),
+    [
+        ("raises", "rank 0 ends: rank 1 ended: the moon is full"),
+        ("stopped", "rank 0 ends: rank 1 gives no sign of life for"),
+        ("late", "rank 1 is waiting for the data of step 3 of all for"),
+        ("another recipe", "rank 1 has another recipe than rank 0"),
+    ],
+)
+def test_the_rank_and_the_reason_are_named(
+    sources: Path, tmp_path: Path, how: str, wanted: str
+) -> None:
+    began = time.monotonic()
+    status, said = torchrun(sources, tmp_path / "run", how)
+    assert status != 0
+    assert wanted in said
+    assert time.monotonic() - began < 120
+
+
+def test_a_run_is_taken_over_by_the_torchrun_that_began_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def started(run: str, restarts: str) -> None:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", run)
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", restarts)
+
+    out = tmp_path / "run"
+    started("one", "0")
+    assert refusal(out, False) == ""
+    (out / "checkpoints" / "00-0000002").mkdir(parents=True)
+    assert "holds a run already" in refusal(out, False)
+    for run, taken in (("one", True), ("other", False), ("none", False)):
+        started(run, "2")
+        assert (refusal(out, False) == "") == taken
+    assert refusal(out, True) == ""
+
+
+def watches(folder: Path, count: int, silence: float = 60.0) -> list[Watch]:
+    store = dist.FileStore(str(folder / "store"), count)
+    return [Watch(store, rank, count, silence) for rank in range(count)]
+
+
+def until(seconds: float, condition) -> bool:  # type: ignore[no-untyped-def]
+    limit = time.monotonic() + seconds
+    while not condition() and time.monotonic() < limit:
+        time.sleep(0.01)
+    return bool(condition())
+
+
+@pytest.fixture
+def ends(monkeypatch: pytest.MonkeyPatch) -> dict[int, str]:
+    """By rank, why a process would have been ended."""
+    found: dict[int, str] = {}
+
+    def noted(rank: int, why: str) -> None:
+        found.setdefault(rank, why)
+
+    monkeypatch.setattr(watch, "_end", noted)
+    monkeypatch.setattr(watch, "BEAT", 0.05)
+    monkeypatch.setattr(watch, "GRACE", 0.1)
+    monkeypatch.setattr(watch, "GONE", 0.5)
+    return found
+
+
+def test_whoever_is_silent_is_named_by_all(tmp_path: Path, ends: dict[int, str]) -> None:
+    three = watches(tmp_path, 3, silence=0.5)
+    three[1].at("at step 7 of all", 100.0)
+    time.sleep(0.2)
+    three[1]._ended.set()  # as a process that was killed: it says no goodbye
+    assert until(10, lambda: {0, 2} <= ends.keys())
+    assert "rank 1 gives no sign of life" in ends[0]
+    assert "(the last: at step 7 of all)" in ends[0]
+    assert ends[0] == ends[2]
+
+
+def test_whoever_is_late_is_named(tmp_path: Path, ends: dict[int, str]) -> None:
+    three = watches(tmp_path, 3)
+    for step in range(4):
+        for each in three:
+            each.at(f"waiting for the data of step {step} of all", 0.6)
+            if each.rank != 2 or step < 3:
+                each.at(f"at step {step} of all", 0.6)
+    assert until(10, lambda: len(ends) == 3)
+    assert len(set(ends.values())) == 1
+    assert "rank 2 is waiting for the data of step 3 of all for" in ends[0]
+
+
+def test_a_message_that_does_not_arrive_is_named(tmp_path: Path, ends: dict[int, str]) -> None:
+    for each in watches(tmp_path, 2):
+        each.at("at step 3 of all", 0.3)
+    assert until(10, lambda: len(ends) == 2)
+    assert "a message between them does not arrive" in ends[0]
+
+
+def test_what_a_process_ended_with_is_told_to_the_others(
+    tmp_path: Path, ends: dict[int, str]
+) -> None:
+    one, other = watches(tmp_path, 2)
+    assert one.explain() == ""
+    other.failed("the disk is full")
+    assert one.explain() == "rank 1 ended: the disk is full"
+    assert until(10, lambda: len(ends) == 2)
+
+
+def test_a_run_that_comes_to_its_end_ends_nobody(tmp_path: Path, ends: dict[int, str]) -> None:
+    """Though some are there for longer than others."""
+    one, other = watches(tmp_path, 2, silence=0.3)
+    one.close()
+    time.sleep(0.8)
+    other.close()
+    assert ends == {}

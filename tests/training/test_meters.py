@@ -1,0 +1,139 @@
+"""What the log says: each source's own loss, operations as torch counts them, numbers for TensorBoard."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from afnext.errors import AfnextError
+from afnext.training import loop
+from afnext.training.batches import Batches
+from afnext.training.config import TrainConfig
+from afnext.training.flops import Flops, forward_flops, measured_peak
+from afnext.training.meters import Meters
+from afnext.training.packing import NOT_LEARNT, hear, hidden_states
+from tests.training.conftest import stage
+
+
+@pytest.fixture
+def short(recipe: TrainConfig) -> TrainConfig:
+    """One stage of four steps on two sources."""
+    only = stage("all", ["net"], [], mixture={"short": 0.5, "longer": 0.5}, audio_seconds=40.0)
+    return dataclasses.replace(recipe, stages=[only], save_every=0, evaluate_every=0)
+
+
+@pytest.mark.slow
+def test_the_log_has_each_sources_loss_and_tensorboard_what_the_log_has(
+    short: TrainConfig, tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Losses beside those of the same tokens one source at a time, by torch's own cross-entropy."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    losses = loop.Run.losses
+    wanted: dict[str, list[torch.Tensor]] = defaultdict(list)
+
+    def watched(run, batch, stage):  # type: ignore[no-untyped-def]
+        packed = batch.packed
+        with torch.no_grad():
+            hidden = hidden_states(run.net, packed, hear(run.net, packed.audio)[1])
+            logits = run.net.language_model.lm_head(hidden)
+        for number, name in enumerate(packed.sources):
+            own = (packed.conversation == number) & (packed.targets != NOT_LEARNT)
+            plain = F.cross_entropy(logits[own], packed.targets[own], reduction="none")
+            wanted[name].append(plain)
+        return losses(run, batch, stage)
+
+    monkeypatch.setattr(loop.Run, "losses", watched)
+    model = dataclasses.replace(short.model, times="digits")  # no smoothing of times
+    loop.train(
+        dataclasses.replace(short, model=model), tmp_path, data=shared_data, tensorboard=True
+    )
+    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    (train,) = [r for r in records if r["kind"] == "train"]
+    assert set(wanted) == {"short", "longer"}
+    for name, parts in wanted.items():
+        assert train[f"loss/{name}"] == pytest.approx(float(torch.cat(parts).mean()), rel=1e-4)
+    assert train["gradient_norm"] > 0
+    assert 0 < train["peak_share"] < 1
+    assert 0 <= train["data_wait"] <= 1
+
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    found = {tag: board.Scalars(tag)[-1] for tag in board.Tags()["scalars"]}
+    for name in ("answer_loss", "loss/short", "gradient_norm", "tokens_per_second", "peak_share"):
+        assert found[f"train/{name}"].step == 4
+        assert found[f"train/{name}"].value == pytest.approx(train[name], rel=1e-3, abs=1e-5)
+
+
+def test_tensorboard_that_is_missing_is_one_line(
+    short: TrainConfig, tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    for name in [n for n in sys.modules if n.startswith("torch.utils.tensorboard")]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(AfnextError, match=r"pip install 'afnext\[tensorboard\]'"):
+        loop.train(short, tmp_path, data=shared_data, tensorboard=True)
+
+
+def test_operations_are_those_that_torch_counts(
+    short: TrainConfig, tmp_path: Path, shared_data: Path
+) -> None:
+    """Of a forward, without attention, which torch does not count where the kernel is ours."""
+    journal = loop.Journal(tmp_path / "log.jsonl")
+    run = loop.Run(short, tmp_path, *loop.prepare(short, shared_data, journal), journal)
+    batches: Batches = run.batches(short.stages[0], run.sources)
+    packed = batches.first(1)[0].packed
+    config = run.net.config
+    # Under autocast products are torch's own, which it counts.
+    autocast = torch.autocast("cpu", torch.bfloat16)
+    with autocast, FlopCounterMode(display=False) as counter:
+        hidden = hidden_states(run.net, packed, hear(run.net, packed.audio)[1])
+        run.net.language_model.lm_head(hidden[packed.targets != NOT_LEARNT])
+    got = forward_flops(config, packed)
+    lengths = [n for plan in packed.audio.plans for n in plan.lengths]
+    encoder = 4 * config.audio.hidden_size * sum(n * n for n in lengths)
+    pairs = sum(
+        t * t / 2 + sum(n * t + n * n / 2 for n in branches)
+        for t, branches in zip(packed.trunks, packed.branches, strict=True)
+    )
+    heads = config.text.num_attention_heads * config.text.head_dim
+    attention = (
+        config.audio.num_hidden_layers * encoder + config.text.num_hidden_layers * 4 * heads * pairs
+    )
+    total = got.encoder + got.adaptor + got.decoder + got.head
+    assert total - attention == pytest.approx(counter.get_total_flops(), rel=1e-3)
+
+
+def test_of_what_is_frozen_backward_goes_no_further_than_it_must() -> None:
+    forward = Flops(1000.0, 100.0, 10.0, 1.0)
+    assert forward.step(["net.audio_tower.layers.0.fc1.weight"]) == 3000 + 200 + 22
+    assert forward.step(["net.multi_modal_projector.linear_1.weight"]) == 1000 + 300 + 22
+    assert forward.step(["net.language_model.lm_head.weight"]) == 1000 + 100 + 33
+    every = ["net.audio_tower.x", "net.multi_modal_projector.x", "net.language_model.x"]
+    assert forward.step(every) == 3 * 1111
+
+
+def test_shares_are_of_all_the_time_and_losses_of_the_steps_that_were_used() -> None:
+    meters = Meters(peak=100.0)
+    counts = {"seconds": 2.0, "tokens": 10.0, "audio": 4.0, "flops": 50.0, "wait": 0.5}
+    meters.add({"answer_loss": 2.0}, counts | {"loss/a": 6.0, "tokens/a": 3.0}, True)
+    meters.add(
+        {"answer_loss": 9.0}, counts | {"loss/a": 4.0, "tokens/a": 1.0, "tokens/b": 0.0}, False
+    )
+    found = meters.report(0.25)
+    assert found == {
+        "answer_loss": 2.0, "loss/a": 2.5, "rate": 0.25, "tokens_per_second": 5.0,
+        "audio_seconds_per_second": 2.0, "peak_share": 0.25, "data_wait": 0.25, "skipped": 1,
+    }  # fmt: skip
+
+
+def test_the_peak_is_no_less_than_another_products_rate() -> None:
+    assert measured_peak(torch.device("cpu"), torch.float32) > 1e9
