@@ -118,15 +118,15 @@ def test_a_broken_run_goes_on_to_the_same_adapters(
     """Bit-equal, with dropout: what it draws went on too."""
     config = chain(recipe, dataclasses.replace(LORA, dropout=0.3))
     whole = loop.train(config, tmp_path / "whole", data=shared_data)
-    batch, broken = Batches.batch, tmp_path / "broken"
+    made, broken = Batches.__getitem__, tmp_path / "broken"
 
-    def fails(self, step, part=0):
-        if (self.stage.name, step) == ("adapters", 2):
+    def fails(self, plan):
+        if (self.stage.name, plan.step) == ("adapters", 2):
             raise KeyboardInterrupt
-        return batch(self, step, part)
+        return made(self, plan)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Batches, "batch", fails)
+        patch.setattr(Batches, "__getitem__", fails)
         with pytest.raises(KeyboardInterrupt):
             loop.train(config, broken, data=shared_data)
     saved = newest(broken / "checkpoints")
