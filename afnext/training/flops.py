@@ -83,7 +83,8 @@ def _decoder(config: ModelConfig, batch: PackedBatch) -> float:
 def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
     """Operations a second of torch's own product of square matrices on this device: the best of some."""
     size = 4096 if device.type == "cuda" else 1024
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    draw = torch.Generator(device)  # of its own: what a resumed run draws must not depend on it
+    a, b = (torch.randn(size, size, device=device, generator=draw).to(dtype) for _ in range(2))
     best = float("inf")
     for _ in range(PASSES):
         _wait(device)

@@ -27,7 +27,7 @@ from afnext.training.planner import Resources, as_dict, as_text, plan
 from afnext.training.planner.dry_step import ACTIVATIONS, dry_step, without_memory
 from afnext.training.planner.load import Load
 from afnext.training.planner.plan import model_of, plan_stage
-from afnext.training.recompute import autocast
+from afnext.training.recompute import autocast, set_activations
 from afnext.training.sharding import Trained, clip
 from tests.training.mesh_runs import recipe as mesh_recipe
 
@@ -62,9 +62,10 @@ def measured(config: TrainConfig, out: Path) -> tuple[int, int, Batch]:
     names = {n for pattern in stage.train for n in run.parts[0][pattern]}
     for name, parameter in run.trained.named_parameters():
         parameter.requires_grad_(name in names)
-    loop.set_activations(run.net, stage.activations)
+    set_activations(run.net, stage.activations)
     optimizers = build_optimizers(run.parameters, run.parts[0], stage)
-    (batch,) = share(run.batches(stage, run.sources, team)[0].batches, stage, team, run.world)
+    batches = run.batches(stage, run.sources, team)
+    (batch,) = share(batches[next(batches.plans())].batches, stage, team, run.world)
 
     def step() -> None:
         with autocast("cpu", config.bf16, stage.activations):
@@ -173,11 +174,11 @@ def test_operations_are_those_of_the_textbook() -> None:
     with without_memory():
         net = AudioLanguageModel(config)
         kept = dry_step(net, load, bf16=True, kept_gradients=True)
-        loop.set_activations(net, "recompute")
+        set_activations(net, "recompute")
         again = dry_step(net, load, bf16=True, activations="recompute", kept_gradients=True)
-        loop.set_activations(net, "selective")
+        set_activations(net, "selective")
         selective = dry_step(net, load, bf16=True, activations="selective", kept_gradients=True)
-        loop.set_activations(net, "keep")
+        set_activations(net, "keep")
         net.requires_grad_(False)
         frozen = dry_step(net, load, bf16=True)
     matrices = [p for n, p in net.language_model.model.layers.named_parameters() if p.ndim == 2]
