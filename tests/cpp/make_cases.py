@@ -187,11 +187,13 @@ def packed_linear() -> Iterator[Call]:
 
 
 def packed_linear_tiles() -> Iterator[Call]:
-    """The kernels for AMX tiles, emulated where there are none; groups of 32 have none."""
+    """The kernels for AMX tiles, emulated where there are none. Tiles of integers take 8-bit x and no groups
+    of 32; all others are of bfloat16, for x of that type."""
     for call in packed_linear():
         format = call.words["format"]
-        tiles = format.startswith("int") or format == label(call.inputs["x"].dtype) == "bfloat16"
-        if tiles and "g32" not in format and not call.throws:
+        of_integers = ":int8" in format and "g32" not in format
+        of_bfloat16 = label(call.inputs["x"].dtype) == "bfloat16" and format != "float32"
+        if (of_integers or of_bfloat16) and not call.throws:
             yield call
 
 

@@ -190,6 +190,7 @@ ATTENTION = {
 }
 PRODUCTS = {
     "packed_linear_tiles": ("tdpbf16ps", TWO_BY_TWO),
+    "packed_linear_dequantized_tiles": ("tdpbf16ps", TWO_BY_TWO),
     "packed_linear_quantized_tiles": ("tdpbsud", TWO_BY_TWO),
     "attention_tiles": ("tdpbf16ps", ATTENTION),
     "attention_backward_tiles": ("tdpbf16ps", ATTENTION),
