@@ -174,6 +174,8 @@ class StageConfig:
         answers: how it is said how many sounds there are: ``"listed"``, as the data say it, after what is
             counted; or ``"direct"``, by the number alone.
         per_recording: conversations about a recording in a step, at most.
+        per_recording_of: the same by name of a source, where it is another: about long recordings more cost
+            little beside their audio.
         losses: objectives.
         optimizer: ``"muon"`` (for the matrices of layers, AdamW for the rest) or ``"adamw"``.
         warmup: share of the steps in which the learning rates rise.
@@ -203,6 +205,7 @@ class StageConfig:
     hearing: Literal["audio", "script"] = "audio"
     answers: Literal["listed", "direct"] = "listed"
     per_recording: int = 6
+    per_recording_of: dict[str, int] = field(default_factory=dict)
     losses: LossWeights = field(default_factory=LossWeights)
     optimizer: Literal["muon", "adamw"] = "adamw"
     warmup: float = 0.03

@@ -41,6 +41,7 @@ class Mixture:
         weights: shares of tokens, by name of a source; they need not add up to 1.
         longest: seconds; entries with more audio are left out.
         per_recording: records of an entry that a draw takes, at most; the next epoch takes others.
+        per_recording_of: the same by name of a source, where it is another.
         per_second: tokens of a second of audio.
 
     Raises:
@@ -52,10 +53,13 @@ class Mixture:
     longest: float
     per_recording: int = 6
     per_second: float = AUDIO_TOKENS
+    per_recording_of: Mapping[str, int] = field(default_factory=dict)
     _usable: dict[str, Sequence[Entry]] = field(init=False, default_factory=dict)
     _shares: dict[str, float] = field(init=False, default_factory=dict)  # of draws
 
     def __post_init__(self) -> None:
+        if unknown := [name for name in self.per_recording_of if name not in self.weights]:
+            raise AfnextError(f"per_recording_of: {unknown[0]!r} is not in the mixture")
         for name, weight in sorted(self.weights.items()):
             if name not in self.sources:
                 known = ", ".join(self.sources)
@@ -68,7 +72,7 @@ class Mixture:
                     raise AfnextError(f"mixture: {name} has nothing of at most {self.longest:g} s")
                 self._usable[name] = usable
                 some = usable[:: -(-len(usable) // SAMPLED)]
-                tokens = sum(self._tokens(e, range(self._count(e))) for e in some) / len(some)
+                tokens = sum(self._tokens(e, range(self._count(name, e))) for e in some) / len(some)
                 self._shares[name] = weight / max(1.0, tokens)
         if not self._usable:
             raise AfnextError("mixture: no source has a weight above 0")
@@ -78,8 +82,8 @@ class Mixture:
         """Of the sources that are drawn from, sorted."""
         return list(self._shares)
 
-    def _count(self, entry: Entry) -> int:
-        return min(len(entry.records), self.per_recording)
+    def _count(self, name: str, entry: Entry) -> int:
+        return min(len(entry.records), self.per_recording_of.get(name, self.per_recording))
 
     def _tokens(self, entry: Entry, chosen: Sequence[int]) -> int:
         return entry.tokens(chosen, self.per_second)
@@ -133,7 +137,7 @@ class Mixture:
         epoch, place = divmod(number, len(usable))
         at = permutation(len(usable), f"{seed}/{name}/{epoch}")[place]
         entry = usable[at]
-        count, records = self._count(entry), len(entry.records)
+        count, records = self._count(name, entry), len(entry.records)
         if count == records:
             return Draw(name, entry, tuple(range(count)))
         order = random.Random(f"{seed}/{name}/{at}").sample(range(records), records)

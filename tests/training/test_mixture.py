@@ -215,6 +215,14 @@ def test_of_a_recording_some_records_are_drawn(tmp_path: Path) -> None:
     assert seen == dict.fromkeys(range(9), 6)
 
 
+def test_of_some_sources_more_records_are_drawn(tmp_path: Path) -> None:
+    sources = {name: numbered(tmp_path, name, [9]) for name in "ab"}
+    mixture = Mixture(sources, dict.fromkeys("ab", 1.0), 30.0, 3, per_recording_of={"b": 8})
+    assert [len(mixture._at(name, 0, "1").chosen) for name in "ab"] == [3, 8]
+    with pytest.raises(AfnextError, match="per_recording_of: 'c' is not in the mixture"):
+        Mixture(sources, {"a": 1.0}, 30.0, per_recording_of={"c": 8})
+
+
 def test_what_is_too_long_is_left_out(tmp_path: Path) -> None:
     path = lines(
         tmp_path / "x.jsonl",
