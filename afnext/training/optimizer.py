@@ -85,7 +85,11 @@ def parts_of(
     Raises:
         AfnextError: a parameter matches no pattern or two, or a pattern matches nothing.
     """
+    names = list(names)
     found: dict[str, list[str]] = {pattern: [] for pattern in (*train, *freeze)}
+    for pattern in found:  # a misspelt one is not blamed on what it leaves over
+        if not any(re.search(pattern, name) for name in names):
+            raise AfnextError(f"the pattern {pattern!r} matches no parameter")
     adapted = any(ADAPTER in pattern for pattern in found)
     for name in names:
         adapter = ADAPTER in name

@@ -22,6 +22,7 @@ from afnext.errors import AfnextError, CheckpointError
 from afnext.training import loop
 from afnext.training.checkpoints import Checkpoints, newest, read
 from afnext.training.config import TrainConfig
+from afnext.training.signals import termination
 from afnext.training.state import BROKEN, Cursors, Progress
 from afnext.training.world import World
 
@@ -229,9 +230,22 @@ def test_spikes() -> None:
         progress.usable(5.0, True, 3.0, "x")
 
 
+def test_a_second_interrupt_interrupts() -> None:
+    with termination() as told:
+        signal.raise_signal(signal.SIGINT)
+        assert told.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_a_run_after_its_step(
-    recipe: TrainConfig, tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: TrainConfig,
+    tmp_path: Path,
+    shared_data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
 ) -> None:
     """Nothing is saved but for the signal, and what goes on from there ends as if there had been none."""
     recipe = dataclasses.replace(recipe, save_every=0, evaluate_every=0)
@@ -241,15 +255,15 @@ def test_a_signal_ends_a_run_after_its_step(
     def signalled(self, batch, stage):
         steps.append(stage.name)
         if steps.count("letters") == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return losses(self, batch, stage)
 
-    out, before = tmp_path / "signalled", signal.getsignal(signal.SIGTERM)
+    out, before = tmp_path / "signalled", signal.getsignal(number)
     with monkeypatch.context() as patch:
         patch.setattr(loop.Run, "losses", signalled)
         with pytest.raises(AfnextError, match="stopped by a signal after step 2 of letters"):
             loop.train(recipe, out, data=shared_data)
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before
     last = newest(out / "checkpoints")
     assert last is not None
     assert json.loads((last / "progress.json").read_text())["step"] == 2
