@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -80,6 +81,7 @@ def _decoder(config: ModelConfig, batch: PackedBatch) -> float:
     return text.num_hidden_layers * (linear + 4.0 * heads * pairs)
 
 
+@cache
 def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
     """Operations a second of torch's own product of square matrices on this device: the best of some."""
     size = 4096 if device.type == "cuda" else 1024

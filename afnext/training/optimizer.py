@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -85,24 +87,23 @@ def parts_of(
     Raises:
         AfnextError: a parameter matches no pattern or two, or a pattern matches nothing.
     """
-    names = list(names)
-    found: dict[str, list[str]] = {pattern: [] for pattern in (*train, *freeze)}
-    for pattern in found:  # a misspelt one is not blamed on what it leaves over
-        if not any(re.search(pattern, name) for name in names):
-            raise AfnextError(f"the pattern {pattern!r} matches no parameter")
-    adapted = any(ADAPTER in pattern for pattern in found)
-    for name in names:
-        adapter = ADAPTER in name
-        patterns = [pattern for pattern in found if (ADAPTER in pattern) == adapter]
-        matching = [pattern for pattern in patterns if re.search(pattern, name)]
-        if adapter and not adapted:
-            continue
-        if len(matching) != 1:
-            said = " and ".join(map(repr, matching)) or "nothing"
-            raise AfnextError(f"{name} must be trained or frozen by one pattern; it matches {said}")
-        found[matching[0]].append(name)
+    patterns = (*train, *freeze)
+    adapted = any(ADAPTER in pattern for pattern in patterns)
+    names = [name for name in names if adapted or ADAPTER not in name]
+    found = {
+        pattern: [
+            n for n in names if (ADAPTER in n) == (ADAPTER in pattern) and re.search(pattern, n)
+        ]
+        for pattern in patterns
+    }
     if empty := [pattern for pattern, matched in found.items() if not matched]:
         raise AfnextError(f"the pattern {empty[0]!r} matches no parameter")
+    matches = Counter(chain.from_iterable(found.values()))
+    for name in names:
+        if matches[name] != 1:
+            matching = [repr(pattern) for pattern, matched in found.items() if name in matched]
+            said = " and ".join(matching) or "nothing"
+            raise AfnextError(f"{name} must be trained or frozen by one pattern; it matches {said}")
     return found
 
 
