@@ -44,6 +44,12 @@ struct SiluMul {
   }
 };
 
+// Sums [rows, 32] times the scales of their columns.
+AFNEXT_INLINE void scale_columns(int64_t rows, const float* scales, float* sums) {
+  for (int64_t i = 0; i < rows * kPanelColumns; i += kLanes)
+    store(sums + i, load(sums + i) * load(scales + i % kPanelColumns));
+}
+
 // Whether the output is so large that it would have left the caches before it is read: its lines
 // then go to memory as they are, and are not fetched from there first. A panel's rows must be whole
 // lines.
@@ -54,25 +60,7 @@ AFNEXT_INLINE bool streams(const PackedLinearArgs& a) {
          a.m * columns * size > kCached && reinterpret_cast<uintptr_t>(a.out) % kLineBytes == 0;
 }
 
-template <typename A, typename T>
-void stream_as(const PackedLinearArgs& a, int64_t row, int64_t rows, int64_t panel,
-               const float* sums) {
-  const int64_t columns = a.weight.columns(), first = panel * kPanelColumns;
-  const T* bias = a.bias != nullptr ? static_cast<const T*>(a.bias) + first : nullptr;
-  for (int64_t r = 0; r < rows; ++r, sums += kPanelColumns) {
-    const int64_t offset = (row + r) * columns + first;
-    const T* residual =
-        a.residual != nullptr ? static_cast<const T*>(a.residual) + offset : nullptr;
-    F32 v[kPanelColumns / kLanes];
-    for (int64_t i = 0, c = 0; c < kPanelColumns; ++i, c += kLanes) {
-      v[i] = A::apply(sums + c, bias != nullptr ? bias + c : bias, columns, kLanes);
-      if (residual != nullptr) v[i] += load(residual + c);
-    }
-    stream(static_cast<T*>(a.out) + offset, v);
-  }
-}
-
-template <typename A, typename T>
+template <bool streamed, typename A, typename T>
 void finish_as(const PackedLinearArgs& a, int64_t row, int64_t rows, int64_t panel,
                const float* sums) {
   const int64_t columns = a.weight.columns(), width = a.weight.panel_width(), first = panel * width;
@@ -83,29 +71,34 @@ void finish_as(const PackedLinearArgs& a, int64_t row, int64_t rows, int64_t pan
     T* out = static_cast<T*>(a.out) + offset;
     const T* residual =
         a.residual != nullptr ? static_cast<const T*>(a.residual) + offset : nullptr;
+    F32 line[kPanelColumns / kLanes];
     for (int64_t c = 0; c < present; c += kLanes) {
       const int64_t n = present - c;
       F32 v = A::apply(sums + c, bias != nullptr ? bias + c : bias, columns, n);
       if (residual != nullptr) v += load_upto(residual + c, n);
-      n >= kLanes ? store(out + c, v) : store_n(out + c, v, static_cast<int>(n));
+      if constexpr (streamed) {
+        line[c / kLanes] = v;
+      } else {
+        n >= kLanes ? store(out + c, v) : store_n(out + c, v, static_cast<int>(n));
+      }
     }
+    if constexpr (streamed) stream(out, line);
   }
 }
 
 template <typename T>
 void finish_for(const PackedLinearArgs& a, int64_t row, int64_t rows, int64_t panel,
                 const float* sums) {
-  if (streams(a)) {
-    return a.activation == Activation::gelu ? stream_as<Gelu, T>(a, row, rows, panel, sums)
-                                            : stream_as<Identity, T>(a, row, rows, panel, sums);
-  }
+  const bool streamed = streams(a);
   switch (a.activation) {
     case Activation::none:
-      return finish_as<Identity, T>(a, row, rows, panel, sums);
+      return streamed ? finish_as<true, Identity, T>(a, row, rows, panel, sums)
+                      : finish_as<false, Identity, T>(a, row, rows, panel, sums);
     case Activation::gelu:
-      return finish_as<Gelu, T>(a, row, rows, panel, sums);
+      return streamed ? finish_as<true, Gelu, T>(a, row, rows, panel, sums)
+                      : finish_as<false, Gelu, T>(a, row, rows, panel, sums);
     case Activation::silu_mul:
-      return finish_as<SiluMul, T>(a, row, rows, panel, sums);
+      return finish_as<false, SiluMul, T>(a, row, rows, panel, sums);
   }
 }
 

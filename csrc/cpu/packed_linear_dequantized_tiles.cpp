@@ -43,10 +43,8 @@ class DequantizedPanels {
   }
 
   void complete(int64_t panel, int64_t rows, float* sums) const {
-    if (q_.header == 0) return;
-    const float* scales = reinterpret_cast<const float*>(data_ + panel * q_.bytes);
-    for (int64_t i = 0; i < rows * kPanelColumns; i += kLanes)
-      store(sums + i, load(sums + i) * load(scales + i % kPanelColumns));
+    if (q_.header > 0)
+      scale_columns(rows, reinterpret_cast<const float*>(data_ + panel * q_.bytes), sums);
   }
 
  private:

@@ -105,12 +105,7 @@ __attribute__((noinline)) void tile(const QuantizedPanel& q, const char* panel, 
       }
     }
   }
-  if (q.header > 0) {
-    for (int64_t i = 0; i < R * kPanelColumns; i += kLanes) {
-      const float* scale = reinterpret_cast<const float*>(panel) + i % kPanelColumns;
-      store(sums + i, load(sums + i) * load(scale));
-    }
-  }
+  if (q.header > 0) scale_columns(R, reinterpret_cast<const float*>(panel), sums);
 }
 
 // tile<rows>, for rows known at run time.

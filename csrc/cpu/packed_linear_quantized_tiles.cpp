@@ -259,11 +259,6 @@ struct TileKernel {
       }
     }
   }
-
-  static void scale_columns(int64_t rows, const float* scales, float* sums) {
-    for (int64_t i = 0; i < rows * kPanelColumns; i += kLanes)
-      store(sums + i, load(sums + i) * load(scales + i % kPanelColumns));
-  }
 };
 
 }  // namespace
