@@ -49,7 +49,7 @@ class Load:
         windows = [WINDOW_FRAMES] * full + [rest] * (rest >= 3)
         script = 0 if heard else int(stage.audio_seconds * SCRIPT_TOKENS)
         length = sum(map(tokens_in, windows)) + script + TEXT
-        count = math.ceil(stage.batch_tokens / length)  # draws end with the one that reaches it
+        count = max(1, stage.batch_tokens // length)
         return cls((length,) * count, tuple(windows * count), length * count, LEARNT * count)
 
     @classmethod
