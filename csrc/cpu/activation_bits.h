@@ -1,13 +1,22 @@
 // Whether rows may be rounded to 8 bits: where outliers make that costly, they stay at 16.
 #pragma once
 
-#include "cpu/packed_linear.h"
+#include "afnext/tensor.h"
+#include "cpu/isa.h"
 
 namespace afnext::cpu {
 
-// 8 or 16. Few rows wait for the weights whatever x is. Of many, 8 bits halve the work; they are
-// taken where rounding x so, with a scale for neighbours in K, is expected to be off by at most
-// 1 % of it (root of the squares over all of x). NaN and infinity stay at 16 bits.
-int activation_bits(const PackedLinearArgs& args);
+struct ActivationBitsArgs {
+  DType dtype;
+  int64_t rows, width;
+  const void* x;
+  int64_t x_stride;  // elements from row to row
+  int64_t shared;    // neighbours in a row that have one scale
+  int* bits;         // out: 8 or 16
+};
+
+// 8 where rounding x so, with a scale for neighbours, is expected to be off by at most 1 % of it
+// (root of the squares over all of x), else 16. NaN and infinity stay at 16 bits.
+extern KernelTable<ActivationBitsArgs> activation_bits_kernels;
 
 }  // namespace afnext::cpu

@@ -3,11 +3,13 @@
 #include "afnext/error.h"
 #include "cpu/activation_bits.h"
 #include "cpu/packed_linear.h"
+#include "cpu/quantized_panel.h"
 #include "cuda/backend.h"
 #include "cuda/packed_linear.h"
 
 namespace afnext {
 
+constinit cpu::KernelTable<cpu::ActivationBitsArgs> cpu::activation_bits_kernels;
 constinit cpu::KernelTable<cpu::PackedLinearArgs> cpu::packed_linear_kernels;
 constinit cpu::KernelTable<cpu::PackedLinearArgs> cpu::packed_linear_quantized_kernels;
 constinit cpu::KernelTable<cpu::PackedLinearArgs> cpu::packed_linear_tiles_kernels;
@@ -17,6 +19,8 @@ constinit cpu::KernelTable<cpu::PackedLinearArgs> cpu::packed_linear_dequantized
 namespace {
 
 using Args = cpu::PackedLinearArgs;
+
+constexpr int64_t kFewRows = 16;  // they wait for the weights, whatever x is
 
 bool is_quantized(const Args& a) {
   return a.weight.format == WeightFormat::int8 || a.weight.format == WeightFormat::int4;
@@ -43,12 +47,21 @@ const cpu::KernelTable<Args>& tile_kernels(const Args& args) {
 // The table that serves these arguments.
 const cpu::KernelTable<Args>& kernels(const Args& args) {
   constexpr int amx = static_cast<int>(cpu::Isa::amx);
-  constexpr int64_t kFewRows = 16;  // half a tile of integers is slower than vectors
   const bool tiles = cpu::active_isa() == cpu::Isa::amx && fits_tiles(args) &&
-                     (args.m >= kFewRows || !is_quantized(args)) &&
+                     (args.m >= kFewRows || !is_quantized(args)) &&  // half a tile is slower
                      tile_kernels(args).by_isa[amx] != nullptr;
   if (tiles) return tile_kernels(args);
   return is_quantized(args) ? cpu::packed_linear_quantized_kernels : cpu::packed_linear_kernels;
+}
+
+// Settles how many bits x has where the weight leaves that open: 8 halve the work of many rows.
+void settle_activation_bits(Args& a) {
+  if (a.weight.activation_bits != 0) return;
+  a.weight.activation_bits = 16;
+  if (a.m < kFewRows) return;
+  const int64_t shared = cpu::kBlock * cpu::QuantizedPanel(a.weight).scale_blocks(8);
+  cpu::activation_bits_kernels(
+      {a.dtype, a.m, a.weight.k, a.x, a.x_stride, shared, &a.weight.activation_bits});
 }
 
 Args checked(const TensorView& x, const PackedView& weight, const TensorView* bias,
@@ -116,14 +129,14 @@ void packed_linear(const TensorView& x, const PackedView& weight, const TensorVi
     }
   }
   if (out.numel() == 0) return;
-  if (weight.activation_bits == 0) args.weight.activation_bits = cpu::activation_bits(args);
+  settle_activation_bits(args);
   kernels(args)(args);
 }
 
 void packed_linear_tiles(const TensorView& x, const PackedView& weight, const TensorView* bias,
                          const TensorView* residual, Activation activation, const TensorView& out) {
   Args args = checked(x, weight, bias, residual, activation, out);
-  if (weight.activation_bits == 0) args.weight.activation_bits = cpu::activation_bits(args);
+  settle_activation_bits(args);
   Check("linear").require(fits_tiles(args), "x and weight must be bfloat16 for tiles");
   if (out.numel() > 0) tile_kernels(args)(args);
 }
