@@ -13,6 +13,8 @@ import soundfile
 import afnext
 from afnext.audio import load
 
+pytestmark = pytest.mark.slow
+
 SECONDS, RATE = 100, 22_050
 QUESTION = "What happens in this recording?"
 PATIENCE = 30.0

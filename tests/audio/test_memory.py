@@ -13,9 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.skipif(
-    not Path("/proc/self/status").exists(), reason="needs /proc for the high-water mark"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not Path("/proc/self/status").exists(), reason="needs /proc for the high-water mark"
+    ),
+]
 
 PRELUDE = """
 import sys, warnings

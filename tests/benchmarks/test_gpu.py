@@ -17,6 +17,8 @@ from benchmarks.gpu.__main__ import slug
 from benchmarks.gpu.rows import ROWS
 from benchmarks.gpu.step_rows import GEOMETRIES
 
+pytestmark = pytest.mark.slow
+
 
 def test_rows_have_titles_of_their_own() -> None:
     assert len({row.title for row in ROWS}) == len(ROWS)

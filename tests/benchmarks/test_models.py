@@ -25,6 +25,8 @@ from benchmarks.models.transformers_qwen2 import Qwen2, qwen2
 from benchmarks.process import Peak, anonymous
 from benchmarks.results import Table
 
+pytestmark = pytest.mark.slow
+
 SMALL = replace(
     TEXT, vocab_size=1633, hidden_size=256, intermediate_size=512, num_hidden_layers=3,
     num_attention_heads=4, num_key_value_heads=2, head_dim=64,

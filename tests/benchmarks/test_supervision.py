@@ -14,6 +14,8 @@ import pytest
 from benchmarks.gpu import supervision
 from benchmarks.gpu.supervision import Job
 
+pytestmark = pytest.mark.slow
+
 
 def worker(settings: Mapping[str, Any]) -> Callable[[str], Any]:
     """What the children of these tests do: as an item's name says."""

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from afnext.chat import ChatTemplate, Message, sandbox
 from afnext.errors import ChatError
 
+pytestmark = pytest.mark.slow
+
 HI = [Message("user", "hi")]
 BIG = "{% set big = 'a' * 99999 %}"
 

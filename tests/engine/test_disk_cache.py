@@ -17,6 +17,8 @@ from afnext.engine import DiskCache, Engine, GenerationParams
 from afnext.engine.pages import page_bytes
 from tests.engine.models import heard, small_model, window
 
+pytestmark = pytest.mark.slow
+
 ROWS = torch.arange(12, dtype=torch.float32).reshape(4, 3)
 
 

@@ -21,6 +21,8 @@ from afnext.hub import find_model
 from afnext.model import AudioLanguageModel
 from tests.engine.models import heard, small_model, window
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def other() -> AudioLanguageModel:

@@ -22,6 +22,8 @@ from afnext.engine.pages import page_bytes
 from afnext.model import AudioLanguageModel
 from tests.engine.models import SOUND, recomputed, small_model, window
 
+pytestmark = pytest.mark.slow
+
 PATIENCE = 30.0  # seconds until a test says that something does not happen
 TAIL = [7, 8, 9]
 PARAMS = GenerationParams(max_tokens=6, logprobs=4)

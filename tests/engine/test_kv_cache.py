@@ -20,6 +20,8 @@ from afnext.hub import find_model
 from afnext.model import AudioLanguageModel, ModelConfig
 from tests.engine.models import heard, window
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

@@ -17,6 +17,8 @@ from afnext.engine import Engine, Generation, GenerationParams
 from afnext.model import AudioBatch, AudioLanguageModel
 from tests.engine.models import SOUND, small_model, window
 
+pytestmark = pytest.mark.slow
+
 CONTEXT = 131_072
 TOP = 5
 # Of natural log-probabilities: sums over 128K keys in another order, in float32, differ by some 1e-5.

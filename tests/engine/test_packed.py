@@ -18,6 +18,8 @@ from afnext.hub import find_model
 from afnext.model import AudioBatch, AudioLanguageModel, ModelConfig
 from afnext.ops import runtime
 
+pytestmark = pytest.mark.slow
+
 
 def nano() -> AudioLanguageModel:
     """In float32: comparisons are of sums in another order, and its folder is bfloat16."""

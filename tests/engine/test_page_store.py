@@ -20,6 +20,8 @@ from afnext.engine.pages import PagePool, page_bytes
 from afnext.model import AudioLanguageModel
 from tests.engine.models import heard, recomputed, small_model, window
 
+pytestmark = pytest.mark.slow
+
 SIX = GenerationParams(max_tokens=6)
 CLIP = window(8.0)  # 200 tokens
 CACHED = (1 + CLIP.num_tokens) // PAGE_SIZE * PAGE_SIZE

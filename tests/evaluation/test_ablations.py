@@ -27,6 +27,8 @@ from afnext.training.config import (
 from afnext.training.optimizer import parts_of
 from afnext.training.synthesis.dataset import SceneSet
 
+pytestmark = pytest.mark.slow
+
 
 def changed(variant: str) -> dict[str, Any]:
     """Keys of the shipped recipe that a variant changes, with their values."""

@@ -16,6 +16,8 @@ from afnext.training.synthesis.scenes import Event, Scene
 from afnext.training.tasks import music, several, sounds, speech
 from afnext.training.tasks.refusal import REQUESTS
 
+pytestmark = pytest.mark.slow
+
 LOW = ("wer", "cpwer")  # measures of which 0 is the best
 
 

@@ -17,6 +17,8 @@ from afnext.evaluation.suite import Evaluation, evaluate
 from afnext.training.synthesis import music, speech
 from afnext.training.synthesis.banks import Banks
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def evaluation(tiny: Path, few: HeldOut, tmp_path_factory: pytest.TempPathFactory) -> Evaluation:

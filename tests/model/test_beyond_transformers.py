@@ -13,6 +13,8 @@ from torch import Tensor
 from afnext.audio.windows import WINDOW_SAMPLES, AudioWindow
 from afnext.model import AudioBatch, AudioLanguageModel
 
+pytestmark = pytest.mark.slow
+
 Clip = Callable[..., list[AudioWindow]]
 
 

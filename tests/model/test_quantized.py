@@ -17,6 +17,8 @@ from afnext.hub import find_model
 from afnext.model import AudioLanguageModel
 from afnext.model.quantized import kept, kept_in
 
+pytestmark = pytest.mark.slow
+
 LAYER = "language_model.model.layers.0.mlp.down_proj.weight"
 HEAD = "language_model.lm_head.weight"
 

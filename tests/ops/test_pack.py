@@ -13,6 +13,8 @@ import torch
 from afnext import ops
 from afnext.ops import reference, runtime
 
+pytestmark = pytest.mark.slow
+
 FORMATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SHAPES = [(0, 5), (1, 1), (5, 0), (31, 33), (32, 32), (33, 31), (100, 513), (64, 2), (514, 70)]
 

@@ -14,6 +14,8 @@ from afnext.parallel import SequencePlan, attention, local_links, run_local
 from tests.parallel.cases import NAMES, Case, error, errors_in_group, of_rank, stalled, whole
 from tests.parallel.processes import spawn
 
+pytestmark = pytest.mark.slow
+
 LAYOUTS = ("contiguous", "zigzag", "striped")
 DEGREES = ((1, 4), (4, 1), (2, 2), (1, 3), (8, 1))
 # float32 sums in another order; what is measured is 7e-7 at most.

@@ -14,6 +14,8 @@ import torch
 from afnext.parallel import SequencePlan, attention, local_links, run_local
 from afnext.parallel.delay import Delayed, paced
 
+pytestmark = pytest.mark.slow
+
 TOKENS, HEADS, DIM = 512, 8, 32
 SECONDS = (
     1.6  # of one rank alone, forward and backward alike: a busy machine wakes sleepers 10 ms late

@@ -24,6 +24,8 @@ from afnext.training.state import Cursors
 from afnext.training.world import Team
 from tests.training.conftest import stage
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def run(recipe: TrainConfig, shared_data: Path, tmp_path: Path) -> loop.Run:

@@ -19,6 +19,8 @@ from afnext.training.packing import NOT_LEARNT, PackedBatch, hear
 from tests.parallel.processes import spawn
 from tests.training.mesh_runs import losses_of
 
+pytestmark = pytest.mark.slow
+
 SHAPE = CaptionShape(width=16, layers=2, heads=2)
 
 

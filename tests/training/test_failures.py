@@ -19,6 +19,8 @@ from afnext.training.loop import refusal
 from afnext.training.watch import Watch
 from tests.training.mesh_runs import write_sources
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent.parent
 
 

@@ -22,6 +22,8 @@ from afnext.training.config import LossWeights, ModelShape, TrainConfig
 from afnext.training.export import model_config
 from tests.training.conftest import stage
 
+pytestmark = pytest.mark.slow
+
 
 def _log(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]

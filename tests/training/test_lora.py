@@ -25,6 +25,8 @@ from tests.training.conftest import stage
 from tests.training.mesh_runs import all_recorded, recorded, write_sources
 from tests.training.mesh_runs import recipe as mesh_recipe
 
+pytestmark = pytest.mark.slow
+
 LORA = LoraConfig(4, 8.0, r"language_model.*(q|v|down)_proj|multi_modal_projector\.linear_1")
 IDS = torch.tensor([[5, 9, 2, 7, 30, 12]])
 

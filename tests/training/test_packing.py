@@ -15,6 +15,8 @@ from afnext.model import AudioLanguageModel
 from afnext.training.conversations import Conversation, conversation
 from afnext.training.packing import NOT_LEARNT, Encoded, encode, hear, hidden_states, pack
 
+pytestmark = pytest.mark.slow
+
 
 def said(*values: str, **fields: object) -> Conversation:
     turns = [{"from": ("human", "gpt")[i % 2], "value": value} for i, value in enumerate(values)]

@@ -32,6 +32,8 @@ from afnext.training.recompute import autocast, set_activations
 from afnext.training.sharding import Trained, clip
 from tests.training.mesh_runs import recipe as mesh_recipe
 
+pytestmark = pytest.mark.slow
+
 NEAR = 0.1
 RECIPES = Path(loop.__file__).parent.parent / "recipes"
 

@@ -11,6 +11,8 @@ from torch.utils.data import Dataset
 
 from afnext.training.prefetch import READERS, ahead
 
+pytestmark = pytest.mark.slow
+
 READ, TRAIN = 0.06, 0.03
 
 

@@ -19,6 +19,8 @@ from afnext.training.store import File, join
 
 from .test_archive import given, said  # noqa: F401
 
+pytestmark = pytest.mark.slow
+
 
 class Ranges(SimpleHTTPRequestHandler):
     """Files by ranges of bytes, as object stores and real servers give them."""

@@ -21,6 +21,8 @@ from afnext.training.synthesis.acoustics import (
 )
 from afnext.training.synthesis.sounds import SAMPLE_RATE
 
+pytestmark = pytest.mark.slow
+
 Change = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 

@@ -22,6 +22,8 @@ from afnext.training.synthesis.speech import (
 )
 from tests.training.banks import HELD_OUT_SPEAKERS, SPEAKERS
 
+pytestmark = pytest.mark.slow
+
 
 def spoken(text: str, voice: Voice, rate: float, pitch: float) -> np.ndarray:
     rng = np.random.default_rng([len(voice.code), *text.encode(), round(1e6 * rate * pitch)])

@@ -31,6 +31,8 @@ from afnext.training.tasks import timeline
 from afnext.training.tasks.script import script
 from afnext.training.tasks.sounds import listing
 
+pytestmark = pytest.mark.slow
+
 SETS = [
     SceneSet("sounds", 40, 1.0, 4.0),
     SceneSet("mixed", 6, 5.0, 9.0, questions=6),

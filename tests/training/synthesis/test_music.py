@@ -25,6 +25,8 @@ from afnext.training.synthesis.music import (
 )
 from afnext.training.synthesis.sounds import SAMPLE_RATE
 
+pytestmark = pytest.mark.slow
+
 WIDEST = max(i.high - i.low for i in INSTRUMENTS) + 1
 HELD = round(NOTE * SAMPLE_RATE)
 

@@ -25,6 +25,8 @@ from afnext.training.synthesis.scenes import (
 )
 from afnext.training.synthesis.sounds import CLASSES, SAMPLE_RATE
 
+pytestmark = pytest.mark.slow
+
 FRAME = 160
 LENGTHS = {
     "sounds": (1.0, 5.0, 30.0), "monologue": (4.0, 12.0), "dialogue": (8.0, 30.0),

@@ -19,6 +19,8 @@ from afnext.training.synthesis.sentences import (
     words,
 )
 
+pytestmark = pytest.mark.slow
+
 UNITS = [
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
     *("eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen"),

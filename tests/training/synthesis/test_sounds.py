@@ -19,6 +19,8 @@ from afnext.training.synthesis.sounds import (
     textures,
 )
 
+pytestmark = pytest.mark.slow
+
 METHODS = [(name, i) for name in CLASSES for i in range(len(SYNTHESISERS[name]))]
 IDS = [SYNTHESISERS[name][i].__name__ for name, i in METHODS]
 FRAME = 160

@@ -18,6 +18,8 @@ from afnext.training.synthesis.speech import (
     speak,
 )
 
+pytestmark = pytest.mark.slow
+
 TEXT = "The red car leaves at half past nine."
 with_programs = pytest.mark.skipif(
     bool(missing_programs()), reason=f"not installed: {', '.join(missing_programs())}"
