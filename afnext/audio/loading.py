@@ -146,7 +146,7 @@ def _mono_blocks(decoder: Decoder, name: str, partial: bool) -> Iterator[NDArray
     of = f" of {stated:.2f} s" if short else ""
     message = f"{name}: damaged or cut short: decoding stopped at {seconds:.2f} s{of}"
     if not partial:
-        raise AudioError(f"{message}; pass partial=True to use what precedes it")
+        raise AudioError(f"{message}; partial (partial=True, --partial) uses what precedes it")
     warnings.warn(message, AudioWarning, stacklevel=2)
 
 

@@ -30,6 +30,7 @@ from afnext.training.config import ADAPTER, StageConfig, TrainConfig, load_recip
 from afnext.training.data import corpus, prepare
 from afnext.training.export import export, model_config, save
 from afnext.training.initialise import initialise
+from afnext.training.kept_recipe import keep
 from afnext.training.lora import add_adapters, merged, save_adapter
 from afnext.training.loss import Heads
 from afnext.training.meters import SourceLosses
@@ -67,8 +68,9 @@ def train(
 
     Args:
         recipe: a YAML file, a folder with a ``chain.yaml`` or a :class:`TrainConfig`.
-        out: folder for the run: ``log.jsonl``, ``checkpoints/`` and the finished ``model/``.
-        resume: go on from the newest checkpoint; otherwise there must be none. Where ``torchrun`` starts a
+        out: folder for the run: ``recipe.json``, ``log.jsonl``, ``checkpoints/`` and the finished ``model/``.
+        resume: go on from the newest checkpoint; otherwise there must be none. What the recipe changes of the
+            one that the run had is told. Where ``torchrun`` starts a
             run again (``--max-restarts``), it goes on by itself.
         data: folder for synthesised recordings, kept between runs; by default ``out/data``.
         stages: stop after the last of these; by default run all.
@@ -103,6 +105,8 @@ def train(
         try:
             if tensorboard and not world.rank:
                 journal.board = Board(out, config)
+            for change in [] if world.rank else keep(config, out):
+                journal.say(change)
             folder = Path(data) if data else out / "data"
             with world.first():
                 sources, held_out = prepare(config, folder, journal)

@@ -112,7 +112,7 @@ class Source:
             try:
                 stated = probe(Path(self._folder) / path).duration
             except AudioError as error:
-                why = "no duration is given, and a recording cannot be read"
+                why = "a recording cannot be read"
                 raise RecordError(why, where, str(error)) from None
             if stated is None:
                 raise RecordError("no duration is given, nor in a recording's header", where, path)

@@ -130,7 +130,7 @@ def test_recordings_that_cannot_be_read_are_named(folder: Path) -> None:
     [
         ("{'a': 1}", "a line is no JSON"),
         (record("A?", ""), "an answer is empty"),
-        (record("A?", "B.", "a.wav"), "no duration is given, and a recording cannot be read"),
+        (record("A?", "B.", "a.wav"), "a recording cannot be read"),
         (record("<sound>A?", "B."), "a tag has no sound"),
         ("[]", "a record must be an object"),
     ],

@@ -107,8 +107,8 @@ def _notes(plans: Sequence[StagePlan], resources: Resources) -> list[str]:
     devices = "device" if resources.processes == 1 else "devices"
     notes = [
         f"All stages: {days:.3g} days on {resources.processes} {devices} that reach "
-        f"{resources.utilisation:.0%} of {resources.peak / 1e12:g} T operations/s (assumed), messages by the "
-        "model of their cost.",
+        f"{resources.utilisation:.0%} of {resources.peak / 1e12:g} T operations/s (assumed: --utilisation, "
+        "--peak), messages by the model of their cost.",
         "Batches as large as a stage draws them: recordings as long as it takes, one question about each. "
         "Parts are those of the moment when most is held.",
     ]
