@@ -35,7 +35,7 @@ def ahead(
             num_workers=workers, prefetch_factor=-(-depth // workers), worker_init_fn=_one_thread,
         )  # fmt: skip
         return
-    with ThreadPoolExecutor(min(depth, READERS), "reader", _one_thread) as pool:
+    with ThreadPoolExecutor(min(depth, READERS), "reader") as pool:
         waiting: deque[Future[Made]] = deque()
         try:
             for plan in islice(plans, depth):
@@ -49,6 +49,6 @@ def ahead(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _one_thread(*_: int) -> None:
+def _one_thread(_: int) -> None:
     """So that processes do not fight for cores; torch does the same for its own."""
     set_num_threads(1)
