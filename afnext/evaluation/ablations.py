@@ -31,6 +31,7 @@ from afnext.evaluation.suite import answer, scored
 from afnext.training import state
 from afnext.training.config import StageConfig, TrainConfig, load_recipe, mixture_of
 from afnext.training.data import prepare
+from afnext.training.kept_recipe import NAME, changes, keep
 from afnext.training.loop import Run
 from afnext.training.monitor import Journal
 from afnext.training.sources import Source
@@ -150,11 +151,9 @@ class Study:
 
     def __post_init__(self) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
-        wanted = json.loads(json.dumps(dataclasses.asdict(self.base)))
-        recipe = self.out / "recipe.json"
-        if recipe.exists() and json.loads(recipe.read_text()) != wanted:
+        if changes(self.base, self.out):
             raise AfnextError(f"{self.out} holds runs of another recipe; choose another folder")
-        recipe.write_text(json.dumps(wanted, indent=1) + "\n")
+        keep(self.base, self.out)
         self.recordings = HeldOut(self.out / "recordings")
         self._sources: Mapping[str, Source] = {}
         self._shared: dict[int, tuple[dict[str, Tensor], state.Progress]] = {}
@@ -293,7 +292,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if not 1 <= options.seeds <= MOST_SEEDS:
         parser.error(f"--seeds must be 1 to {MOST_SEEDS}")
-    if (options.out / "recipe.json").exists() and not options.resume:
+    if (options.out / NAME).exists() and not options.resume:
         parser.error(f"{options.out} holds runs already; resume them or choose another folder")
     try:
         study = Study(load_recipe(RECIPE), options.out, options.data)

@@ -13,21 +13,26 @@ from afnext.training.config import TrainConfig
 NAME = "recipe.json"
 
 
-def keep(recipe: TrainConfig, out: Path) -> list[str]:
-    """Write the recipe into a run's folder; gives what it changes of the one that was there, a line each."""
-    path, wanted = out / NAME, json.loads(json.dumps(asdict(recipe)))
-    changes: list[str] = []
-    if path.exists():
-        before, after = dict(_values(json.loads(path.read_text()))), dict(_values(wanted))
-        changes = [
-            f"the recipe changed: {key} was {_said(before, key)}, is {_said(after, key)}"
-            for key in sorted(before.keys() | after.keys())
-            if _said(before, key) != _said(after, key)
-        ]
+def keep(recipe: TrainConfig, out: Path) -> None:
+    """Write the recipe into a run's folder."""
+    path = out / NAME
     partial = path.with_suffix(".part")
-    partial.write_text(json.dumps(wanted, indent=1) + "\n")
+    partial.write_text(json.dumps(asdict(recipe), indent=1) + "\n")
     partial.replace(path)
-    return changes
+
+
+def changes(recipe: TrainConfig, out: Path) -> list[str]:
+    """What a recipe changes of the one that a folder has, if it has one: a line for each value."""
+    path = out / NAME
+    if not path.exists():
+        return []
+    before = dict(_values(json.loads(path.read_text())))
+    after = dict(_values(json.loads(json.dumps(asdict(recipe)))))
+    return [
+        f"the recipe changed: {key} was {_said(before, key)}, is {_said(after, key)}"
+        for key in sorted(before.keys() | after.keys())
+        if _said(before, key) != _said(after, key)
+    ]
 
 
 def _said(values: dict[str, Any], key: str) -> str:

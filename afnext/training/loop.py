@@ -30,7 +30,7 @@ from afnext.training.config import ADAPTER, StageConfig, TrainConfig, load_recip
 from afnext.training.data import corpus, prepare
 from afnext.training.export import export, model_config, save
 from afnext.training.initialise import initialise
-from afnext.training.kept_recipe import keep
+from afnext.training.kept_recipe import changes, keep
 from afnext.training.lora import add_adapters, merged, save_adapter
 from afnext.training.loss import Heads
 from afnext.training.meters import SourceLosses
@@ -70,8 +70,8 @@ def train(
         recipe: a YAML file, a folder with a ``chain.yaml`` or a :class:`TrainConfig`.
         out: folder for the run: ``recipe.json``, ``log.jsonl``, ``checkpoints/`` and the finished ``model/``.
         resume: go on from the newest checkpoint; otherwise there must be none. What the recipe changes of the
-            one that the run had is told. Where ``torchrun`` starts a
-            run again (``--max-restarts``), it goes on by itself.
+            one that the run had is told. Where ``torchrun`` starts a run again (``--max-restarts``), it goes
+            on by itself.
         data: folder for synthesised recordings, kept between runs; by default ``out/data``.
         stages: stop after the last of these; by default run all.
         device: what to train on, ``"cpu"`` or ``"cuda"``; by default what the recipe says.
@@ -105,8 +105,10 @@ def train(
         try:
             if tensorboard and not world.rank:
                 journal.board = Board(out, config)
-            for change in [] if world.rank else keep(config, out):
-                journal.say(change)
+            if not world.rank:
+                for change in changes(config, out):
+                    journal.say(change)
+                keep(config, out)
             folder = Path(data) if data else out / "data"
             with world.first():
                 sources, held_out = prepare(config, folder, journal)
