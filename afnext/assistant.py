@@ -23,6 +23,7 @@ from .chat.messages import AudioSource, as_messages
 from .chat.variants import detect_variant, get_variant
 from .engine import DiskCache, Engine, GenerationParams
 from .engine.constraint import Constraints
+from .engine.gpu_model import place
 from .engine.packed import require_quantization, stored_quantization
 from .engine.packed_cache import PackedCache, identity
 from .engine.pages import kv_dtype
@@ -97,16 +98,21 @@ class Assistant:
         """Read a model folder; see ``afnext.load``."""
         config = read_json(folder / "config.json") or {}
         chosen = get_variant(variant) if variant else detect_variant(folder, config)
-        on_cpu = torch.device(device).type == "cpu"
+        device = torch.device(device)
+        on_cpu = device.type == "cpu"
+        # To be quantised, weights go to a GPU one after another, from where they lie in their file.
+        read_on = torch.device("cpu") if quantization else device
         net = AudioLanguageModel.from_pretrained(
-            folder, dtype=dtype, device=device, integers_alone=on_cpu
+            folder, dtype=dtype, device=read_on, integers_alone=on_cpu
         )
         if (stored := stored_quantization(net)) is not None:
             if quantization not in (None, stored):
                 raise ValueError(
                     f"quantization: {folder} holds {stored} weights, cannot be {quantization}"
                 )
-            quantization = stored if on_cpu else None
+            quantization = stored if on_cpu else quantization
+        if not on_cpu and quantization is not None:
+            place(net, device)
         tokenizer = Tokenizer.from_folder(folder)
         template = ChatTemplate.from_folder(
             folder, default_system=chosen.system_prompt, variables=tokenizer.special_tokens
@@ -115,15 +121,17 @@ class Assistant:
         files = sorted(folder.glob("*.safetensors"))
         # The network's own dtype: the argument may be None, which is the folder's.
         own = net.language_model.lm_head.weight.dtype
-        if quantization is not None and (root := cache_root()) is not None:
+        if on_cpu and quantization is not None and (root := cache_root()) is not None:
             cache = PackedCache(files, quantization, own, root)
         drafter = None
         if draft is not None:
             if not Tokenizer.from_folder(draft).agrees_with(tokenizer):
                 raise ValueError(f"draft: {draft} has another tokenizer than {folder}")
             drafter = AudioLanguageModel.from_pretrained(
-                draft, dtype=own, device=device, integers_alone=on_cpu
+                draft, dtype=own, device=read_on, integers_alone=on_cpu
             )
+            if not on_cpu and quantization is not None:
+                place(drafter, device)
         if disk_cache is not None:
             store = DiskCache(disk_cache, f"{identity(files)} {own} {quantization}")
         return cls(
@@ -374,9 +382,9 @@ def load_model(
         device: "cpu", "cuda", ...; by default CUDA where there is one, else the CPU.
         dtype: "float32" or "bfloat16" (or torch's); by default the folder's own on a GPU, and on a CPU
             float32 where the folder's is.
-        quantization: "int8" or "int4" (CPU only): products read weights of so many bits, quantised as they
-            are loaded; "int4" keeps the encoder, the adaptor and the head in 8. By default weights keep
-            ``dtype``.
+        quantization: "int8", "int4" or on CUDA "fp8": products read weights of so many bits, quantised as
+            they are loaded; "int4" keeps the head in 8. On a CPU the encoder and the adaptor have 8 bits
+            then, on CUDA they keep ``dtype``, as by default all weights do.
         kv_cache_dtype: "int8", or on CUDA "fp8": keys and values are kept in 8 bits, so that half of
             bfloat16's memory holds as long a recording. By default they keep ``dtype``.
         draft: a smaller model with the same tokenizer, named as ``model``: it guesses ``speculate`` tokens (4
@@ -402,9 +410,7 @@ def load_model(
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     device = usable_device(device)
-    require_quantization(quantization)
-    if quantization is not None and device.type != "cpu":
-        raise ValueError(f"quantization: {quantization} needs the CPU, got device {device!s}")
+    require_quantization(quantization, device)
     kv_dtype(kv_cache_dtype, torch.float32, device)  # refused before the weights are read
     return Assistant.from_folder(
         find_model(model, revision=revision),

@@ -22,7 +22,9 @@ from afnext.model.decoder import DecoderLayer, LanguageModel
 from afnext.model.encoder import EncoderLayer, PackedConv1d, gathered
 from afnext.model.layers import Linear
 from afnext.model.quantized import kept, kept_in
+from afnext.ops import runtime
 
+from .gpu_model import GPU_FORMATS
 from .packed_cache import PackedCache
 from .pages import PagePool, Sequence
 
@@ -33,11 +35,22 @@ FORMATS = {"int8": ("int8", "int8", "int8"), "int4": ("int4-g32", "int8", "int8"
 ACTIVATIONS = {"int8": "auto", "int4-g32": "int8"}
 
 
-def require_quantization(quantization: str | None) -> None:
-    """``quantization`` must be one of ``FORMATS``, or None; raises ``ValueError``."""
-    if quantization is not None and quantization not in FORMATS:
-        known = ", ".join(FORMATS)
-        raise ValueError(f"quantization: must be one of {known}, got {quantization!r}")
+def require_quantization(quantization: str | None, device: torch.device | None = None) -> None:
+    """``quantization`` must be one that the engine knows on a device (by default, a CPU), or None.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if quantization is None:
+        return
+    on_gpu = device is not None and device.type == "cuda"
+    known = GPU_FORMATS if on_gpu else FORMATS
+    if quantization in GPU_FORMATS and quantization not in known:
+        raise ValueError(f"quantization: {quantization} needs CUDA: take int8")
+    if quantization not in known:
+        raise ValueError(f"quantization: must be one of {', '.join(known)}, got {quantization!r}")
+    if device is not None and not on_gpu and device.type != "cpu":
+        raise ValueError(f"quantization: {quantization} needs a CPU or CUDA, got device {device!s}")
 
 
 def stored_quantization(net: AudioLanguageModel) -> str | None:
@@ -278,7 +291,8 @@ def _norm(module: nn.LayerNorm, x: Tensor, pooled: Tensor | None = None) -> Tens
 
 def can_pack(net: AudioLanguageModel) -> bool:
     """Whether every product is a plain layer of the model's: adapters and replaced modules are not."""
-    if net.language_model.model.embed_tokens.weight.device.type != "cpu":
+    device = net.language_model.model.embed_tokens.weight.device.type
+    if device != "cpu" and not (device == "cuda" and runtime.has_cuda()):
         return False
     wanted = {nn.Linear: Linear, nn.Conv1d: PackedConv1d, nn.LayerNorm: nn.LayerNorm}
     return all(

@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from itertools import accumulate
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from afnext import ops
 from afnext.audio.windows import AudioWindow
 from afnext.model import AudioBatch, AudioLanguageModel
 from afnext.ops.runtime import named_range
 
+from .decode_graphs import MOST_SEQUENCES, DecodeGraphs
+from .gpu_model import GpuModel
 from .packed import PackedModel, can_pack, require_quantization, version
 from .packed_cache import PackedCache
+from .paged_attend import PagedAttend
 from .pages import PagePool, Sequence, kv_dtype, page_bytes
 
 PREFILL_CHUNK = 2048
@@ -41,67 +44,18 @@ class Chunk:
     audio: Items[tuple[np.ndarray, Tensor]] = ()
 
 
-class PagedAttend:
-    """Attention of one step over the pages of its sequences; the decoder's layers call it in turn.
-
-    New keys are turned by their positions and appended, then the new queries see all before them.
-
-    Args:
-        pool: where the pages are.
-        table: int32 ``[N, pages]``, on the host.
-        ends: where sequences begin and end among the new tokens, from 0.
-        starts: tokens each sequence holds already.
-        inv_freq: float32 ``[D / 2]``.
-    """
-
-    def __init__(
-        self, pool: PagePool, table: Tensor, ends: Items[int], starts: Items[int], inv_freq: Tensor
-    ) -> None:
-        self._pool = pool
-        self._layer = 0
-        # The batch stays on the host, where kernels on a GPU are told it from.
-        self._table = table
-        self._ends = torch.tensor(ends, dtype=torch.int32)
-        self._start = torch.tensor(starts, dtype=torch.int32)
-        self._lengths = self._start + self._ends.diff()
-        spans = zip(starts, ends[:-1], ends[1:], strict=True)
-        positions = torch.cat(
-            [torch.arange(s, s + b - a, dtype=torch.float32) for s, a, b in spans]
-        ).to(inv_freq.device)
-        self._rotation = (positions, inv_freq)
-        self._own = ops.Rotation(positions, positions, inv_freq)
-        # Pages of 8 bits are read even so: what is said must not depend on who else is in the step.
-        self._fresh = not any(starts) and pool.k_scales is None
-
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        keys, values = self._pool.keys[self._layer], self._pool.values[self._layer]
-        k_scales, v_scales = self._pool.scales(self._layer)
-        self._layer += 1
-        ops.paged_append(
-            k, v, keys, values, self._table, self._ends, self._start, rotation=self._rotation,
-            k_scales=k_scales, v_scales=v_scales,
-        )  # fmt: skip
-        if self._fresh:  # nothing but the new keys to see, and they still lie in order
-            out, _ = ops.attention(
-                q, k, v, cu_seqlens_q=self._ends, causal=True, rotation=self._own
-            )
-            return out
-        out, _ = ops.paged_attention(
-            q, keys, values, self._table, self._ends, self._lengths, rotation=self._rotation,
-            k_scales=k_scales, v_scales=v_scales,
-        )  # fmt: skip
-        return out
-
-
 class Runner:
     """The model at work: one step over several sequences, or a sequence that is alone in its pool.
 
-    On a CPU the weights are packed once and run fused (``packed``); on other devices, and where modules
-    were replaced (adapters, say), the model's own modules run. Not for several threads at once.
+    On a CPU the weights are packed once and run fused (``packed``), on CUDA decode steps are graphs
+    (``gpu_model``, ``decode_graphs``); on other devices, and where modules were replaced (adapters, say), the
+    model's own modules run. Not for several threads at once.
 
     Args:
-        net: its parameters must be on one device; weights in one dtype.
-        quantization: how packed weights are stored: "int8", "int4", or None for their own dtype.
+        net: its parameters must be on one device; weights in one dtype. To be quantised on CUDA, as
+            ``gpu_model.place`` leaves it.
+        quantization: how packed weights are stored: "int8", "int4", on CUDA "fp8", or None for their own
+            dtype.
         cache: where the packing of these very weights is kept, for as long as they do not change.
         kv_cache_dtype: how keys and values are kept: "int8", on CUDA "fp8", or None for the weights' dtype.
 
@@ -121,14 +75,16 @@ class Runner:
         cache: PackedCache | None = None,
         kv_cache_dtype: str | None = None,
     ) -> None:
-        require_quantization(quantization)
         self.net = net
         weight = net.language_model.model.embed_tokens.weight
         self.dtype, self.device = weight.dtype, weight.device
+        require_quantization(quantization, self.device)
         self.kv_dtype = kv_dtype(kv_cache_dtype, self.dtype, self.device)
         self.quantization = quantization
         self._cache = cache
         self._packed: PackedModel | None = None
+        self._gpu: GpuModel | None = None
+        self._graphs: WeakKeyDictionary[PagePool, DecodeGraphs] = WeakKeyDictionary()
         self._seen: object = None
         self.refresh()
 
@@ -139,17 +95,25 @@ class Runner:
         if not can_pack(self.net):
             if self.quantization is not None:
                 raise ValueError(
-                    "quantization: needs the model's own layers on a CPU, without adapters"
+                    "quantization: needs the model's own layers on a CPU or CUDA, without adapters"
                 )
-            self._packed = None
-        elif changed or self._packed is None:
-            self._packed = None  # the old weights go before the new ones come
-            self._packed = PackedModel(self.net, self.quantization, self._cache)
-            self._cache = None
+            self._drop()
+        elif changed or (self._packed is None and self._gpu is None):
+            self._drop()  # the old weights go before the new ones come
+            if self.device.type == "cpu":
+                self._packed = PackedModel(self.net, self.quantization, self._cache)
+                self._cache = None
+            else:
+                self._gpu = GpuModel(self.net, self.quantization)
         self._seen = current
         if changed:
             self.bytes_per_token = self._count_bytes()
         return changed
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether ``ahead`` is to be had."""
+        return self._gpu is not None
 
     def mel(self, windows: Items[AudioWindow]) -> AudioBatch:
         """Log-mel features of some windows."""
@@ -169,6 +133,10 @@ class Runner:
 
     def step(self, chunks: Items[Chunk], pool: PagePool) -> Tensor:
         """Append each chunk to its sequence; logits ``[sum(chunk.logits), vocab]``, in their order."""
+        if self._gpu is not None and self._graphed(chunks):
+            with named_range("afnext.decode"):
+                ids, starts = [c.ids[0] for c in chunks], [c.start for c in chunks]
+                return self._graphs_of(pool)(ids, starts, _tables(chunks)).clone()
         ends = [0, *accumulate(len(c.ids) for c in chunks)]
         wide = any(len(c.ids) > 1 for c in chunks)
         with named_range("afnext.prefill" if wide else "afnext.decode"):
@@ -189,6 +157,17 @@ class Runner:
                 hidden = hidden[torch.tensor(wanted, device=self.device)]
             return self._logits(hidden)
 
+    def ahead(self, chunks: Items[Chunk], pool: PagePool, count: int) -> list[list[int]]:
+        """Append a token to each sequence, and ``count - 1`` times the likeliest one behind it.
+
+        Gives the ``count`` tokens that each of the sequences said, a list for each. Their pages have room for
+        them all. Needs ``looks_ahead``; the host waits once.
+        """
+        ids, starts = [c.ids[0] for c in chunks], [c.start for c in chunks]
+        with named_range("afnext.decode"):
+            said = self._graphs_of(pool).ahead(ids, starts, _tables(chunks), count)
+        return [list(row) for row in zip(*said, strict=True)]
+
     def prefill(self, embeddings: Tensor, sequence: Sequence) -> Tensor:
         """Append a whole prompt, a chunk at a time; logits ``[vocab]`` of its last token.
 
@@ -204,6 +183,9 @@ class Runner:
         """Append one token; logits ``[vocab]`` of what follows."""
         table = self.net.language_model.model.embed_tokens.weight
         with named_range("afnext.decode"):
+            if self._gpu is not None:
+                start, sequence.length = sequence.length, sequence.length + 1
+                return self._graphs_of(sequence.pool)([token], [start], sequence.table)[0].clone()
             return self._logits(self._append(table[token : token + 1].clone(), sequence))[0]
 
     def new_pool(self, tokens: int, page_size: int) -> PagePool:
@@ -215,9 +197,27 @@ class Runner:
         """Of the keys and values of so many tokens."""
         return page_bytes(self.net.config.text, tokens, self.kv_dtype)
 
+    def _drop(self) -> None:
+        self._packed = self._gpu = None
+        self._graphs.clear()
+
+    def _graphed(self, chunks: Items[Chunk]) -> bool:
+        """Whether a step is one of graphs: a token of each sequence, and not too many of them."""
+        return 0 < len(chunks) <= MOST_SEQUENCES and all(
+            len(c.ids) == c.logits == 1 and not c.audio for c in chunks
+        )
+
+    def _graphs_of(self, pool: PagePool) -> DecodeGraphs:
+        if pool not in self._graphs:
+            assert self._gpu is not None
+            self._graphs[pool] = DecodeGraphs(self.net, self._gpu, pool)
+        return self._graphs[pool]
+
     def _count_bytes(self) -> int:
         if self._packed is not None:
             return self._packed.bytes_per_token
+        if self._gpu is not None:
+            return self._gpu.bytes_per_token
         decoder = self.net.language_model
         modules = [decoder.lm_head, decoder.model.norm, *decoder.model.layers]
         return sum(p.numel() * p.element_size() for m in modules for p in m.parameters())
@@ -237,6 +237,8 @@ class Runner:
             return self._packed.batch(hidden, pool, table, *places)
         decoder = self.net.language_model.model
         attend = PagedAttend(pool, table, ends, starts, decoder.inv_freq.values)
+        if self._gpu is not None:
+            return self._gpu.layers(hidden, attend)
         for layer in decoder.layers:
             hidden = layer(hidden, attend)
         return hidden
@@ -244,6 +246,8 @@ class Runner:
     def _logits(self, hidden: Tensor) -> Tensor:
         if self._packed is not None:
             return self._packed.logits(hidden)
+        if self._gpu is not None:
+            return self._gpu.logits(hidden)
         language_model = self.net.language_model
         return language_model.lm_head(language_model.model.norm(hidden))
 

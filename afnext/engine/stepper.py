@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .look_ahead import ask_ahead, at_once
 from .pages import PagePool
 from .prompt_audio import Stretch
 from .request import Request, State
@@ -81,7 +82,9 @@ class Stepper:
         with lock:
             self._expire(begun)
             self._grow()
-            parts = scheduler.schedule()
+            if self.engine.runner.looks_ahead and not self.engine.feeds.active:
+                ask_ahead(scheduler)
+            parts, ahead = at_once(scheduler.schedule())
             if not parts and (scheduler.running or scheduler.waiting):
                 if (
                     self.engine.feeds.active
@@ -98,10 +101,10 @@ class Stepper:
             parts = self._restored(parts, lock)
             parts, chunks = self._chunks(parts, lock)
             clock = perf_counter()
-            logits = self._run(chunks)
+            logits, said = self._run(parts, chunks, ahead)
             clock = perf_counter() - clock
             with lock:
-                self._chosen(parts, logits, clock)
+                self._chosen(parts, logits, said, clock)
         except Exception as error:
             with lock:
                 for part in parts:
@@ -296,10 +299,18 @@ class Stepper:
             request.encoded[stretch.window] = tokens
         return tokens
 
-    def _run(self, chunks: Sequence[Chunk]) -> Tensor | None:
+    def _run(
+        self, parts: Sequence[Part], chunks: Sequence[Chunk], ahead: int
+    ) -> tuple[Tensor | None, list[int] | None]:
+        """Logits, or the tokens themselves where the device chose ``ahead`` of each."""
         if not chunks:
-            return None
-        return self.engine.runner.step(chunks, self._pages())
+            return None, None
+        if not ahead:
+            return self.engine.runner.step(chunks, self._pages()), None
+        said = self.engine.runner.ahead(chunks, self._pages(), ahead)
+        for part, tokens in zip(parts, said, strict=True):
+            part.request.proposals = tokens[:-1]
+        return None, [token for tokens in said for token in tokens]
 
     def _pages(self) -> PagePool:
         if self._pool is None:
@@ -315,15 +326,21 @@ class Stepper:
             return
         store.keep(self._pages(), request.digests.upto(request.tokens, prompt))
 
-    def _chosen(self, parts: Sequence[Part], logits: Tensor | None, seconds: float) -> None:
-        """Take each request's next tokens from the logits, and move its books on."""
-        likeliest: list[int] | None = None
+    def _chosen(
+        self,
+        parts: Sequence[Part],
+        logits: Tensor | None,
+        likeliest: list[int] | None,
+        seconds: float,
+    ) -> None:
+        """Take each request's next tokens, the likeliest or from the logits, and move its books on."""
+        ahead = likeliest is not None
         if logits is not None and all(p.request.sampler.greedy for p in parts):
             likeliest = logits.argmax(-1).tolist()
         row = 0
         for part in parts:
             request = part.request
-            if request.first_token is None and part.count > 1:
+            if request.first_token is None and part.count > 1:  # a prompt: tokens ahead come later
                 request.record.timings.prefill += seconds
             guesses, request.proposals = request.proposals, []
             first, row = row, row + (1 + len(guesses) if part.chooses else 0)
@@ -332,11 +349,11 @@ class Stepper:
             try:
                 count = part.count - len(guesses)
                 if part.chooses:
-                    assert logits is not None
                     right = self._choose(request, logits, first, likeliest, guesses)
                     count += right
-                    self.done.draft_tokens += len(guesses)
-                    self.done.accepted_tokens += right
+                    if not ahead:
+                        self.done.draft_tokens += len(guesses)
+                        self.done.accepted_tokens += right
                 begun = request.computed >= request.record.prompt_tokens
                 self.engine.scheduler.computed(part, count)
                 if (
@@ -357,7 +374,7 @@ class Stepper:
     def _choose(
         self,
         request: Request,
-        logits: Tensor,
+        logits: Tensor | None,
         first: int,
         likeliest: Sequence[int] | None,
         guesses: list[int],
@@ -368,13 +385,17 @@ class Stepper:
         A guess stands where the sampler would have said the same, so what is said does not depend on it.
         """
         for right, row in enumerate(range(first, first + len(guesses) + 1)):
-            token = request.sampler(logits[row]) if likeliest is None else likeliest[row]
+            if likeliest is not None:
+                token = likeliest[row]
+            else:
+                assert logits is not None
+                token = request.sampler(logits[row])
             self._emit(request, token, logits, row)
             if request.record.stopped or right == len(guesses) or token != guesses[right]:
                 break
         return right
 
-    def _emit(self, request: Request, token: int, logits: Tensor, row: int) -> None:
+    def _emit(self, request: Request, token: int, logits: Tensor | None, row: int) -> None:
         record, now = request.record, perf_counter()
         if request.first_token is None:
             request.first_token = now
@@ -385,6 +406,7 @@ class Stepper:
             record.stopped = "end"
         else:
             if request.params.logprobs is not None:
+                assert logits is not None
                 record.logprobs.append(logprob_of(logits[row], token, request.params.logprobs))
             record.tokens.append(token)
             request.tokens.append(token)

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 
 from afnext.audio import AudioWindow
+from afnext.engine import Engine
+from afnext.engine.gpu_model import GpuModel
 from afnext.model import AudioBatch, AudioLanguageModel, ModelConfig
 
 SOUND = 61
@@ -76,3 +78,11 @@ def recomputed(
             logits = net(torch.tensor([ids]), AudioBatch.collate([list(windows)]))
         ids.append(int(logits[0, -1].argmax()))
     return ids[-count:]
+
+
+def as_on_a_gpu(engine: Engine) -> Engine:
+    """An engine whose runner takes a GPU's way on the CPU; nothing is captured there."""
+    runner = engine.runner
+    runner._packed, runner._gpu = None, GpuModel(runner.net, runner.quantization)
+    runner.refresh = lambda: False  # type: ignore[method-assign]
+    return engine

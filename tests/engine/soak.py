@@ -1,6 +1,6 @@
 """Many mixed requests from many threads over a small cache; every answer must be that of a request alone.
 
-    python -m tests.engine.soak --requests 2000
+    python -m tests.engine.soak --requests 2000 [--device cuda]
 
 Requests are greedy or sampled with a seed, guessed ahead or not, about recordings that come again, cut off by
 stop strings, cancelled in the middle, forgotten, late, or about files that are broken. In the end no page may
@@ -47,12 +47,12 @@ class Question:
     stopped: str
 
 
-def model(pages: int = PAGES) -> afnext.Assistant:
+def model(pages: int = PAGES, device: str = "cpu") -> afnext.Assistant:
     """nano over a cache of so many pages, in float32: in bfloat16 a batch may round otherwise.
 
     It does not end its answers by itself: about noise they would all be short.
     """
-    assistant = afnext.load("nano", dtype="float32")
+    assistant = afnext.load("nano", dtype="float32", device=device)
     size = pages * page_bytes(assistant.net.config.text, 32, torch.float32)
     assistant.engine = Engine(
         assistant.net, [], cache_bytes=size, audio_cache_bytes=1 << 20, max_step_tokens=256,
@@ -173,9 +173,8 @@ def resident() -> int:
         return 0
 
 
-def soak(requests: int, seed: int = 0, pages: int = PAGES, threads: int = THREADS) -> str:
+def soak(assistant: afnext.Assistant, requests: int, seed: int = 0, threads: int = THREADS) -> str:
     """Run, and say what happened; raises ``AssertionError`` where something went wrong."""
-    assistant = model(pages)
     asked = questions(assistant, seed)
     run = Soak(assistant, asked, seed)
     started = time.perf_counter()
@@ -205,8 +204,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.engine.soak")
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
-    print(soak(arguments.requests, arguments.seed))
+    print(soak(model(device=arguments.device), arguments.requests, arguments.seed))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,151 @@
+"""Decode steps as CUDA graphs: one launch for hundreds, and tokens that the device chooses itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as Items
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from afnext import ops
+from afnext.model import AudioLanguageModel
+
+from .gpu_model import GpuModel
+from .paged_attend import PlannedAttend
+from .pages import PagePool
+
+MOST_SEQUENCES = 64
+MOST_AHEAD = 16
+
+
+class DecodeGraphs:
+    """Steps of one new token a sequence, in one pool: captured for 1, 2, 4, ... sequences when first needed.
+
+    A step of fewer sequences than it was captured for computes some rows in vain. On a CPU nothing is
+    captured, and the same calls run one after another.
+
+    Args:
+        net, model: the embeddings and rotation, and the layers.
+        pool: where keys and values are; its tensors stay alive with the graphs.
+    """
+
+    def __init__(self, net: AudioLanguageModel, model: GpuModel, pool: PagePool) -> None:
+        self._steps: dict[int, _Step] = {}
+        tensors = pool.keys, pool.values, [pool.scales(n) for n in range(len(pool.keys))]
+        text = net.config.text
+        pages = min(pool.num_pages, pool.pages_for(text.max_position_embeddings))
+        device = pool.keys[0].device
+        memory = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+
+        def make(size: int) -> _Step:
+            plan = ops.PagedAttentionPlan(
+                tensors[0][0], text.num_attention_heads, max_requests=size, max_pages=pages
+            )
+
+            def run(ids: Tensor, positions: Tensor) -> Tensor:
+                decoder = net.language_model.model
+                attend = PlannedAttend(plan, *tensors, positions, decoder.inv_freq.values)
+                return model.logits(model.layers(decoder.embed_tokens(ids), attend))
+
+            return _Step(size, plan, run, device, memory)
+
+        self._make = make
+
+    def __call__(self, ids: Items[int], starts: Items[int], table: Tensor) -> Tensor:
+        """Append a token to each of N sequences.
+
+        Args:
+            ids: the tokens.
+            starts: tokens that each sequence holds already.
+            table: int32 ``[N, pages]``, on the host.
+
+        Returns:
+            Logits ``[N, vocab]``, good until the next call.
+        """
+        step = self._step(len(ids))
+        step.put(ids, starts)
+        step.run(starts, table)
+        return step.logits[: len(ids)]
+
+    def ahead(
+        self, ids: Items[int], starts: Items[int], table: Tensor, count: int
+    ) -> list[list[int]]:
+        """As ``count`` calls, each with the likeliest tokens of the one before; gives the N that each said.
+
+        The host waits once, for the last. ``table`` has pages for ``starts + count`` tokens.
+        """
+        if not 1 <= count <= MOST_AHEAD:
+            raise ValueError(f"count: must be from 1 to {MOST_AHEAD}, got {count}")
+        step = self._step(len(ids))
+        step.put(ids, starts)
+        for number in range(count):
+            step.run([start + number for start in starts], table)
+            step.said[number].copy_(step.inputs[0])
+        return step.said[:count, : len(ids)].tolist()
+
+    def _step(self, sequences: int) -> _Step:
+        size = 1 << (sequences - 1).bit_length()
+        if size not in self._steps:
+            self._steps[size] = self._make(size)
+        return self._steps[size]
+
+
+class _Step:
+    """A step of ``size`` sequences on memory that stays where it is.
+
+    Attributes:
+        inputs: int64 ``[2, size]``, tokens and their positions; a run leaves the next ones there.
+        said: int64 ``[MOST_AHEAD, size]``, room for tokens of several runs.
+        logits: of the last run.
+    """
+
+    logits: Tensor
+
+    def __init__(
+        self,
+        size: int,
+        plan: ops.PagedAttentionPlan,
+        run: Callable[[Tensor, Tensor], Tensor],
+        device: torch.device,
+        memory: Any,
+    ) -> None:
+        self._plan, self._run = plan, run
+        self.inputs = torch.zeros(2, size, dtype=torch.int64, device=device)
+        self.said = torch.zeros(MOST_AHEAD, size, dtype=torch.int64, device=device)
+        self._given = torch.zeros(2, size, dtype=torch.int64, pin_memory=device.type == "cuda")
+        self._replay = self._forward if memory is None else self._captured(memory)
+
+    def put(self, ids: Items[int], starts: Items[int]) -> None:
+        """Give the next run its tokens. The run before is over: its results were read."""
+        given = torch.tensor([[*ids], [*starts]], dtype=torch.int64)
+        self._given[:, : len(ids)] = given
+        self.inputs.copy_(self._given, non_blocking=True)
+
+    def run(self, starts: Items[int], table: Tensor) -> None:
+        """One step, begun but not awaited."""
+        ends = torch.arange(len(starts) + 1, dtype=torch.int32)
+        self._plan.update(table, ends, torch.tensor(starts, dtype=torch.int32) + 1)
+        self._replay()
+
+    def _forward(self) -> None:
+        ids, positions = self.inputs
+        self.logits = self._run(ids, positions)
+        ids.copy_(self.logits.argmax(-1))
+        positions += 1
+
+    def _captured(self, memory: Any) -> Callable[[], None]:
+        """The step as a graph. Its plan has no batch yet, so nothing is appended meanwhile."""
+        side = torch.cuda.Stream(self.inputs.device)
+        side.wait_stream(torch.cuda.current_stream(self.inputs.device))
+        with torch.cuda.stream(side):
+            for _ in range(
+                2
+            ):  # libraries choose kernels and take memory when they are first called
+                self._forward()
+        torch.cuda.current_stream(self.inputs.device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=memory):
+            self._forward()
+        return graph.replay

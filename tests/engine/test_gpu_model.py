@@ -1,0 +1,195 @@
+"""A GPU's way through the model, on a CPU: the same as the modules', and tokens in a row are single ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import afnext
+from afnext.engine import Engine, GenerationParams
+from afnext.engine.decode_graphs import MOST_AHEAD, DecodeGraphs
+from afnext.engine.gpu_model import GPU_FORMATS, GpuModel, place
+from afnext.engine.look_ahead import AHEAD, UNKNOWN, at_once
+from afnext.engine.packed import require_quantization
+from afnext.engine.pages import PagePool, Sequence
+from afnext.engine.request import Request
+from afnext.engine.runner import Runner
+from afnext.engine.scheduler import Part
+from afnext.model import AudioLanguageModel
+from tests.engine.models import as_on_a_gpu, heard, recomputed, small_model, window
+
+CUDA = torch.device("cuda")
+
+
+@pytest.fixture
+def net() -> AudioLanguageModel:
+    return small_model()
+
+
+@pytest.fixture
+def engine(net: AudioLanguageModel) -> Engine:
+    return as_on_a_gpu(Engine(net, [], cache_bytes=1 << 20))
+
+
+def pool(net: AudioLanguageModel, pages: int = 16, page_size: int = 8) -> PagePool:
+    made = PagePool(net.config.text, pages, page_size, torch.float32, torch.device("cpu"))
+    for tensor in made.tensors:
+        tensor.fill_(float("nan"))  # what is not appended must not be read
+    return made
+
+
+@torch.inference_mode()
+def test_prefill_and_decode_give_what_one_forward_gives(net: AudioLanguageModel) -> None:
+    ids = torch.randint(0, 50, (30,))
+    runner = as_on_a_gpu(Engine(net, [])).runner
+    sequence = Sequence(runner.new_pool(32, 8), 32)
+    table = net.language_model.model.embed_tokens
+    logits = [
+        runner.prefill(table(ids[:7]), sequence),
+        runner.prefill(table(ids[7:20]), sequence),
+    ]
+    logits += [runner.decode(int(token), sequence) for token in ids[20:]]
+    expected = net(ids[None])[0][[6, 19, *range(20, 30)]]
+    torch.testing.assert_close(
+        torch.stack(logits), expected, rtol=0, atol=2e-5 * float(expected.abs().max())
+    )
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_quantised_layers_are_those_that_their_integers_stand_for(
+    net: AudioLanguageModel, quantization: str
+) -> None:
+    """Products round x too on a CPU, so closeness is of that size."""
+    layers, head = GPU_FORMATS[quantization]
+    model = GpuModel(net, quantization)
+    rounded = small_model()
+    for name, module in rounded.language_model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            format = head if name == "lm_head" else layers
+            module.weight.data = afnext.ops.quantize(module.weight, format).dequantize()
+    ids = torch.randint(0, 50, (20,))
+    graphs = DecodeGraphs(net, model, pool(net))
+    table = torch.tensor([[2, 0, 5]], dtype=torch.int32)
+    logits = [graphs([int(token)], [n], table)[0].clone() for n, token in enumerate(ids)]
+    expected = rounded(ids[None])[0]
+    error = (torch.stack(logits) - expected).norm() / expected.norm()
+    exact = net(ids[None])[0]
+    lost = (torch.stack(logits) - exact).norm() / exact.norm()
+    assert error < min(0.05, 0.5 * lost)
+
+
+@torch.inference_mode()
+def test_tokens_in_a_row_are_those_of_single_steps(net: AudioLanguageModel) -> None:
+    """Three sequences of different lengths in a step for four; their pages lie anywhere."""
+    model, tables = GpuModel(net, None), [[3, 1, 9], [0, 4, 7], [8, 2, 11]]
+    table = torch.tensor(tables, dtype=torch.int32)
+    starts = [0, 0, 0]
+    single, row = (DecodeGraphs(net, model, pool(net)) for _ in range(2))
+    for step in range(5):  # sequences of 5, 3 and 1 tokens
+        who = [n for n, length in enumerate((5, 3, 1)) if step < length]
+        for graphs in (single, row):
+            graphs([7 * n + step for n in who], [starts[n] for n in who], table[who])
+        for n in who:
+            starts[n] += 1
+    ids, said = [11, 12, 13], []
+    begun = list(starts)
+    given = list(ids)
+    for _ in range(MOST_AHEAD):
+        ids = single(ids, starts, table).argmax(-1).tolist()
+        starts = [start + 1 for start in starts]
+        said.append(ids)
+    assert row.ahead(given, begun, table, MOST_AHEAD) == said
+    assert len({tuple(tokens) for tokens in said}) > 3  # otherwise it would prove little
+
+
+def test_a_step_has_a_limit(net: AudioLanguageModel) -> None:
+    graphs = DecodeGraphs(net, GpuModel(net, None), pool(net))
+    with pytest.raises(ValueError, match="count"):
+        graphs.ahead([1], [0], torch.zeros(1, 1, dtype=torch.int32), MOST_AHEAD + 1)
+
+
+def test_answers_are_those_of_the_whole_model(net: AudioLanguageModel, engine: Engine) -> None:
+    """Of several lengths, so that one ends within a row of tokens and the others go on."""
+    windows = [window(1.0, seed=1)]
+    prompts = [(heard(windows, [3], [4, 5]), windows), ([5, 6, 7], []), ([9], [])]
+    counts = (1, AHEAD + 1, 2 * AHEAD + 3)
+    handles = [
+        engine.submit(ids, audio, GenerationParams(max_tokens=count))
+        for (ids, audio), count in zip(prompts, counts, strict=True)
+    ]
+    for handle, (ids, audio), count in zip(handles, prompts, counts, strict=True):
+        assert handle.result().tokens == recomputed(net, ids, audio, count)
+    stats = engine.stats()
+    assert stats.free_pages == stats.pages
+    assert stats.draft_tokens == 0  # tokens in a row are no guesses
+
+
+def test_tokens_in_a_row_save_steps(engine: Engine) -> None:
+    engine.submit([5, 6, 7], (), GenerationParams(max_tokens=1 + 4 * AHEAD)).result()
+    assert engine.stats().steps == 1 + 4
+
+
+def test_the_end_within_a_row_ends_the_answer(net: AudioLanguageModel) -> None:
+    said = recomputed(net, [5, 6, 7], [], 12)
+    eos = next(t for n, t in enumerate(said) if n % AHEAD == 2 and t not in said[:n])
+    engine = as_on_a_gpu(Engine(net, [eos], cache_bytes=1 << 20))
+    record = engine.submit([5, 6, 7], (), GenerationParams(max_tokens=12)).result()
+    assert record.stopped == "end"
+    assert record.tokens == said[: said.index(eos)]
+
+
+def test_who_asks_for_more_is_served_token_by_token(
+    net: AudioLanguageModel, engine: Engine
+) -> None:
+    """A request with log-probabilities, and one that is guessed for, beside a greedy one."""
+    plain = GenerationParams(max_tokens=9)
+    kinds = [plain, replace(plain, logprobs=2), replace(plain, speculate=3)]
+    handles = [engine.submit([5, 6, 7 + n], (), kind) for n, kind in enumerate(kinds)]
+    for number, handle in enumerate(handles):
+        record = handle.result()
+        assert record.tokens == recomputed(net, [5, 6, 7 + number], [], 9)
+        assert len(record.logprobs) == (9 if number == 1 else 0)
+
+
+def test_parts_agree_on_how_many_tokens() -> None:
+    def part(count: int, unknown: bool) -> Part:
+        request = Request([1], None, GenerationParams(), 9, 8)
+        request.arrival = len(made)
+        request.proposals = [UNKNOWN if unknown else 3] * (count - 1)
+        made.append(request)
+        return Part(request, 0, count, True)
+
+    made: list[Request] = []
+    parts, count = at_once([part(4, True), part(3, True)])
+    assert ([p.count for p in parts], count) == ([3, 3], 3)
+    assert [len(r.proposals) for r in made] == [2, 2]
+    parts, count = at_once([part(4, True), part(3, False)])
+    assert ([p.count for p in parts], count) == ([1, 3], 0)
+    assert [len(r.proposals) for r in made[2:]] == [0, 2]
+
+
+def test_what_is_packed_stays_where_it_is(net: AudioLanguageModel) -> None:
+    place(net, torch.device("meta"))
+    there = {name for name, p in net.named_parameters() if p.device.type == "meta"}
+    linear = {n for n, m in net.language_model.named_modules() if isinstance(m, torch.nn.Linear)}
+    here = {f"language_model.{n}.{part}" for n in linear for part in ("weight", "bias")}
+    assert there == {name for name, _ in net.named_parameters()} - here
+    assert all(b.device.type == "meta" for b in net.buffers())
+
+
+def test_formats_are_of_a_device() -> None:
+    require_quantization("fp8", CUDA)
+    with pytest.raises(ValueError, match="fp8 needs CUDA"):
+        require_quantization("fp8")
+    with pytest.raises(ValueError, match="int8, int4, fp8"):
+        require_quantization("int2", CUDA)
+    with pytest.raises(ValueError, match="needs a CPU or CUDA"):
+        require_quantization("int8", torch.device("mps"))
+
+
+def test_a_gpu_without_our_kernels_runs_modules(net: AudioLanguageModel) -> None:
+    runner = Runner(net.to("meta"))
+    assert not runner.looks_ahead
