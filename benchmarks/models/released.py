@@ -42,7 +42,10 @@ def geometry(text: TextConfig = TEXT, audio: AudioConfig = AUDIO) -> ModelConfig
 
 
 def random_model(
-    config: ModelConfig, dtype: torch.dtype = torch.bfloat16, seed: int = 0
+    config: ModelConfig,
+    dtype: torch.dtype = torch.bfloat16,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
 ) -> AudioLanguageModel:
     """A model with random weights, never held in another dtype.
 
@@ -51,7 +54,7 @@ def random_model(
     """
     with torch.device("meta"):
         net = AudioLanguageModel(config)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     drawn: dict[str, Tensor] = {}
     weights: dict[str, Tensor] = {}
     for name, parameter in net.state_dict().items():
@@ -61,7 +64,7 @@ def random_model(
         else:
             weights[name] = drawn[kind] = draw(name, tuple(parameter.shape), dtype, generator)
     net.load_state_dict(weights, assign=True)
-    return net.to("cpu").eval()
+    return net.to(device).eval()
 
 
 def layer_kind(name: str) -> str:
@@ -74,8 +77,10 @@ def draw(
 ) -> Tensor:
     """Norms of one, and normal numbers of deviation 0.02 elsewhere."""
     if "norm" in name and name.endswith("weight"):
-        return torch.ones(shape, dtype=dtype)
-    return torch.empty(shape, dtype=dtype).normal_(0.0, 0.02, generator=generator)
+        return torch.ones(shape, dtype=dtype, device=generator.device)
+    return torch.empty(shape, dtype=dtype, device=generator.device).normal_(
+        0.0, 0.02, generator=generator
+    )
 
 
 def slice_of(net: AudioLanguageModel, layers: int, vocabulary: int) -> AudioLanguageModel:

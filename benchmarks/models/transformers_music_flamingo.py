@@ -23,7 +23,7 @@ def generate(
 ) -> Tensor:
     """Of a ``MusicFlamingoForConditionalGeneration``: the prompt and exactly ``count`` new tokens, int64
     ``[1, T + count]``; from samples to ids."""
-    prompt = torch.tensor([list(ids)])
+    prompt = torch.tensor([list(ids)], device=model.device)
     features = EXTRACTOR(
         [w.samples for w in windows],
         sampling_rate=16_000,
@@ -33,8 +33,8 @@ def generate(
     tokens: Tensor = model.generate(
         input_ids=prompt,
         attention_mask=torch.ones_like(prompt),
-        input_features=features["input_features"].to(model.dtype),
-        input_features_mask=features["attention_mask"],
+        input_features=features["input_features"].to(model.device, model.dtype),
+        input_features_mask=features["attention_mask"].to(model.device),
         do_sample=False,
         min_new_tokens=count,
         max_new_tokens=count,

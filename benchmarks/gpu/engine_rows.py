@@ -1,0 +1,150 @@
+"""What is asked of the engine on a GPU; imports afnext, whose compiled module must be there by then."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from afnext.audio.windows import cut_windows
+from afnext.engine import Engine, GenerationParams, Handle, Prompt
+from afnext.hub import find_model
+from afnext.model import AudioBatch, AudioLanguageModel
+
+from ..case import Case
+from ..models.released import AUDIO, TEXT, geometry, random_model
+
+FORMATS = (None, "int8", "int4", "fp8")
+TOKENS = 64
+TOGETHER = (8, 32)
+CACHE_BYTES = 4 << 30
+
+
+def noise(seconds: float) -> np.ndarray:
+    """float32 samples at 16 kHz."""
+    rng = np.random.default_rng(0)
+    return (rng.standard_normal(int(seconds * 16_000)) * 0.05).astype(np.float32)
+
+
+class Bench:
+    """One model, asked about half a minute.
+
+    Args:
+        rehearse: a layer of the model, on the CPU.
+        folder: where the peer's weights may lie meanwhile.
+    """
+
+    def __init__(self, rehearse: bool, folder: Path) -> None:
+        text, audio = TEXT, AUDIO
+        if rehearse:
+            text = replace(text, num_hidden_layers=1, vocab_size=4096)
+            audio = replace(audio, num_hidden_layers=1)
+        self.rehearse, self.folder = rehearse, folder
+        self.device = torch.device("cpu" if rehearse else "cuda")
+        self.net = random_model(geometry(text, audio), device=self.device)
+        self.windows = list(cut_windows([noise(30.0)]))
+        sound = self.net.config.audio_token_id
+        self.ids = [1, 2, *[sound] * self.windows[0].num_tokens, *range(3, 40)]
+        self.formats = FORMATS[:3] if rehearse else FORMATS
+
+    def engine(self, quantization: str | None) -> Engine:
+        """One that ends no answer by itself."""
+        return Engine(self.net, [], quantization=quantization, cache_bytes=CACHE_BYTES)
+
+    def answers(self, engine: Engine, count: int, requests: int = 1) -> list[list[int]]:
+        """Tokens of so many requests at once, nothing known of the recording."""
+
+        engine.clear_caches()
+        params = GenerationParams(max_tokens=count)
+        prompts = [Prompt([*self.ids, 100 + n], self.windows, params) for n in range(requests)]
+        return [record.tokens for record in engine.generate(prompts)]
+
+    def peer(self) -> Callable[[int], object] | None:
+        """transformers' answer of so many tokens, where it has the model."""
+        try:
+            from transformers import MusicFlamingoForConditionalGeneration
+
+            from ..models.transformers_music_flamingo import generate
+        except ImportError as error:
+            print(f"no transformers: {error}", flush=True)
+            return None
+        self.net.save_pretrained(self.folder)
+        model: Any = MusicFlamingoForConditionalGeneration.from_pretrained(
+            self.folder, dtype=torch.bfloat16
+        )
+        model = model.to(self.device).eval()
+        return lambda count: generate(model, [*self.ids, 100], self.windows, count).cpu()
+
+    def cases(self) -> Iterator[Case]:
+        """Each with what it needs; that of a format before goes first."""
+        peer = self.peer()
+        for quantization in self.formats:
+            engine, format = self.engine(quantization), quantization or "bfloat16"
+            if self.rehearse:
+                from tests.engine.models import as_on_a_gpu
+
+                as_on_a_gpu(engine)
+            for count in (1, 1 + TOKENS):
+                what = f"and {TOKENS} more" if count > 1 else ""
+                yield Case(
+                    f"7B, the first token about 30 s {what}, {format}".replace(" ,", ","),
+                    label="afnext",
+                    ours=partial(self.answers, engine, count),
+                    peers={"transformers bfloat16": partial(peer, count)} if peer else {},
+                    rounds=3,
+                )
+            for together in TOGETHER:
+                yield Case(
+                    f"7B, {together} answers of {TOKENS} tokens about 30 s at once, {format}",
+                    label="afnext",
+                    ours=partial(self.answers, engine, TOKENS, together),
+                    rounds=3,
+                )
+            yield self.steps(engine, format)
+            del engine
+            gc.collect()
+
+    def steps(self, engine: Engine, format: str) -> Case:
+        """The time of a token in the middle of a stream, and what it reads at least."""
+
+        runner = engine.runner
+        handles: list[Handle] = []
+
+        def step() -> list[int]:
+            if not handles or handles[0].finished:
+                engine.clear_caches()
+                params = GenerationParams(max_tokens=2000)
+                handles[:] = [engine.submit([*self.ids, 100], self.windows, params)]
+                next(handles[0])
+            return [next(handles[0]) for _ in range(TOKENS)]
+
+        held = runner.cache_bytes(1) * (len(self.ids) + TOKENS)
+        return Case(
+            f"7B, {TOKENS} tokens of a stream, {format}",
+            label="afnext",
+            ours=step,
+            bytes=float(TOKENS * (runner.bytes_per_token + held)),
+            dtype="bfloat16",
+            rounds=3,
+        )
+
+
+def check_nano(device: torch.device) -> None:
+    """nano in float32: greedy answers about a recording are those of the whole model, token by token."""
+
+    net = AudioLanguageModel.from_pretrained(find_model("nano"), dtype=torch.float32, device=device)
+    windows = list(cut_windows([noise(4.0)]))
+    ids = [1, *[net.config.audio_token_id] * windows[0].num_tokens, 2, 3]
+    said = Engine(net, []).submit(ids, windows, GenerationParams(max_tokens=24)).result().tokens
+    audio = AudioBatch.collate([windows]).to(device, torch.float32)
+    with torch.inference_mode():
+        logits = net(torch.tensor([ids + said], device=device), audio)[0, len(ids) - 1 : -1]
+    taken = logits.gather(1, torch.tensor(said, device=device)[:, None])[:, 0]
+    lost = float((logits.max(-1).values - taken).max())
+    assert lost < 1e-3, f"nano said a token that is less likely than another, by {lost:.2g}"
