@@ -32,7 +32,7 @@ class ModelOptions:
     ] = None
     dtype: DType = None
     quantization: Annotated[
-        str | None, typer.Option(help="int8 or int4: store weights in fewer bits, on a CPU.")
+        str | None, typer.Option(help="int8 or int4, on CUDA fp8: store weights in fewer bits.")
     ] = None
     kv_cache_dtype: Annotated[
         str | None, typer.Option(help="int8, on CUDA fp8: store keys and values in 8 bits.")
