@@ -14,6 +14,9 @@ import pytest
 pytestmark = pytest.mark.slow  # every test starts a process that imports torch
 
 
+SPOKEN = Path(__file__).parents[1] / "examples" / "scene.flac"
+
+
 def afnext(*args: object, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
     """Run the installed command."""
     command = str(Path(sys.executable).with_name("afnext"))
@@ -44,10 +47,12 @@ def test_other_verbs_answer(verb: str, scene_file: Path) -> None:
     assert run.stdout.strip()
 
 
-def test_subtitles(scene_file: Path) -> None:
-    run = afnext("transcribe", scene_file, "--task", "timestamps", "--format", "srt")
+def test_subtitles() -> None:
+    run = afnext("transcribe", SPOKEN, "--task", "timestamps", "--format", "srt")
     assert run.returncode == 0, run.stderr
     assert " --> " in run.stdout
+    said = [line for line in run.stdout.splitlines() if re.search("[a-z]", line)]
+    assert all(re.match(r"[A-Z].* .*[.?!]$", line) for line in said), said  # sentences, not labels
 
 
 def test_answers_bound_to_a_choice_a_schema_or_an_expression(

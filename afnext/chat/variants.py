@@ -127,7 +127,8 @@ NANO_PROMPTS: Mapping[str, str] = MappingProxyType(
         "transcribe": "Transcribe the input speech.",
         "caption": "Generate a caption for the input audio.",
         "describe": "Generate a detailed caption for the input audio.",
-        "timestamps": "List the sounds with their times.",
+        "diarize": "Who says what?",
+        "timestamps": "Transcribe the speech with times.",
     }
 )
 

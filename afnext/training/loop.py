@@ -105,14 +105,15 @@ def train(
         try:
             if tensorboard and not world.rank:
                 journal.board = Board(out, config)
-            if not world.rank:
-                for change in changes(config, out):
-                    journal.say(change)
-                keep(config, out)
             folder = Path(data) if data else out / "data"
             with world.first():
                 sources, held_out = prepare(config, folder, journal)
-            made = Run(config, out, sources, held_out, journal, show, world).train(stages)
+            run = Run(config, out, sources, held_out, journal, show, world)
+            if not world.rank:  # a recipe that never began is not one that changed
+                for change in changes(config, out):
+                    journal.say(change)
+                keep(config, out)
+            made = run.train(stages)
         finally:
             journal.close()
         world.close()
