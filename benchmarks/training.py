@@ -22,8 +22,8 @@ from afnext.audio.windows import AudioWindow, cut_windows
 from afnext.chat import ChatTemplate, Tokenizer
 from afnext.hub import EMBEDDED
 from afnext.model import AudioBatch, AudioLanguageModel
-from afnext.training.conversations import Conversation, Sound, Turn
-from afnext.training.packing import NOT_LEARNT, Encoded, encode, hear, hidden_states, pack
+from afnext.training.data.conversations import Conversation, Sound, Turn
+from afnext.training.data.packing import NOT_LEARNT, Encoded, encode, hear, hidden_states, pack
 from afnext.training.synthesis.banks import Banks
 from afnext.training.synthesis.dataset import SceneSet
 from afnext.training.tasks import about

@@ -17,9 +17,9 @@ from torch.profiler import ProfilerActivity, profile
 from afnext.audio.windows import WINDOW_FRAMES, tokens_in
 from afnext.hub import EMBEDDED
 from afnext.model import AudioLanguageModel
+from afnext.training.network.recompute import autocast
 from afnext.training.planner.dry_step import forward
 from afnext.training.planner.load import LEARNT, TEXT, Load
-from afnext.training.recompute import autocast
 
 from .results import Table
 

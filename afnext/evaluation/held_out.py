@@ -17,7 +17,7 @@ import numpy as np
 from afnext.audio.windows import SAMPLE_RATE, AudioWindow, cut_windows
 from afnext.cache import cache_root
 from afnext.errors import AfnextError
-from afnext.training.shards import Recording, Shard, is_whole, write_shard
+from afnext.training.data.shards import Recording, Shard, is_whole, write_shard
 from afnext.training.synthesis import banks as all_banks
 from afnext.training.synthesis import music, speech
 from afnext.training.synthesis.banks import Banks

@@ -16,7 +16,7 @@ from afnext.evaluation.score import Scores, right
 from afnext.evaluation.turns import attributed_scores, parse_turns, true_turns, turn_scores
 from afnext.evaluation.words import timed_scores, transcript_scores
 from afnext.training import tasks
-from afnext.training.lexicon import UNHEARD
+from afnext.training.data.lexicon import UNHEARD
 from afnext.training.synthesis.scenes import Scene
 from afnext.training.tasks import Exchange, several, sounds, speech
 from afnext.training.tasks.exchange import ask

@@ -19,7 +19,7 @@ from afnext.evaluation.events import parse_events
 from afnext.evaluation.questions import LONGEST, SHORT, Question
 from afnext.evaluation.score import Scores, right
 from afnext.evaluation.words import transcript_scores
-from afnext.training.lexicon import WORDS
+from afnext.training.data.lexicon import WORDS
 from afnext.training.synthesis.music import INSTRUMENTS
 from afnext.training.synthesis.sounds import CLASSES
 from afnext.training.tasks import music, sounds, speech

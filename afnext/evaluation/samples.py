@@ -8,7 +8,7 @@ from pathlib import Path
 
 from afnext.audio.windows import AudioWindow
 from afnext.evaluation.generate import Listener, Request
-from afnext.training.sources import Source
+from afnext.training.data.sources import Source
 
 SAMPLES = 24
 

@@ -2,9 +2,9 @@
 set in shards, where single files and an index in memory no longer do.
 
 Each recording is kept once, however many records hear it: 16 kHz mono, in ``audio-00000.tar``, ..
-(:mod:`afnext.training.shards`; WebDataset's tools read them). Records lie in
-``records-00000.conversations.jsonl``, .., and ``index.arrow`` lists them (:mod:`afnext.training.index`). The
-index is written last: without it a folder is not finished, and the same call begins anew.
+(:mod:`afnext.training.data.shards`; WebDataset's tools read them). Records lie in
+``records-00000.conversations.jsonl``, .., and ``index.arrow`` lists them (:mod:`afnext.training.data.index`).
+The index is written last: without it a folder is not finished, and the same call begins anew.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ import pyarrow as pa
 from afnext.audio import MAX_SECONDS, load
 from afnext.audio.windows import SAMPLE_RATE
 from afnext.errors import AfnextError, AudioError
-from afnext.training import conversations
-from afnext.training.conversations import Conversation, RecordError, Skipped, Sound, Turn
-from afnext.training.entries import INDEX
-from afnext.training.index import SCHEMA, write_index
-from afnext.training.shards import ENCODINGS, Recording, write_shard
+from afnext.training.data import conversations
+from afnext.training.data.conversations import Conversation, RecordError, Skipped, Sound, Turn
+from afnext.training.data.entries import INDEX
+from afnext.training.data.index import SCHEMA, write_index
+from afnext.training.data.shards import ENCODINGS, Recording, write_shard
 
 SHARD_SECONDS = 8 * 3600.0  # of audio: FLAC is then about 0.5 GB, Opus 0.1 GB
 SHARD_RECORDS = 1_000_000
@@ -64,7 +64,7 @@ def archive(
     """Write the training set.
 
     Args:
-        files: of records, as :mod:`afnext.training.conversations` reads them; a file is a source.
+        files: of records, as :mod:`afnext.training.data.conversations` reads them; a file is a source.
         folder: made where it is missing; must hold no finished set.
         root: where relative paths of recordings begin; by default the folder of their file.
         encoding: of the recordings: "flac" (no loss beyond 16 bits), "opus" (a quarter of that), "wav".

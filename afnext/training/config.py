@@ -58,8 +58,8 @@ class ModelShape:
     """Geometry of a network trained from nothing; the vocabulary has ``pieces`` of byte-level BPE.
 
     ``times`` are written in ``tokens`` of their own or in ``digits``, see
-    :func:`afnext.training.tokenizer.train_tokenizer`; ``rote`` is :class:`afnext.model.config.RoteConfig`'s
-    kind.
+    :func:`afnext.training.data.tokenizer.train_tokenizer`; ``rote`` is the kind of
+    :class:`afnext.model.config.RoteConfig`.
     """
 
     pieces: int = 1024
@@ -118,7 +118,7 @@ class LossWeights:
     ``size``: it is at most 1.5 times as long as embeddings are.
     ``length_power``: each token of an answer of n tokens weighs n ** -length_power.
     ``captions``: next-token loss of the assistant's texts by a decoder that attends to the encoder's output
-    and is thrown away (:mod:`afnext.training.captions`); it needs no labels.
+    and is thrown away (:mod:`afnext.training.network.captions`); it needs no labels.
     """
 
     answer: float = 1.0
@@ -190,7 +190,7 @@ class StageConfig:
             its pattern; adapters are trained by patterns with ``lora`` in them, which match nothing else, and
             where there is none they rest.
         activations: what layers keep for backward: ``"keep"`` all, ``"selective"`` what goes in and what
-            attention gives, ``"recompute"`` what goes in: see :mod:`afnext.training.recompute`.
+            attention gives, ``"recompute"`` what goes in: see :mod:`afnext.training.network.recompute`.
     """
 
     name: str

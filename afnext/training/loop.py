@@ -21,30 +21,30 @@ from afnext.hub import copy_companions, find_model
 from afnext.model import AudioLanguageModel, ModelConfig
 from afnext.model.checkpoint import read_json
 from afnext.model.device import usable_device
-from afnext.training import state
-from afnext.training.batches import Batch, Batches
-from afnext.training.broken import Broken, Sample
-from afnext.training.captions import CaptionDecoder
-from afnext.training.checkpoints import Checkpoints, newest
 from afnext.training.config import ADAPTER, StageConfig, TrainConfig, load_recipe
-from afnext.training.data import corpus, prepare
-from afnext.training.export import export, model_config, save
-from afnext.training.initialise import initialise
-from afnext.training.kept_recipe import changes, keep
-from afnext.training.lora import add_adapters, merged, save_adapter
-from afnext.training.loss import Heads
-from afnext.training.meters import SourceLosses
-from afnext.training.monitor import Journal, Quiet
-from afnext.training.objectives import Objectives
-from afnext.training.optimizer import parts_of
-from afnext.training.sharding import Trained, check_offload, shard, weights
-from afnext.training.signals import termination
-from afnext.training.sources import Source
+from afnext.training.data.batches import Batch, Batches
+from afnext.training.data.broken import Broken, Sample
+from afnext.training.data.prepare import corpus, prepare
+from afnext.training.data.sources import Source
+from afnext.training.data.targets import Words
+from afnext.training.data.tokenizer import save_tokenizer, train_tokenizer
+from afnext.training.distributed.sharding import Trained, check_offload, shard, weights
+from afnext.training.distributed.world import Team, World
+from afnext.training.network.captions import CaptionDecoder
+from afnext.training.network.initialise import initialise
+from afnext.training.network.lora import add_adapters, merged, save_adapter
+from afnext.training.network.loss import Heads
+from afnext.training.network.objectives import Objectives
+from afnext.training.network.optimizer import parts_of
+from afnext.training.run import state
+from afnext.training.run.checkpoints import Checkpoints, newest
+from afnext.training.run.export import export, model_config, save
+from afnext.training.run.kept_recipe import changes, keep
+from afnext.training.run.meters import SourceLosses
+from afnext.training.run.monitor import Journal, Quiet
+from afnext.training.run.signals import termination
+from afnext.training.run.tensorboard import Board
 from afnext.training.stage import StageRun
-from afnext.training.targets import Words
-from afnext.training.tensorboard import Board
-from afnext.training.tokenizer import save_tokenizer, train_tokenizer
-from afnext.training.world import Team, World
 
 CHECKPOINTS = "checkpoints"
 Show = Callable[[Path, Mapping[str, Source], Path, float], None]

@@ -14,19 +14,19 @@ from torch import Tensor, nn
 
 from afnext.errors import AfnextError
 from afnext.parallel import GroupLink
-from afnext.training.batches import Batch, Step
 from afnext.training.config import StageConfig
-from afnext.training.flops import forward_flops, measured_peak
-from afnext.training.lora import activate
-from afnext.training.meters import Meters, SourceLosses
-from afnext.training.monitor import task_accuracy
-from afnext.training.objectives import IDLE, objectives, share
-from afnext.training.optimizer import build_optimizers, rate_at
-from afnext.training.picture import draw_losses
-from afnext.training.recompute import autocast, set_activations
-from afnext.training.sharding import clip, settle
-from afnext.training.state import Cursors
-from afnext.training.world import summed
+from afnext.training.data.batches import Batch, Step
+from afnext.training.distributed.sharding import clip, settle
+from afnext.training.distributed.world import summed
+from afnext.training.network.flops import forward_flops, measured_peak
+from afnext.training.network.lora import activate
+from afnext.training.network.objectives import IDLE, objectives, share
+from afnext.training.network.optimizer import build_optimizers, rate_at
+from afnext.training.network.recompute import autocast, set_activations
+from afnext.training.run.meters import Meters, SourceLosses
+from afnext.training.run.monitor import task_accuracy
+from afnext.training.run.picture import draw_losses
+from afnext.training.run.state import Cursors
 
 if TYPE_CHECKING:
     from afnext.training.loop import Run

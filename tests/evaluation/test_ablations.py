@@ -24,7 +24,7 @@ from afnext.training.config import (
     TrainConfig,
     mixture_of,
 )
-from afnext.training.optimizer import parts_of
+from afnext.training.network.optimizer import parts_of
 from afnext.training.synthesis.dataset import SceneSet
 
 pytestmark = pytest.mark.slow

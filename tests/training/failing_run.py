@@ -14,8 +14,8 @@ from pathlib import Path
 
 from afnext.errors import AfnextError
 from afnext.training import loop
-from afnext.training.batches import Batches, Plan, Step
-from afnext.training.meters import Meters
+from afnext.training.data.batches import Batches, Plan, Step
+from afnext.training.run.meters import Meters
 from afnext.training.stage import StageRun
 from tests.training.mesh_runs import small
 

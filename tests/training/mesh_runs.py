@@ -15,7 +15,6 @@ from torch.distributed.tensor import DTensor
 
 from afnext.hub import EMBEDDED
 from afnext.training import loop, stage
-from afnext.training.batches import Batches, Plan, Step
 from afnext.training.config import (
     LossWeights,
     ModelShape,
@@ -25,9 +24,10 @@ from afnext.training.config import (
     SynthesisConfig,
     TrainConfig,
 )
+from afnext.training.data.batches import Batches, Plan, Step
+from afnext.training.distributed.world import World
 from afnext.training.synthesis import banks
 from afnext.training.synthesis.dataset import SceneSet
-from afnext.training.world import World
 from tests.training.banks import make_once
 
 STEPS = 10

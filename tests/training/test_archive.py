@@ -13,10 +13,10 @@ import soundfile
 from afnext.errors import AfnextError
 from afnext.training import archive as module
 from afnext.training.archive import archive
-from afnext.training.index import Index
-from afnext.training.mixture import Mixture
-from afnext.training.sources import Source
-from afnext.training.state import Cursors
+from afnext.training.data.index import Index
+from afnext.training.data.mixture import Mixture
+from afnext.training.data.sources import Source
+from afnext.training.run.state import Cursors
 
 RATE = 16_000
 LENGTHS = {"a.wav": 2.5, "b.wav": 1.0, "c.wav": 4.0}

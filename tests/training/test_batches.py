@@ -14,14 +14,14 @@ import torch
 from afnext.errors import AfnextError
 from afnext.model import AudioBatch
 from afnext.training import loop
-from afnext.training.batches import EMPTY, Batches, answer_weights
 from afnext.training.config import TrainConfig
-from afnext.training.objectives import share
-from afnext.training.packing import NOT_LEARNT
-from afnext.training.shards import Recording, write_shard
-from afnext.training.sources import Source
-from afnext.training.state import Cursors
-from afnext.training.world import Team
+from afnext.training.data.batches import EMPTY, Batches, answer_weights
+from afnext.training.data.packing import NOT_LEARNT
+from afnext.training.data.shards import Recording, write_shard
+from afnext.training.data.sources import Source
+from afnext.training.distributed.world import Team
+from afnext.training.network.objectives import share
+from afnext.training.run.state import Cursors
 from tests.training.conftest import stage
 
 pytestmark = pytest.mark.slow

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 import afnext
 from afnext.training import load_recipe, loop
-from afnext.training.captions import CaptionDecoder, captions_of
 from afnext.training.config import CaptionShape, TrainConfig
-from afnext.training.packing import NOT_LEARNT, PackedBatch, hear
+from afnext.training.data.packing import NOT_LEARNT, PackedBatch, hear
+from afnext.training.network.captions import CaptionDecoder, captions_of
 from tests.parallel.processes import spawn
 from tests.training.mesh_runs import losses_of
 

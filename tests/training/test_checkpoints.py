@@ -20,11 +20,11 @@ from torch import nn
 
 from afnext.errors import AfnextError, CheckpointError
 from afnext.training import loop
-from afnext.training.checkpoints import Checkpoints, newest, read
 from afnext.training.config import TrainConfig
-from afnext.training.signals import termination
-from afnext.training.state import BROKEN, Cursors, Progress
-from afnext.training.world import World
+from afnext.training.distributed.world import World
+from afnext.training.run.checkpoints import Checkpoints, newest, read
+from afnext.training.run.signals import termination
+from afnext.training.run.state import BROKEN, Cursors, Progress
 
 
 def network(width: int = 4) -> nn.Module:
@@ -187,9 +187,9 @@ import sys
 from pathlib import Path
 import torch
 from torch import nn
-from afnext.training.checkpoints import Checkpoints
-from afnext.training.state import Progress
-from afnext.training.world import World
+from afnext.training.run.checkpoints import Checkpoints
+from afnext.training.run.state import Progress
+from afnext.training.distributed.world import World
 net = nn.Linear(1000, 300)
 checkpoints = Checkpoints(Path(sys.argv[1]), World("cpu"))
 for step in range(1, 1000):

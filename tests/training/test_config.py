@@ -13,7 +13,7 @@ from afnext.errors import AfnextError
 from afnext.model import AudioLanguageModel, ModelConfig
 from afnext.training import load_recipe
 from afnext.training.config import mixture_of
-from afnext.training.optimizer import parts_of
+from afnext.training.network.optimizer import parts_of
 
 RECIPES = Path(afnext.__file__).parent / "recipes"
 PAPER = {  # seconds of audio, tokens of context, what is trained

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from afnext.errors import AfnextError
-from afnext.training.conversations import (
+from afnext.training.data.conversations import (
     Conversation,
     RecordError,
     Skipped,

@@ -9,15 +9,15 @@ from typing import Literal
 import pytest
 
 from afnext.chat import ChatTemplate, Tokenizer
-from afnext.training import conversations
-from afnext.training.batches import Batches
 from afnext.training.config import StageConfig, TrainConfig
-from afnext.training.conversations import Conversation, Turn
-from afnext.training.packing import NOT_LEARNT
-from afnext.training.sources import Source
-from afnext.training.targets import LABELS, Words
+from afnext.training.data import conversations
+from afnext.training.data.batches import Batches
+from afnext.training.data.conversations import Conversation, Turn
+from afnext.training.data.packing import NOT_LEARNT
+from afnext.training.data.sources import Source
+from afnext.training.data.targets import LABELS, Words
+from afnext.training.data.tokenizer import save_tokenizer, train_tokenizer
 from afnext.training.tasks.sounds import direct
-from afnext.training.tokenizer import save_tokenizer, train_tokenizer
 
 SAID = [
     ("count", ["bell, siren: 2."]),

@@ -14,9 +14,9 @@ import pytest
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from afnext.training import watch
+from afnext.training.distributed import watch
+from afnext.training.distributed.watch import Watch
 from afnext.training.loop import refusal
-from afnext.training.watch import Watch
 from tests.training.mesh_runs import write_sources
 
 pytestmark = pytest.mark.slow

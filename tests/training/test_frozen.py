@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from afnext.errors import AfnextError
 from afnext.hub import EMBEDDED
 from afnext.training import loop
-from afnext.training.checkpoints import newest, read
 from afnext.training.config import TrainConfig
+from afnext.training.run.checkpoints import newest, read
 from tests.parallel.processes import spawn
 from tests.training.mesh_runs import all_recorded, recorded, scattered, write_sources
 from tests.training.mesh_runs import recipe as mesh_recipe

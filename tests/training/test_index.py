@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 
 from afnext.errors import AfnextError
-from afnext.training.entries import INDEX
-from afnext.training.index import SCHEMA, Index, write_index
+from afnext.training.data.entries import INDEX
+from afnext.training.data.index import SCHEMA, Index, write_index
 
 
 def rows(count: int) -> pa.Table:
@@ -69,7 +69,7 @@ def test_what_is_no_index_is_refused(tmp_path: Path) -> None:
 MEASURE = """
 import re, sys, time
 from pathlib import Path
-from afnext.training.index import Index
+from afnext.training.data.index import Index
 memory = lambda: 1024 * int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 Index(sys.argv[1])
 before, began = memory(), time.perf_counter()

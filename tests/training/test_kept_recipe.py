@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from afnext.training.config import TrainConfig
-from afnext.training.kept_recipe import NAME, changes, keep
+from afnext.training.run.kept_recipe import NAME, changes, keep
 
 
 def test_changes_are_told_once_by_name(recipe: TrainConfig, tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ from afnext.audio.windows import AudioWindow
 from afnext.errors import AfnextError
 from afnext.model import AudioBatch, AudioLanguageModel, ModelConfig
 from afnext.training import loop
-from afnext.training.batches import Batches
-from afnext.training.checkpoints import newest, read
 from afnext.training.config import LossWeights, ModelShape, TrainConfig
-from afnext.training.export import model_config
+from afnext.training.data.batches import Batches
+from afnext.training.run.checkpoints import newest, read
+from afnext.training.run.export import model_config
 from tests.training.conftest import stage
 
 pytestmark = pytest.mark.slow

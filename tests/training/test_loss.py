@@ -9,7 +9,9 @@ import torch
 from tokenizers import Tokenizer
 from torch.nn import functional as F
 
-from afnext.training.loss import (
+from afnext.training.data.targets import LABELS, ONSETS, Words, frame_targets
+from afnext.training.data.tokenizer import train_tokenizer
+from afnext.training.network.loss import (
     Heads,
     alignment_loss,
     answer_losses,
@@ -22,8 +24,6 @@ from afnext.training.loss import (
 )
 from afnext.training.synthesis.music import Melody, Note
 from afnext.training.synthesis.scenes import Event, Scene, Utterance
-from afnext.training.targets import LABELS, ONSETS, Words, frame_targets
-from afnext.training.tokenizer import train_tokenizer
 
 NO_TIMES = torch.zeros(0, dtype=torch.int64)
 SILENT = torch.zeros(0).numpy()

@@ -15,11 +15,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from afnext.errors import AfnextError
 from afnext.training import loop
-from afnext.training.batches import Batches
 from afnext.training.config import TrainConfig
-from afnext.training.flops import Flops, forward_flops, measured_peak
-from afnext.training.meters import Meters
-from afnext.training.packing import NOT_LEARNT, hear, hidden_states
+from afnext.training.data.batches import Batches
+from afnext.training.data.packing import NOT_LEARNT, hear, hidden_states
+from afnext.training.network.flops import Flops, forward_flops, measured_peak
+from afnext.training.run.meters import Meters
 from tests.training.conftest import stage
 
 

@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from afnext.errors import AfnextError
-from afnext.training.mixture import LOOKAHEAD, Draw, Mixture, best_fill
-from afnext.training.permutation import Permutation
-from afnext.training.sources import Source
-from afnext.training.state import Cursors
+from afnext.training.data.mixture import LOOKAHEAD, Draw, Mixture, best_fill
+from afnext.training.data.permutation import Permutation
+from afnext.training.data.sources import Source
+from afnext.training.run.state import Cursors
 from tests.training.test_sources import lines, record
 
 
@@ -122,9 +122,9 @@ def test_a_draw_is_a_function_of_its_state(tmp_path: Path) -> None:
     state = json.dumps(asdict(states[3]))
     program = f"""
 import json
-from afnext.training.mixture import Mixture
-from afnext.training.sources import Source
-from afnext.training.state import Cursors
+from afnext.training.data.mixture import Mixture
+from afnext.training.data.sources import Source
+from afnext.training.run.state import Cursors
 sources = {{n: Source({str(tmp_path)!r} + f"/{{n}}.jsonl") for n in "ab"}}
 now = json.loads({state!r})
 now = Cursors(now["drawn"], now["sizes"], tuple(map(tuple, now["waiting"])))

@@ -11,7 +11,7 @@ from torch import nn
 
 from afnext.errors import AfnextError
 from afnext.training.config import StageConfig
-from afnext.training.optimizer import (
+from afnext.training.network.optimizer import (
     Muon,
     build_optimizers,
     orthogonalise,

@@ -12,8 +12,8 @@ from afnext.chat import ChatTemplate, Tokenizer
 from afnext.errors import AfnextError
 from afnext.hub import EMBEDDED
 from afnext.model import AudioLanguageModel
-from afnext.training.conversations import Conversation, conversation
-from afnext.training.packing import NOT_LEARNT, Encoded, encode, hear, hidden_states, pack
+from afnext.training.data.conversations import Conversation, conversation
+from afnext.training.data.packing import NOT_LEARNT, Encoded, encode, hear, hidden_states, pack
 
 pytestmark = pytest.mark.slow
 

@@ -18,18 +18,18 @@ from afnext.hub import EMBEDDED
 from afnext.model import AudioLanguageModel, ModelConfig
 from afnext.model.info import ModelInfo, geometry
 from afnext.training import loop
-from afnext.training.batches import Batch
 from afnext.training.config import LoraConfig, ParallelConfig, TrainConfig, load_recipe
-from afnext.training.lora import add_adapters
-from afnext.training.mixture import LOOKAHEAD
-from afnext.training.objectives import share
-from afnext.training.optimizer import build_optimizers
+from afnext.training.data.batches import Batch
+from afnext.training.data.mixture import LOOKAHEAD
+from afnext.training.distributed.sharding import Trained, clip
+from afnext.training.network.lora import add_adapters
+from afnext.training.network.objectives import share
+from afnext.training.network.optimizer import build_optimizers
+from afnext.training.network.recompute import autocast, set_activations
 from afnext.training.planner import Resources, as_dict, as_text, plan
 from afnext.training.planner.dry_step import ACTIVATIONS, dry_step, without_memory
 from afnext.training.planner.load import Load
 from afnext.training.planner.plan import model_of, plan_stage
-from afnext.training.recompute import autocast, set_activations
-from afnext.training.sharding import Trained, clip
 from tests.training.mesh_runs import recipe as mesh_recipe
 
 pytestmark = pytest.mark.slow

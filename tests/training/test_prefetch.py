@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from torch.utils.data import Dataset
 
-from afnext.training.prefetch import READERS, ahead
+from afnext.training.data.prefetch import READERS, ahead
 
 pytestmark = pytest.mark.slow
 

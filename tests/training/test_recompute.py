@@ -16,7 +16,7 @@ from afnext.audio.windows import AudioWindow
 from afnext.hub import EMBEDDED
 from afnext.model import AudioBatch, AudioLanguageModel
 from afnext.training.config import Activations, ParallelConfig, TrainConfig
-from afnext.training.recompute import set_activations
+from afnext.training.network.recompute import set_activations
 from tests.parallel.processes import spawn
 from tests.training.mesh_runs import all_recorded, recorded, write_sources
 from tests.training.mesh_runs import recipe as mesh_recipe

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from afnext.training import loop
-from afnext.training.batches import Step
 from afnext.training.config import TrainConfig
+from afnext.training.data.batches import Step
 from afnext.training.stage import StageRun
 from tests.parallel.processes import WAIT, start
 from tests.training.mesh_runs import small, write_sources

@@ -16,7 +16,7 @@ import pytest
 import soundfile
 
 from afnext.errors import AfnextError, AudioError
-from afnext.training.shards import Recording, Shard, is_whole, write_shard
+from afnext.training.data.shards import Recording, Shard, is_whole, write_shard
 
 
 def recordings(count: int = 5, seed: int = 0) -> Iterator[Recording]:

@@ -11,10 +11,10 @@ import pytest
 import soundfile
 
 from afnext.errors import AfnextError, AudioError
-from afnext.training.conversations import RecordError, conversation
-from afnext.training.entries import Entry, Place
-from afnext.training.shards import Recording, write_shard
-from afnext.training.sources import Source
+from afnext.training.data.conversations import RecordError, conversation
+from afnext.training.data.entries import Entry, Place
+from afnext.training.data.shards import Recording, write_shard
+from afnext.training.data.sources import Source
 
 RATE = 16_000
 

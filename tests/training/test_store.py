@@ -13,9 +13,9 @@ import pytest
 
 from afnext.errors import AfnextError
 from afnext.training.archive import archive
-from afnext.training.shards import Recording, Shard, write_shard
-from afnext.training.sources import Source
-from afnext.training.store import File, join
+from afnext.training.data.shards import Recording, Shard, write_shard
+from afnext.training.data.sources import Source
+from afnext.training.data.store import File, join
 
 from .test_archive import given, said  # noqa: F401
 

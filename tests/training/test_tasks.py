@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from afnext.training import tasks
-from afnext.training.lexicon import ANY_VERB, UNHEARD, WORDS
+from afnext.training.data.lexicon import ANY_VERB, UNHEARD, WORDS
 from afnext.training.synthesis.banks import Banks
 from afnext.training.synthesis.music import INSTRUMENTS, Melody, Note
 from afnext.training.synthesis.scenes import Event, Scene, Utterance, compose

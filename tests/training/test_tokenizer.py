@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from afnext.training.tokenizer import SPECIALS, TIMES, save_tokenizer, train_tokenizer
+from afnext.training.data.tokenizer import SPECIALS, TIMES, save_tokenizer, train_tokenizer
 
 
 @pytest.fixture(scope="module")

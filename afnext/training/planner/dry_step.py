@@ -25,9 +25,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 from afnext.model import AudioLanguageModel
 from afnext.parallel.cost import BACKWARD
 from afnext.training.config import Activations
-from afnext.training.loss import chunked_answer_losses
+from afnext.training.network.loss import chunked_answer_losses
+from afnext.training.network.recompute import autocast
 from afnext.training.planner.load import Load
-from afnext.training.recompute import autocast
 
 GRADIENTS, LOGITS, CASTS, ACTIVATIONS = "gradients", "logits", "weights in bfloat16", "activations"
 

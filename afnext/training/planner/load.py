@@ -11,10 +11,10 @@ import torch
 from afnext.audio.windows import WINDOW_FRAMES, tokens_in
 from afnext.model import AudioBatch
 from afnext.model.audio_batch import frames_needed
-from afnext.training.batches import SCRIPT_TOKENS, Batch
 from afnext.training.config import StageConfig
-from afnext.training.entries import AUDIO_TOKENS
-from afnext.training.packing import NOT_LEARNT
+from afnext.training.data.batches import SCRIPT_TOKENS, Batch
+from afnext.training.data.entries import AUDIO_TOKENS
+from afnext.training.data.packing import NOT_LEARNT
 
 TEXT, LEARNT = 128, 64
 """Tokens of a conversation beside its recording, and of its answers: assumed."""

@@ -14,11 +14,14 @@ from afnext.model.info import geometry
 from afnext.parallel import Machine, Shape, cost
 from afnext.parallel.cost import H100, gather_seconds
 from afnext.training.config import ParallelConfig, StageConfig, TrainConfig
-from afnext.training.export import model_config
+from afnext.training.data.tokenizer import train_tokenizer
+from afnext.training.distributed.sharding import Trained
+from afnext.training.distributed.world import mesh_of
 from afnext.training.loop import CONSTANT
-from afnext.training.lora import activate, add_adapters
-from afnext.training.loss import Heads
-from afnext.training.optimizer import build_optimizers, parts_of
+from afnext.training.network.lora import activate, add_adapters
+from afnext.training.network.loss import Heads
+from afnext.training.network.optimizer import build_optimizers, parts_of
+from afnext.training.network.recompute import set_activations
 from afnext.training.planner.dry_step import (
     ACTIVATIONS,
     CASTS,
@@ -29,10 +32,7 @@ from afnext.training.planner.dry_step import (
     without_memory,
 )
 from afnext.training.planner.load import Load
-from afnext.training.recompute import set_activations
-from afnext.training.sharding import Trained
-from afnext.training.tokenizer import train_tokenizer
-from afnext.training.world import mesh_of
+from afnext.training.run.export import model_config
 
 FLOAT = 4  # bytes: parameters, gradients and optimizer state are float32
 

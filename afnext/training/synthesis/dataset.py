@@ -1,8 +1,8 @@
 """Training sets: scenes in shards, with conversations about them, made in parallel and by seed.
 
-A folder holds ``scenes-00000.tar``, .. with their indices (:mod:`afnext.training.shards`), for each
-``scenes-00000.conversations.jsonl`` (:mod:`afnext.training.conversations`, sounds as paths into the shard),
-and ``dataset.json``, what was asked for. Scene ``i`` depends on the seed, its set and ``i`` alone, not on
+A folder holds ``scenes-00000.tar``, .. with their indices (:mod:`afnext.training.data.shards`), for each
+``scenes-00000.conversations.jsonl`` (:mod:`afnext.training.data.conversations`, sounds as paths into the
+shard), and ``dataset.json``, what was asked for. Scene ``i`` depends on the seed, its set and ``i`` alone, not on
 how many processes worked; what is whole of an earlier call is kept.
 """
 
@@ -18,9 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from afnext.training import conversations, tasks
-from afnext.training.conversations import Conversation, Sound, Turn
-from afnext.training.shards import Recording, is_whole, write_shard
+from afnext.training import tasks
+from afnext.training.data import conversations
+from afnext.training.data.conversations import Conversation, Sound, Turn
+from afnext.training.data.shards import Recording, is_whole, write_shard
 from afnext.training.synthesis.banks import Banks
 from afnext.training.synthesis.labels import to_json
 from afnext.training.synthesis.scenes import KINDS, Scene, compose

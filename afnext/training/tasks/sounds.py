@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-from afnext.training.lexicon import UNHEARD, WORDS
+from afnext.training.data.lexicon import UNHEARD, WORDS
 from afnext.training.synthesis.scenes import Event
 from afnext.training.synthesis.sounds import CLASSES
 from afnext.training.tasks.exchange import Exchange, ask, seconds, span

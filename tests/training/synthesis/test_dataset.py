@@ -16,8 +16,8 @@ import pytest
 import soundfile
 
 from afnext.errors import AfnextError
-from afnext.training import conversations
-from afnext.training.shards import Shard
+from afnext.training.data import conversations
+from afnext.training.data.shards import Shard
 from afnext.training.synthesis import banks as banks_module
 from afnext.training.synthesis import dataset
 from afnext.training.synthesis.__main__ import main

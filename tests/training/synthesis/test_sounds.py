@@ -7,7 +7,7 @@ import inspect
 import numpy as np
 import pytest
 
-from afnext.training.lexicon import UNHEARD, WORDS, article
+from afnext.training.data.lexicon import UNHEARD, WORDS, article
 from afnext.training.synthesis.sounds import (
     CLASSES,
     SAMPLE_RATE,

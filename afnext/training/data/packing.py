@@ -22,7 +22,7 @@ from afnext.chat.prompt import build_prompt
 from afnext.errors import AfnextError
 from afnext.model import AudioBatch, AudioLanguageModel
 from afnext.model.attention import Branches
-from afnext.training.conversations import Conversation, Sound
+from afnext.training.data.conversations import Conversation, Sound
 
 NOT_LEARNT = -1  # a target
 

@@ -20,12 +20,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from afnext.model import AudioLanguageModel
-from afnext.training.batches import Batch
-from afnext.training.packing import NOT_LEARNT, hear, hidden_states
-from afnext.training.targets import Words
+from afnext.training.data.batches import Batch
+from afnext.training.data.packing import NOT_LEARNT, hear, hidden_states
+from afnext.training.data.targets import Words
 
 if TYPE_CHECKING:
-    from afnext.training.tensorboard import Board
+    from afnext.training.run.tensorboard import Board
 
 
 @torch.no_grad()

@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING
 from afnext.audio import load, probe
 from afnext.audio.windows import SAMPLE_RATE, AudioWindow, cut_windows
 from afnext.errors import AfnextError, AudioError
-from afnext.training import conversations
-from afnext.training.conversations import Conversation, RecordError, Skipped
-from afnext.training.entries import INDEX, Entries, Entry, Place
-from afnext.training.shards import Shard
-from afnext.training.store import File, Where, is_remote, join, local
+from afnext.training.data import conversations
+from afnext.training.data.conversations import Conversation, RecordError, Skipped
+from afnext.training.data.entries import INDEX, Entries, Entry, Place
+from afnext.training.data.shards import Shard
+from afnext.training.data.store import File, Where, is_remote, join, local
 from afnext.training.synthesis.labels import from_json
 from afnext.training.synthesis.scenes import Scene
 
 if TYPE_CHECKING:
-    from afnext.training.index import Index
+    from afnext.training.data.index import Index
 
 OPEN_SHARDS = 256
 
@@ -61,7 +61,7 @@ class Source:
         self._shard, self._file = lru_cache(OPEN_SHARDS)(Shard), lru_cache(OPEN_SHARDS)(File)
         self._held: dict[int, list[Conversation]] = {}
         if is_remote(self.path) or (Path(self.path) / INDEX).exists():
-            from afnext.training.index import Index  # which needs pyarrow
+            from afnext.training.data.index import Index  # which needs pyarrow
 
             self._folder: Where = self.root or self.path
             index = Index(local(self.path, INDEX))

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from afnext.training.config import CaptionShape
-from afnext.training.packing import NOT_LEARNT, PackedBatch
+from afnext.training.data.packing import NOT_LEARNT, PackedBatch
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afnext.errors import AfnextError
-from afnext.training.entries import INDEX, Entry, Place
+from afnext.training.data.entries import INDEX, Entry, Place
 
 try:
     import pyarrow as pa

@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 
 from afnext.model import AudioLanguageModel
-from afnext.training.batches import Batch, Shared
 from afnext.training.config import LossWeights, StageConfig
-from afnext.training.loss import (
+from afnext.training.data.batches import Batch, Shared
+from afnext.training.data.targets import Words
+from afnext.training.distributed.spread import Spread, Whole, own_audio
+from afnext.training.distributed.world import Team, World
+from afnext.training.network.loss import (
     Heads,
     alignment_loss,
     chunked_answer_losses,
@@ -23,10 +26,7 @@ from afnext.training.loss import (
     size_loss,
     spelling_loss,
 )
-from afnext.training.meters import SourceLosses
-from afnext.training.spread import Spread, Whole, own_audio
-from afnext.training.targets import Words
-from afnext.training.world import Team, World
+from afnext.training.run.meters import SourceLosses
 
 IDLE = "idle"
 """Zero, of everything that every process must have in its backward: see ``Objectives``."""

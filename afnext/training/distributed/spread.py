@@ -15,9 +15,9 @@ from torch import Tensor
 from afnext.model import AudioBatch, AudioLanguageModel
 from afnext.model.audio_batch import frames_needed
 from afnext.parallel import Layout, RowExchange, SequencePlan, SharedAttention
-from afnext.training.batches import Batch
-from afnext.training.packing import NOT_LEARNT, hear, hidden_states
-from afnext.training.world import Team
+from afnext.training.data.batches import Batch
+from afnext.training.data.packing import NOT_LEARNT, hear, hidden_states
+from afnext.training.distributed.world import Team
 
 SHORTEST = 3
 """Frames of the least that the encoder can hear: one token."""

@@ -16,7 +16,7 @@ from functools import cache
 import torch
 
 from afnext.model import ModelConfig
-from afnext.training.packing import NOT_LEARNT, PackedBatch
+from afnext.training.data.packing import NOT_LEARNT, PackedBatch
 
 PASSES = 5
 

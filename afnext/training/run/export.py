@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from afnext.chat.variants import mark_variant
 from afnext.model import AudioLanguageModel
 from afnext.training.config import ModelShape
-from afnext.training.tokenizer import save_tokenizer
+from afnext.training.data.tokenizer import save_tokenizer
 
 
 def model_config(shape: ModelShape, tokenizer: Tokenizer) -> dict[str, Any]:

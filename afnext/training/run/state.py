@@ -17,7 +17,7 @@ MEMORY = 0.98  # of the mean length of gradients, a step
 
 @dataclass(frozen=True)
 class Cursors:
-    """Where the walk through a stage's sources stands, see :mod:`afnext.training.mixture`.
+    """Where the walk through a stage's sources stands, see :mod:`afnext.training.data.mixture`.
 
     Attributes:
         drawn: of each source, how many of its entries were taken, over all epochs.

@@ -11,12 +11,12 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from afnext.audio.windows import TOKEN_SECONDS, WINDOW_TOKENS
+from afnext.training.data.tokenizer import TIMES
 from afnext.training.synthesis.music import INSTRUMENTS, Note
 from afnext.training.synthesis.scenes import Scene
 from afnext.training.synthesis.sounds import CLASSES
 from afnext.training.tasks import timeline
 from afnext.training.tasks.speech import numbered, transcript
-from afnext.training.tokenizer import TIMES
 
 EVENTS = (*CLASSES, "speech", "music")
 NOTES = tuple(Note(pitch, 0.0, 0.0).name for pitch in range(40, 89))  # all that instruments play

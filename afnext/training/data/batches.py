@@ -16,20 +16,20 @@ from afnext.audio.windows import AudioWindow
 from afnext.chat import ChatTemplate, Tokenizer
 from afnext.errors import AfnextError
 from afnext.model import AudioBatch
-from afnext.training.broken import Sample
 from afnext.training.config import StageConfig, TrainConfig, mixture_of
-from afnext.training.conversations import Conversation, Turn
-from afnext.training.entries import AUDIO_TOKENS, Place
-from afnext.training.mixture import Draw, Mixture
-from afnext.training.packing import NOT_LEARNT, Encoded, PackedBatch, encode, pack
-from afnext.training.prefetch import ahead
-from afnext.training.sources import Source
-from afnext.training.state import Cursors
+from afnext.training.data.broken import Sample
+from afnext.training.data.conversations import Conversation, Turn
+from afnext.training.data.entries import AUDIO_TOKENS, Place
+from afnext.training.data.mixture import Draw, Mixture
+from afnext.training.data.packing import NOT_LEARNT, Encoded, PackedBatch, encode, pack
+from afnext.training.data.prefetch import ahead
+from afnext.training.data.sources import Source
+from afnext.training.data.targets import Targets, Words
+from afnext.training.distributed.world import Team
+from afnext.training.run.state import Cursors
 from afnext.training.synthesis.scenes import Scene
-from afnext.training.targets import Targets, Words
 from afnext.training.tasks.script import script
 from afnext.training.tasks.sounds import direct
-from afnext.training.world import Team
 
 OF = "|"  # between the name of a source and the path of its recording
 SCRIPT_TOKENS = 7.0  # a second of a recording as text, about

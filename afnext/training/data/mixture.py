@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from afnext.errors import AfnextError
-from afnext.training.entries import AUDIO_TOKENS, Entry
-from afnext.training.permutation import permutation
-from afnext.training.sources import Source
-from afnext.training.state import Cursors
+from afnext.training.data.entries import AUDIO_TOKENS, Entry
+from afnext.training.data.permutation import permutation
+from afnext.training.data.sources import Source
+from afnext.training.run.state import Cursors
 
 LOOKAHEAD = 16
 """Entries beyond those that would fill a batch, which it is chosen from too."""

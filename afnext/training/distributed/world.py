@@ -22,7 +22,7 @@ from afnext.errors import AfnextError
 from afnext.model.config import TextConfig
 from afnext.parallel import Alone, GroupLink, Link, Shape, choose
 from afnext.training.config import StageConfig, TrainConfig
-from afnext.training.watch import GONE, GRACE, SILENCE, Unwatched, Watch
+from afnext.training.distributed.watch import GONE, GRACE, SILENCE, Unwatched, Watch
 
 PATIENCE = timedelta(days=1)
 """For what one process does while the others wait: training sets are made in hours."""

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from afnext.training.captions import CaptionDecoder
-from afnext.training.targets import LABELS, ONSETS, Targets, Words
+from afnext.training.data.targets import LABELS, ONSETS, Targets, Words
+from afnext.training.network.captions import CaptionDecoder
 
 TIME_SMOOTHING = ((0, 0.6), (-1, 0.15), (1, 0.15), (-2, 0.05), (2, 0.05))
 """How the target mass of a time is shared with its neighbours 0.1 s apart."""

@@ -22,7 +22,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from afnext.errors import AfnextError, AudioError
-from afnext.training.store import File, Where
+from afnext.training.data.store import File, Where
 
 FORMAT = 1
 ENCODINGS = {"wav": ("WAV", "PCM_16"), "flac": ("FLAC", "PCM_16"), "opus": ("OGG", "OPUS")}

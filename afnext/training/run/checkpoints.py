@@ -26,8 +26,8 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorS
 from torch.optim import Optimizer
 
 from afnext.errors import AfnextError, CheckpointError
-from afnext.training.state import Progress
-from afnext.training.world import World
+from afnext.training.distributed.world import World
+from afnext.training.run.state import Progress
 
 # torch warns where there is one process and it is told so.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)

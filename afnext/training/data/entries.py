@@ -9,7 +9,7 @@ AUDIO_TOKENS = 25.0  # a second
 CHARACTERS = 3.0  # of text in a token, about: budgets need no more
 OVERHEAD = 12  # tokens of a turn's frame
 INDEX = "index.arrow"
-"""The file of a folder that lists its entries (:mod:`afnext.training.index`)."""
+"""The file of a folder that lists its entries (:mod:`afnext.training.data.index`)."""
 
 
 @dataclass(frozen=True, slots=True)

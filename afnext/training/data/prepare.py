@@ -9,8 +9,8 @@ from pathlib import Path
 
 from afnext.errors import AfnextError
 from afnext.training.config import SynthesisConfig, TrainConfig
-from afnext.training.monitor import Journal
-from afnext.training.sources import Source
+from afnext.training.data.sources import Source
+from afnext.training.run.monitor import Journal
 from afnext.training.synthesis import banks
 from afnext.training.synthesis.dataset import generate
 from afnext.training.tasks.script import script

@@ -18,7 +18,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from afnext.errors import AfnextError
 from afnext.model import AudioLanguageModel
 from afnext.training.config import TrainConfig
-from afnext.training.world import World
+from afnext.training.distributed.world import World
 
 Result = TypeVar("Result")
 

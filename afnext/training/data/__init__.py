@@ -1,0 +1,1 @@
+"""From recordings and conversations to packed batches."""

@@ -1,0 +1,1 @@
+"""What is learnt by what: objectives, adapters, optimizers, what a step costs."""

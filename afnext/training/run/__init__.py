@@ -1,0 +1,1 @@
+"""What a run keeps and tells: checkpoints, logs, the finished model."""
