@@ -1,7 +1,7 @@
 """Training: recipes, synthesised data and the supervised loop.
 
-``config``, ``loop`` and ``stage`` are the way of a run; ``synthesis`` and ``tasks`` make recordings and what is
-asked about them, ``data`` makes batches, ``network`` says what is learnt of them, ``distributed`` by which
+``config``, ``loop`` and ``stage`` are the way of a run; ``synthesis`` and ``tasks`` make recordings and what
+is asked about them, ``data`` makes batches, ``network`` says what is learnt of them, ``distributed`` by which
 processes, ``run`` what stays of it, and ``planner`` what it would take.
 """
 

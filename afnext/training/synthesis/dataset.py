@@ -2,8 +2,8 @@
 
 A folder holds ``scenes-00000.tar``, .. with their indices (:mod:`afnext.training.data.shards`), for each
 ``scenes-00000.conversations.jsonl`` (:mod:`afnext.training.data.conversations`, sounds as paths into the
-shard), and ``dataset.json``, what was asked for. Scene ``i`` depends on the seed, its set and ``i`` alone, not on
-how many processes worked; what is whole of an earlier call is kept.
+shard), and ``dataset.json``, what was asked for. Scene ``i`` depends on the seed, its set and ``i`` alone,
+not on how many processes worked; what is whole of an earlier call is kept.
 """
 
 from __future__ import annotations
