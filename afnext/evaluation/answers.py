@@ -14,7 +14,7 @@ from functools import partial
 from afnext.evaluation.events import TOLERANCE
 from afnext.evaluation.score import Scores, right
 from afnext.evaluation.words import normalised
-from afnext.training.data.lexicon import WORDS
+from afnext.training.tasks.lexicon import WORDS
 
 TEMPO = 0.1  # of the true tempo that an answer may be off
 

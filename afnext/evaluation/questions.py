@@ -16,10 +16,10 @@ from afnext.evaluation.score import Scores, right
 from afnext.evaluation.turns import attributed_scores, parse_turns, true_turns, turn_scores
 from afnext.evaluation.words import timed_scores, transcript_scores
 from afnext.training import tasks
-from afnext.training.data.lexicon import UNHEARD
 from afnext.training.synthesis.scenes import Scene
 from afnext.training.tasks import Exchange, several, sounds, speech
 from afnext.training.tasks.exchange import ask
+from afnext.training.tasks.lexicon import UNHEARD
 from afnext.training.tasks.refusal import ANSWER, refusal
 
 SEARCH = 1.0

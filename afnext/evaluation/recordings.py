@@ -19,11 +19,11 @@ from afnext.evaluation.events import parse_events
 from afnext.evaluation.questions import LONGEST, SHORT, Question
 from afnext.evaluation.score import Scores, right
 from afnext.evaluation.words import transcript_scores
-from afnext.training.data.lexicon import WORDS
 from afnext.training.synthesis.music import INSTRUMENTS
 from afnext.training.synthesis.sounds import CLASSES
 from afnext.training.tasks import music, sounds, speech
 from afnext.training.tasks.exchange import Plainly, ask
+from afnext.training.tasks.lexicon import WORDS
 
 PREFIX = "installed:"  # of their keys
 ABSENT = 2  # sounds that a recording is asked for in vain

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from afnext.training import tasks
-from afnext.training.data.lexicon import ANY_VERB, UNHEARD, WORDS
 from afnext.training.synthesis.banks import Banks
 from afnext.training.synthesis.music import INSTRUMENTS, Melody, Note
 from afnext.training.synthesis.scenes import Event, Scene, Utterance, compose
 from afnext.training.tasks import TASKS, Exchange, about, about_two, music, several, sounds, speech
 from afnext.training.tasks.exchange import LEADS, Plainly, ask, restyle
+from afnext.training.tasks.lexicon import ANY_VERB, UNHEARD, WORDS
 from afnext.training.tasks.refusal import ANSWER, REQUESTS
 
 NONE = np.zeros(0, np.float32)

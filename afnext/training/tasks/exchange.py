@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from afnext.training.data.lexicon import ANY_VERB, WORDS, article
+from afnext.training.tasks.lexicon import ANY_VERB, WORDS, article
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,10 @@ import random
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-from afnext.training.data.lexicon import UNHEARD, WORDS
 from afnext.training.synthesis.scenes import Event
 from afnext.training.synthesis.sounds import CLASSES
 from afnext.training.tasks.exchange import Exchange, ask, seconds, span
+from afnext.training.tasks.lexicon import UNHEARD, WORDS
 
 Events = Sequence[Event]
 

@@ -7,7 +7,6 @@ import inspect
 import numpy as np
 import pytest
 
-from afnext.training.data.lexicon import UNHEARD, WORDS, article
 from afnext.training.synthesis.sounds import (
     CLASSES,
     SAMPLE_RATE,
@@ -18,6 +17,7 @@ from afnext.training.synthesis.sounds import (
     signals,
     textures,
 )
+from afnext.training.tasks.lexicon import UNHEARD, WORDS, article
 
 pytestmark = pytest.mark.slow
 
