@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.command import program
+
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = re.findall(r"```(python|sh)\n(.*?)```", README, re.DOTALL)
 PYTHON = [code for language, code in BLOCKS if language == "python"]
@@ -45,7 +47,7 @@ def test_there_are_examples() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("code", PYTHON)
 def test_python_examples_run(code: str, folder: Path) -> None:
-    run = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    run = program(code, folder)
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip()
 
