@@ -37,11 +37,7 @@ def torchrun(sources: Path, folder: Path, how: str, restarts: int = 0) -> tuple[
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
                f"--max-restarts={restarts}", "-m", "tests.training.failing_run",
                str(sources), str(folder), how]  # fmt: skip
-    environment = {
-        **os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo",
-        # Seconds that torchrun gives to a process that stands still before it kills it.
-        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "2",
-    }  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
     )

@@ -124,7 +124,7 @@ def test_four_steps_on_other_meshes_are_those_of_one(
 def test_every_objective_is_the_same(sources: Path, tmp_path: Path, optimizer: str) -> None:
     """Heads drawn at random: one step of AdamW makes 2e-5 of rounding. Muon rounds to bfloat16."""
     losses = LossWeights(1.0, 0.3, 0.3, 0.3, 1.0, 0.3, 0.2)
-    common = {"losses": losses, "steps": 2, "optimizer": optimizer, "read": 0.3}
+    common = {"losses": losses, "steps": 2, "optimizer": optimizer, "read": 0.3, "tokens": 150}
     meshes = {
         name: mesh_recipe(sources, **MESHES[name], **common) for name in ("FSDP 2 x SP 2", "DP 4")
     }
