@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow  # every test starts a process that imports torch
+from tests.command import afnext, installed
 
+pytestmark = pytest.mark.slow  # every test starts processes
 
 SPOKEN = Path(__file__).parents[1] / "examples" / "scene.flac"
-
-
-def afnext(*args: object, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
-    """Run the installed command."""
-    command = str(Path(sys.executable).with_name("afnext"))
-    return subprocess.run(
-        [command, *map(str, args)],
-        capture_output=True, text=True, input=stdin, env={**os.environ, **env}, timeout=120,
-    )  # fmt: skip
 
 
 def test_ask_prints_the_answer_alone(scene_file: Path) -> None:
@@ -105,10 +94,10 @@ def test_a_recipe_is_planned_before_it_runs() -> None:
 
 def test_isa_cap_is_honoured() -> None:
     assert (
-        json.loads(afnext("info", "--json", AFNEXT_CPU_ISA="baseline").stdout)["cpu_isa"]
+        json.loads(installed("info", "--json", AFNEXT_CPU_ISA="baseline").stdout)["cpu_isa"]
         == "baseline"
     )
-    wrong = afnext("info", AFNEXT_CPU_ISA="mmx")
+    wrong = installed("info", AFNEXT_CPU_ISA="mmx")
     assert wrong.returncode == 1
     assert "AFNEXT_CPU_ISA" in wrong.stderr
 

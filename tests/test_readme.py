@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.command import afnext, program
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = re.findall(r"```(python|sh)\n(.*?)```", README, re.DOTALL)
@@ -21,6 +24,7 @@ COMMANDS = [
     for line in code.splitlines()
     if line.startswith("afnext ")
 ]
+PLAIN = [line for line in COMMANDS if not set(line) & set("|&;<>()$`*~#")]
 
 
 @pytest.fixture
@@ -45,14 +49,24 @@ def test_there_are_examples() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("code", PYTHON)
 def test_python_examples_run(code: str, folder: Path) -> None:
-    run = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    run = program(code, folder)
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", COMMANDS)
-def test_commands_run(command: str, folder: Path) -> None:
+@pytest.mark.parametrize("command", PLAIN)
+def test_commands_run(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    run = afnext(*shlex.split(command)[1:])
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [COMMANDS[0], *sorted(set(COMMANDS) - set(PLAIN))])
+def test_a_shell_runs_them(command: str, folder: Path) -> None:
+    """One, by the installed script, and all that have more than words."""
     run = subprocess.run(
         command, shell=True, cwd=folder, env=environment(), capture_output=True, text=True
     )

@@ -13,14 +13,12 @@ from pathlib import Path
 import pytest
 import soundfile
 
-pytestmark = pytest.mark.slow  # every test starts processes that import torch
+from tests.command import afnext as run
+
+pytestmark = pytest.mark.slow  # every test starts processes
 
 COMMAND = str(Path(sys.executable).with_name("afnext"))
 COUNT = 60
-
-
-def run(*words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([COMMAND, *map(str, words)], capture_output=True, text=True, timeout=120)
 
 
 def files(out: Path) -> list[str]:

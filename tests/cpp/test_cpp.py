@@ -150,5 +150,5 @@ def test_reference_cases_on_aarch64(cases: Path) -> None:
 @pytest.mark.sweep
 @pytest.mark.parametrize("preset", ["sanitize", "sanitize-threads"])
 def test_reference_cases_under_sanitizers(preset: str, cases: Path) -> None:
-    """No access out of bounds, no undefined behaviour, no race, on any level."""
+    """No access out of bounds, no undefined behaviour on any level; no race on those of the preset."""
     assert " 0 failures" in run_preset(preset, cases)

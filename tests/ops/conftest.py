@@ -23,15 +23,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Quick runs (make check) test the lowest and the highest instruction set that an op has kernels for,
-    and plain torch; those between are left to the whole suite."""
+    """make test has the lowest and the highest instruction set that an op has kernels for, and plain torch;
+    those between are left to the sweep."""
     for item in items:
         if not item.path.is_relative_to(HERE) or not hasattr(item, "callspec"):
             continue
         op = item.path.stem.removeprefix("test_")
         levels = runtime.available_cpu_isas(op) or runtime.available_cpu_isas()
         if any(item.callspec.params.get(name) in levels[1:-1] for name in LEVEL_FIXTURES):
-            item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.sweep)
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
-"""Processes with gloo between them: forked from one that has torch imported, so that eight cost little."""
+"""Processes, with gloo between them or alone: forked from one that has torch imported, so that eight cost
+little."""
 
 from __future__ import annotations
 
@@ -9,12 +10,22 @@ import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 WAIT = 120.0
 """Seconds after which a test's processes are given up."""
+
+
+def forked() -> ForkServerContext:
+    """Where processes are forked from one that has imported what tests run in them."""
+    context = multiprocessing.get_context("forkserver")
+    # torch's compiler too: its optimizers and FSDP import it.
+    imported = ["torch._dynamo", "afnext.parallel", "afnext.training.loop", "afnext.cli"]
+    context.set_forkserver_preload([*imported, "afnext.assistant"])
+    return context
 
 
 def spawn(world: int, function: Callable[..., Any], *args: Any) -> list[Any]:
@@ -41,9 +52,7 @@ def start(
     world: int, store: str, function: Callable[..., Any], *args: Any
 ) -> list[tuple[BaseProcess, Connection]]:
     """The processes, which meet at a file ``store``, each with the pipe that its answer comes through."""
-    context = multiprocessing.get_context("forkserver")
-    # torch's compiler too: its optimizers and FSDP import it.
-    context.set_forkserver_preload(["torch._dynamo", "afnext.parallel", "afnext.training.loop"])
+    context = forked()
     before = dict(os.environ)
     os.environ |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     started = []

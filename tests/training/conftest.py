@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from afnext.training import loop
 from afnext.training.config import (
     LossWeights,
     ModelShape,
@@ -39,7 +40,7 @@ def stage(name: str, train: list[str], freeze: list[str], **fields: object) -> S
     return StageConfig(name, train=dict.fromkeys(train, 2e-3), freeze=freeze, **(values | fields))  # type: ignore[arg-type]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def recipe() -> TrainConfig:
     """Stages of every sort: the encoder by labels, the decoder by scripts, all by audio."""
     return TrainConfig(
@@ -67,3 +68,15 @@ def recipe() -> TrainConfig:
         save_every=1,
         export_dtype="float32",
     )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def trained(
+    recipe: TrainConfig, shared_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder of a run of ``recipe`` that nothing broke."""
+    out = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(banks, "make", make_once)
+        loop.train(recipe, out, data=shared_data)
+    return out

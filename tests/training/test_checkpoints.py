@@ -244,12 +244,14 @@ def test_a_signal_ends_a_run_after_its_step(
     recipe: TrainConfig,
     tmp_path: Path,
     shared_data: Path,
+    trained: Path,
     monkeypatch: pytest.MonkeyPatch,
     number: signal.Signals,
 ) -> None:
-    """Nothing is saved but for the signal, and what goes on from there ends as if there had been none."""
+    """Nothing is saved but for the signal, and what goes on from there ends as if there had been none (and as
+    if it had been saved and evaluated).
+    """
     recipe = dataclasses.replace(recipe, save_every=0, evaluate_every=0)
-    whole = loop.train(recipe, tmp_path / "whole", data=shared_data)
     losses, steps = loop.Run.losses, []
 
     def signalled(self, batch, stage):
@@ -269,5 +271,5 @@ def test_a_signal_ends_a_run_after_its_step(
     assert json.loads((last / "progress.json").read_text())["step"] == 2
     assert any(name.startswith("optimizer/") for name in read(last))
     resumed = loop.train(recipe, out, data=shared_data, resume=True)
-    a, b = load_file(whole / "model.safetensors"), load_file(resumed / "model.safetensors")
+    a, b = (load_file(f / "model.safetensors") for f in (trained / "model", resumed))
     assert all(torch.equal(a[name], b[name]) for name in a)

@@ -30,10 +30,10 @@ def _log(out: Path) -> list[dict]:
 
 
 def test_a_run_from_data_to_model_folder(
-    recipe: TrainConfig, tmp_path: Path, shared_data: Path
+    recipe: TrainConfig, trained: Path, shared_data: Path
 ) -> None:
-    folder = loop.train(recipe, tmp_path, data=shared_data)
-    kinds = [r["kind"] for r in _log(tmp_path)]
+    folder = trained / "model"
+    kinds = [r["kind"] for r in _log(trained)]
     assert kinds[0] == "start"
     assert "held-out" in kinds
     assert {p.name for p in folder.iterdir()} == {
@@ -41,18 +41,18 @@ def test_a_run_from_data_to_model_folder(
         "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
     }  # fmt: skip
     net = AudioLanguageModel.from_pretrained(folder, dtype=torch.float32)
-    saved = read(newest(tmp_path / "checkpoints"))
+    saved = read(newest(trained / "checkpoints"))
     for name, parameter in net.named_parameters():
         assert torch.equal(parameter, saved[f"weights/net.{name}"])
     with pytest.raises(AfnextError, match="resume it or choose another"):
-        loop.train(recipe, tmp_path, data=shared_data)
+        loop.train(recipe, trained, data=shared_data)
 
 
 def test_a_resumed_run_ends_where_an_unbroken_one_does(
-    recipe: TrainConfig, tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    recipe: TrainConfig, tmp_path: Path, shared_data: Path, trained: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     """Broken in each stage; weights are bit-equal, so optimizer, data and schedule all resumed."""
-    whole = loop.train(recipe, tmp_path / "whole", data=shared_data)
     made, broken = Batches.__getitem__, tmp_path / "broken"
     for name, stop in (("ears", 2), ("letters", 1), ("all", 3)):
 
@@ -66,15 +66,15 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(
             loop.train(recipe, broken, data=shared_data, resume=True)
     monkeypatch.setattr(Batches, "__getitem__", made)
     resumed = loop.train(recipe, broken, data=shared_data, resume=True)
-    a, b = load_file(whole / "model.safetensors"), load_file(resumed / "model.safetensors")
+    a, b = (load_file(f / "model.safetensors") for f in (trained / "model", resumed))
     assert a.keys() == b.keys()
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
 def test_a_chain_can_be_run_in_parts(
-    recipe: TrainConfig, tmp_path: Path, shared_data: Path
+    recipe: TrainConfig, tmp_path: Path, shared_data: Path, trained: Path
 ) -> None:
-    whole = loop.train(recipe, tmp_path / "whole", data=shared_data)
+    whole = trained / "model"
     parts = tmp_path / "parts"
     first = loop.train(recipe, parts, data=shared_data, stages=["ears"])
     assert not torch.equal(*(load_file(f / "model.safetensors")["language_model.model.norm.weight"]
@@ -201,13 +201,11 @@ def test_another_rote_and_times_in_digits_are_trained_and_load(
     assert ModelConfig.from_dict(plain).rote.kind == "axial"
 
 
-def test_transformers_gives_the_same_logits(
-    recipe: TrainConfig, tmp_path: Path, shared_data: Path
-) -> None:
+def test_transformers_gives_the_same_logits(trained: Path) -> None:
     """The exported folder in transformers' own class: float32, so 1e-4 of the largest logit."""
     from transformers import MusicFlamingoForConditionalGeneration, WhisperFeatureExtractor
 
-    folder = loop.train(recipe, tmp_path, data=shared_data)
+    folder = trained / "model"
     theirs = MusicFlamingoForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     ours = AudioLanguageModel.from_pretrained(folder, dtype=torch.float32)
     samples = np.random.default_rng(0).standard_normal(40_000).astype(np.float32) * 0.1

@@ -131,6 +131,9 @@ def test_a_step_takes_what_was_planned(tmp_path: Path) -> None:
 def test_every_sort_of_step_takes_what_was_planned(
     stage: dict[str, Any], bf16: bool, tmp_path: Path
 ) -> None:
+    """In float32 half as much is as many bytes."""
+    if not bf16:
+        stage = stage | {"seconds": stage["seconds"] / 2, "tokens": stage["tokens"] // 2}
     check(dataclasses.replace(recipe(tmp_path, **stage), bf16=bf16), tmp_path)
 
 

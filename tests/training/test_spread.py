@@ -54,8 +54,13 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def check(meshes: dict[str, TrainConfig], one: TrainConfig, out: Path, close: float, worst: float,
           loss: float) -> None:  # fmt: skip
-    alone = recorded(one, out / "alone")
-    ranks = spawn(4, all_recorded, list(meshes.values()), out / "spread", out / "alone")
+    compare(meshes, recorded(one, out / "alone"), out / "alone", out / "spread", close, worst, loss)
+
+
+def compare(meshes: dict[str, TrainConfig], alone: list[dict], reference: Path, out: Path,
+            close: float, worst: float, loss: float) -> None:  # fmt: skip
+    """``alone`` and the gradients in ``reference`` are of the run on one process."""
+    ranks = spawn(4, all_recorded, list(meshes.values()), out, reference)
     for answers in ranks:
         for name, steps in zip(meshes, answers, strict=True):
             for step, (found, wanted) in enumerate(zip(steps, alone, strict=True)):
@@ -87,13 +92,31 @@ def test_four_processes_have_the_gradients_of_one(sources: Path, tmp_path: Path)
     assert any(any(step) and not all(step) for step in silent)
 
 
+WHOLE = "FSDP 2 x SP 2"  # shards weights and sequences both
+
+
 @pytest.mark.sweep
-@pytest.mark.parametrize("name", MESHES)
-def test_ten_steps_of_four_processes_are_those_of_one(
-    sources: Path, tmp_path: Path, name: str
+def test_ten_steps_of_four_processes_are_those_of_one(sources: Path, tmp_path: Path) -> None:
+    """What AdamW makes of rounding does not grow."""
+    meshes = {WHOLE: mesh_recipe(sources, **MESHES[WHOLE])}
+    check(meshes, mesh_recipe(sources), tmp_path, CLOSE, WORST, LOSS)
+
+
+@pytest.fixture(scope="module")
+def four_steps(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict], Path]:
+    """One process's losses, and the folder of its gradients."""
+    folder = tmp_path_factory.mktemp("four-steps")
+    return recorded(mesh_recipe(sources, steps=4), folder), folder
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("name", sorted(MESHES.keys() - {WHOLE}))
+def test_four_steps_on_other_meshes_are_those_of_one(
+    sources: Path, tmp_path: Path, four_steps: tuple[list[dict], Path], name: str
 ) -> None:
-    mesh = {name: mesh_recipe(sources, **MESHES[name])}
-    check(mesh, mesh_recipe(sources), tmp_path, CLOSE, WORST, LOSS)
+    """Sixteen batches, with recordings of two windows and with none, and three updates behind the first."""
+    meshes = {name: mesh_recipe(sources, steps=4, **MESHES[name])}
+    compare(meshes, *four_steps, tmp_path, CLOSE, WORST, LOSS)
 
 
 @pytest.mark.sweep
@@ -101,7 +124,7 @@ def test_ten_steps_of_four_processes_are_those_of_one(
 def test_every_objective_is_the_same(sources: Path, tmp_path: Path, optimizer: str) -> None:
     """Heads drawn at random: one step of AdamW makes 2e-5 of rounding. Muon rounds to bfloat16."""
     losses = LossWeights(1.0, 0.3, 0.3, 0.3, 1.0, 0.3, 0.2)
-    common = {"losses": losses, "steps": 2, "optimizer": optimizer, "read": 0.3}
+    common = {"losses": losses, "steps": 2, "optimizer": optimizer, "read": 0.3, "tokens": 150}
     meshes = {
         name: mesh_recipe(sources, **MESHES[name], **common) for name in ("FSDP 2 x SP 2", "DP 4")
     }

@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from tests.cuda.cases.attention import Problem, offsets, run
+from tests.cuda.cases.attention import Problem, by_dim, offsets, run
 from tests.cuda.harness import HALVES, Case, Kernels, generator
 
 HOPPER = 90
@@ -71,14 +71,7 @@ CORE = {
     "raised-64": Problem(queries=(40,), keys=(530,), scale=1.0, heads=(4, 1)),
     "partials": Problem(queries=(5,), keys=(700,), partials=True, heads=(8, 1), dim=128),
 }
-LONG = {
-    f"dim-{dim}-{heads[0]}-{heads[1]}{'-causal' * causal}": Problem(
-        queries=(129, 65, 31), dim=dim, causal=causal, heads=heads, rotation="half"
-    )
-    for dim in (64, 128)
-    for causal in (False, True)
-    for heads in ((1, 1), (7, 1), (8, 2))
-} | {
+LONG = by_dim((64, 128)) | {
     "strided": Problem(queries=(130,), gap=16, heads=(8, 2), causal=True),
     "long": Problem(queries=(900,), causal=True, rotation="interleaved", dim=128),
     "long-window": Problem(queries=(900,), window=(200, 0), heads=(2, 1)),
