@@ -412,8 +412,8 @@ def _answer(
         _print("")
     else:
         _write((to_srt if format == "srt" else to_vtt)(reply.segments))
-        if not reply.segments:
-            _note("the answer holds no timestamps")
+        if not any(segment.text for segment in reply.segments):
+            _note("the answer holds no words with times")
     if reply.stopped == "length":
         _note("the answer was cut off: raise --max-tokens")
 

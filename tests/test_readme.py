@@ -15,6 +15,7 @@ import pytest
 from tests.command import afnext, program
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
+EXAMPLES = Path(__file__).parents[1] / "examples"
 BLOCKS = re.findall(r"```(python|sh)\n(.*?)```", README, re.DOTALL)
 PYTHON = [code for language, code in BLOCKS if language == "python"]
 COMMANDS = [
@@ -29,9 +30,12 @@ PLAIN = [line for line in COMMANDS if not set(line) & set("|&;<>()$`*~#")]
 
 @pytest.fixture
 def folder(tmp_path: Path, scene_file: Path) -> Path:
-    """A folder with a recording ``clip.wav``, and two more in ``recordings``."""
+    """A folder with a recording ``clip.wav``, that of the examples, and two more in ``recordings``."""
+    import soundfile
+
     (tmp_path / "recordings").mkdir()
-    for name in ("clip.wav", "recordings/one.wav", "recordings/two.wav"):
+    soundfile.write(tmp_path / "clip.wav", *soundfile.read(EXAMPLES / "scene.flac"))
+    for name in ("recordings/one.wav", "recordings/two.wav"):
         shutil.copy(scene_file, tmp_path / name)
     return tmp_path
 
