@@ -31,9 +31,9 @@ from tests.parallel.processes import spawn
 from tests.training.mesh_runs import all_recorded, recorded, refused, stopped, write_sources
 from tests.training.mesh_runs import recipe as mesh_recipe
 
-# Sums in another order, and what ten steps of AdamW make of that: measured are 1.7e-6 of the gradient's norm,
-# 7e-6 of the worst parameter's and 4e-7 of the loss.
-CLOSE, WORST, LOSS = 5e-6, 2e-5, 2e-6
+# Sums in another order: from nano's weights of today ten steps differ by 3.2e-6 of the gradient's norm, by
+# 2.7e-5 of the worst parameter's and by 1e-7 of the loss, the last no more than the second.
+CLOSE, WORST, LOSS = 1e-5, 8e-5, 2e-6
 AUDIO_ID = json.loads((EMBEDDED["nano"] / "config.json").read_text())["audio_token_id"]
 SMALL = {"seconds": 10.0, "read": 0.6, "tokens": 120}
 MESHES = {
