@@ -11,6 +11,8 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from .errors import AfnextError
+
 Model = Annotated[
     str, typer.Option("--model", "-m", help="nano, a model folder, or a Hugging Face id.")
 ]
@@ -76,11 +78,14 @@ class SamplingOptions:
         """Those that were set, as ``Assistant`` takes them.
 
         Raises:
-            OSError: the schema's file cannot be read.
+            AfnextError: the schema's file cannot be read.
         """
         given = {name: value for name, value in asdict(self).items() if value not in (None, [])}
         if self.json_schema is not None:
-            given["json_schema"] = self.json_schema.read_text()
+            try:
+                given["json_schema"] = self.json_schema.read_text()
+            except OSError as error:
+                raise AfnextError(f"--json-schema: {self.json_schema}: {error.strerror}") from None
         if self.choice and len(self.choice) == 1:
             given["choice"] = self.choice[0].split(",")
         return given

@@ -181,8 +181,8 @@ def _limited(
 
 def _too_long(name: str, max_seconds: float, stated: str = "") -> AudioError:
     return AudioError(
-        f"{name}: is longer{stated} than the limit of {max_seconds:g} s; pass truncate=True to use "
-        f"the first {max_seconds:g} s, or raise max_seconds"
+        f"{name}: is longer{stated} than the limit of {max_seconds:g} s; truncate (truncate=True, "
+        f"--truncate) uses the first {max_seconds:g} s, or raise max_seconds"
     )
 
 

@@ -284,7 +284,7 @@ def test_a_header_that_states_too_much_is_refused_before_decoding(sine, encode):
     flac = bytearray(encode(sine(16_000, 1.0), 16_000, "FLAC"))
     flac[21] |= 0x0F
     flac[22:26] = b"\xff" * 4
-    refused(bytes(flac), r"is longer \(\d+\.\d\d s\) than the limit of 1800 s; pass truncate=True")
+    refused(bytes(flac), r"is longer \(\d+\.\d\d s\) than the limit of 1800 s; .*truncate=True")
     refused(bytes(flac), "damaged or cut short", truncate=True)
     with pytest.warns(AudioWarning):
         assert load(bytes(flac), truncate=True, partial=True)[0].valid_samples == 16_000

@@ -276,3 +276,19 @@ def test_a_scene_is_written_with_what_is_in_it(
     samples, rate = soundfile.read(path)
     assert rate == SAMPLE_RATE
     assert np.abs(samples - scene.samples).max() <= 1 / 32768
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["x.mp3"], "path"),
+        (["nowhere/x.wav"], "path"),
+        (["x.wav", "--seconds", "-1"], "--seconds"),
+    ],
+)
+def test_a_scene_that_cannot_be_written_is_refused(
+    arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert f"error: {named}: " in capsys.readouterr().err
