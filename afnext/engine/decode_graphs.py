@@ -140,9 +140,7 @@ class _Step:
         side = torch.cuda.Stream(self.inputs.device)
         side.wait_stream(torch.cuda.current_stream(self.inputs.device))
         with torch.cuda.stream(side):
-            for _ in range(
-                2
-            ):  # libraries choose kernels and take memory when they are first called
+            for _ in range(2):  # libraries choose kernels and take memory at their first calls
                 self._forward()
         torch.cuda.current_stream(self.inputs.device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()

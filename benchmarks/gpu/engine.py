@@ -18,27 +18,11 @@ from typing import Any
 import torch
 
 from .. import machine
-from ..results import Failure, Peaks, Result, document, result_of, table, write
+from ..results import Failure, Result, document, result_of, table, write
 from ..timing import alternate
 from .__main__ import SAVED, slug
 from .build import load_module
-
-
-def copy_bandwidth(device: torch.device) -> float:
-    """Bytes a second, read and written, of a large copy on the device."""
-    if device.type == "cpu":
-        return 1e10
-    source = torch.empty(1 << 30, dtype=torch.uint8, device=device).random_()
-    into = torch.empty_like(source)
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    for _ in range(3):
-        into.copy_(source)
-    begin.record()
-    for _ in range(20):
-        into.copy_(source)
-    end.record()
-    torch.cuda.synchronize()
-    return 20 * 2 * source.numel() / (begin.elapsed_time(end) * 1e-3)
+from .lab import Lab
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         failures.append(Failure.of("engine", "nano", error))
         print(f"FAILED {failures[-1]}", flush=True)
-    peaks = Peaks(copy_bandwidth(device), {})
+    peaks = Lab(options.rehearse).peaks
     shared = Path("/dev/shm")
     with TemporaryDirectory(dir=shared if shared.is_dir() else None) as folder:
         for case in Bench(options.rehearse, Path(folder)).cases():
