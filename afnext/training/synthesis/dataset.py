@@ -29,8 +29,7 @@ from afnext.training.synthesis.sounds import SAMPLE_RATE
 
 SHARD_SECONDS = 1800.0  # of audio in a shard: 58 MB
 FOLLOW_UP = 0.15  # of questions, as a further turn of the conversation before
-TWO_RECORDINGS = 0.15  # of scenes of at most PAIR_SECONDS, beside one before it
-ALIKE = 0.5  # of these, if any has the same sounds: so that "the same" is as often true as not
+ALIKE = 0.5  # of pairs, if any has the same sounds: so that "the same" is as often true as not
 PAIR_SECONDS = 15.0
 
 
@@ -43,7 +42,8 @@ class SceneSet:
     """``count`` scenes of a kind, of ``shortest`` to ``longest`` seconds.
 
     Lengths are drawn evenly on a logarithmic scale and are whole tenths of a second. Each scene has
-    ``questions`` questions and one more for every ``7`` seconds.
+    ``questions`` questions and one more for every ``7`` seconds, and one of at most ``15`` seconds on average
+    ``pairs`` about it and one before it; with ``alone`` false there are none but these.
     """
 
     kind: str
@@ -51,6 +51,8 @@ class SceneSet:
     shortest: float
     longest: float
     questions: int = 4
+    pairs: float = 0.15
+    alone: bool = True
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -137,13 +139,15 @@ def _write_part(
             scene, seconds = scenes.scene(seed, index, banks)
             key = f"{number:05}-{index:06}"
             sound = f"{path.name}/{key}.wav"
-            said.extend(_conversations(scene, seconds, sound, scenes.questions, rng))
+            if scenes.alone:
+                said.extend(_conversations(scene, seconds, sound, scenes.questions, rng))
             made = (scene, seconds, sound)
-            if before and seconds <= PAIR_SECONDS and rng.random() < TWO_RECORDINGS:
-                alike = with_sounds.get(_sounds(scene))
-                other = alike if alike and rng.random() < ALIKE else before
-                if other[1] <= PAIR_SECONDS:
-                    said.append(_pair(other, made, rng))
+            if before and seconds <= PAIR_SECONDS:
+                for _ in range(int(scenes.pairs + rng.random())):
+                    alike = with_sounds.get(_sounds(scene))
+                    other = alike if alike and rng.random() < ALIKE else before
+                    if other[1] <= PAIR_SECONDS:
+                        said.append(_pair(other, made, rng))
             before = with_sounds[_sounds(scene)] = made
             yield Recording(key, scene.samples, SAMPLE_RATE, to_json(scene, scenes.kind, seconds))
 

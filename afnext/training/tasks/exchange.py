@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Protocol
 
 from afnext.training.tasks.lexicon import ANY_VERB, WORDS, article
@@ -28,10 +30,16 @@ class Span(Protocol):
     def offset(self) -> float: ...
 
 
-LEADS = ("Please ", "Tell me: ", "In this recording, ", "Listen. ", "Hello! ", "Listen carefully: ")
-
+LEADS = (
+    *("Please ", "Tell me: ", "In this recording, ", "Listen. ", "Hello! ", "Listen carefully: "),
+    *("Hi, ", "Hey, ", "Okay, ", "So, ", "Next: ", "Quick question: ", "I have a question: "),
+    *("One more thing: ", "Just curious: ", "Good morning! ", "For my notes: ", "Here is a file. "),
+)
+PLAIN_LEADS = 6
+ENDS = (" Thanks.", " Thank you.", " Please.", " Be brief.", " I am in a hurry.", " Thanks a lot!")
 
 PLAIN = 3  # wordings
+_CHOICE = re.compile(r"\[([^\[\]]*)\]")
 
 
 class Plainly(random.Random):
@@ -42,8 +50,26 @@ class Plainly(random.Random):
 
 
 def worded(phrasings: Sequence[str], rng: random.Random, plain: int = PLAIN) -> str:
-    """One of the phrasings; of the first few, where ``rng`` asks plainly."""
-    return rng.choice(phrasings[:plain] if isinstance(rng, Plainly) else phrasings)
+    """One of the phrasings; of the first few, where ``rng`` asks plainly.
+
+    ``[a|b|]`` in a phrasing is one of what is between the bars; one with more of them is chosen more often.
+    """
+    if isinstance(rng, Plainly):
+        phrasing = rng.choice(phrasings[:plain])
+    else:
+        phrasing = rng.choices(phrasings, [1 + text.count("[") for text in phrasings])[0]
+    text = _CHOICE.sub(lambda found: rng.choice(found[1].split("|")), phrasing)
+    return text[0].upper() + text[1:]
+
+
+def can_word(phrasing: str, text: str) -> bool:
+    """Whether :func:`worded` may make ``text`` of ``phrasing``, whatever the case."""
+    parts = _CHOICE.split(phrasing)  # as it stands, and choices, by turns
+    pattern = "".join(
+        f"(?:{'|'.join(map(re.escape, part.split('|')))})" if odd else re.escape(part)
+        for part, odd in zip(parts, cycle((False, True)), strict=False)
+    )
+    return re.fullmatch(pattern, text, re.IGNORECASE) is not None
 
 
 def seconds(value: float) -> str:
@@ -57,10 +83,13 @@ def span(of: Span) -> str:
 
 
 def restyle(question: str, rng: random.Random) -> str:
-    """The question as somebody might type it: a lead-in, other case, no final mark."""
+    """The question as somebody might type it: a lead-in, thanks, other case, no final mark."""
+    plainly = isinstance(rng, Plainly)
     if rng.random() < 0.12:
-        lead = rng.choice(LEADS)
+        lead = rng.choice(LEADS[:PLAIN_LEADS] if plainly else LEADS)
         question = lead + (question if lead[-2] in ".!" else question[0].lower() + question[1:])
+    if not plainly and rng.random() < 0.04:
+        question += rng.choice(ENDS)
     roll = rng.random()
     if roll < 0.25:
         question = question.lower()

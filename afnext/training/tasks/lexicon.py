@@ -51,7 +51,7 @@ WORDS: dict[str, Word] = {
 }
 
 ANY_VERB = ("sound", "start", "begin", "play", "occur", "happen", "appear")
-PLURAL = ("footsteps",)
+PLURAL = ("footsteps", "steps")
 MASS = ("speech", "music", "wind", "water", "applause", "glass")
 """Nouns without an indefinite article."""
 

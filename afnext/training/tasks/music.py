@@ -25,6 +25,13 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
         "Which instrument do you hear?",
         "What is playing here?",
         "What plays the tune?",
+        "[What|Which] [instrument|kind of instrument|sort of instrument] [is it|is this|is that|is played|is playing|plays here|do I hear|is used|can be heard]?",
+        "[Can|Could|Would] you [tell me|name|recognise|identify|say] [the instrument|which instrument plays|what instrument it is|what is playing]?",
+        "[Please |][name|identify|recognise|tell me|find out|say] [the instrument|which instrument plays|what instrument it is|what the music is played on]",
+        "[What|Which instrument] [is the tune|is the music|is this|is it] played [on|with]?",
+        "[I want to know|I wonder|I'd like to know|Do you know] [which instrument plays|what instrument this is|what is played here]",
+        "[Instrument|Name of the instrument|Which instrument]?",
+        "[Who or what|What] [makes|plays] [the music|this music|the melody]?",
     ),
     "instrument_presence": (
         "Is there {a}?",
@@ -35,6 +42,9 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
         "Tell me if {a} plays.",
         "Is it {a} that plays?",
         "Is the melody played on {a}?",
+        "[Do|Can|Did] you [hear|recognise|notice] {a} [here|playing|in the music|in this]?",
+        "[Is|Was] [there {a} in the music|{a} playing here|the tune played on {a}|this {a}|that {a}]?",
+        "[Tell me|Say|Check] [if|whether] [there is {a}|{a} is playing|you hear {a}]",
     ),
     "tempo": (
         "How fast is the music?",
@@ -44,6 +54,8 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
         "Tell me the tempo.",
         "What tempo does the music have?",
         "How quick is the melody?",
+        "[How fast|How quick|How slow] [is|was] [it|the tune|the melody|the music|the piece]?",
+        "[Tell me|Give me|Say|I want|Estimate] [the tempo|the speed of the music|how fast the music is|the beats per minute]",
     ),
     "loudness": (
         "Does the music get louder or softer?",
@@ -51,6 +63,8 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
         "Is there a crescendo or a diminuendo?",
         "Tell me how the loudness changes.",
         "Does the melody become louder?",
+        "[Does|Did] [it|the tune|the music|the melody] [get|become|grow] [louder|softer|quieter|louder or softer]?",
+        "[How does|How did] the [volume|loudness] [change|develop]?",
     ),
     "notes": (
         "Write down the melody with times.",
@@ -60,6 +74,8 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
         "Give me the notes with times.",
         "What are the notes of the melody?",
         "Note down the tune.",
+        "[Please |][write down|note down|list|transcribe|give me] [the notes|the melody|the tune|all the notes][ with times| and their onsets|]",
+        "[Which|What] [notes|tones] [are played|are there|do you hear|does the melody have][, and when|]?",
     ),
 }
 LOUDNESS = {
