@@ -27,7 +27,9 @@ def symbols(*arguments: str | Path) -> str:
 @pytest.mark.skipif(shutil.which("ldd") is None, reason="needs ldd")
 def test_links_no_torch() -> None:
     output = subprocess.run(["ldd", MODULE], capture_output=True, text=True, check=True).stdout
-    libraries = [line.split()[0] for line in output.splitlines()]  # without the addresses: hexadecimal, they spell c10
+    libraries = [
+        line.split()[0] for line in output.splitlines()
+    ]  # without the addresses: hexadecimal, they spell c10
     assert any("libc.so" in name for name in libraries)
     for unwanted in ("torch", "c10", "cuda"):
         assert not any(unwanted in name for name in libraries)

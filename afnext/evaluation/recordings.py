@@ -21,7 +21,6 @@ from afnext.evaluation.score import Scores, right
 from afnext.evaluation.words import transcript_scores
 from afnext.training.synthesis.music import INSTRUMENTS
 from afnext.training.synthesis.sounds import CLASSES
-from afnext.training.tasks import music, sounds, speech
 from afnext.training.tasks.exchange import Plainly, ask
 from afnext.training.tasks.lexicon import WORDS
 
@@ -170,27 +169,26 @@ def questions(recording: Recording) -> Iterator[Question]:
         )
 
     def presence(label: str, kind: str, truth: str) -> Question:
-        text = ask("presence", sounds.QUESTIONS["presence"], truth, rng, label).question
+        text = ask("presence", truth, rng, label).question
         return question(f"presence, {kind}", text, answers.judge("presence", truth))
 
     if recording.words:
-        text = ask("transcribe", speech.QUESTIONS["transcribe"], "", rng).question
+        text = ask("transcribe", "", rng).question
         said = recording.words
         yield question("words", text, lambda answer: transcript_scores(said, answer))
     if label := recording.sound:
-        text = ask("list", sounds.QUESTIONS["list"], "", rng).question
+        text = ask("list", "", rng).question
         yield question("sound named", text, lambda answer: _named(label, answer), LONGEST["list"])
         yield presence(label, "present", "Yes.")
         others = [c for c in CLASSES if c != label and c not in WORDS[label].confused_with]
         for other in rng.sample(others, ABSENT):
             yield presence(other, "absent", "No.")
     if played := recording.instrument:
-        text = ask("instrument", music.QUESTIONS["instrument"], "", rng).question
+        text = ask("instrument", "", rng).question
         yield question("instrument", text, answers.judge("instrument", played))
         absent = rng.choice([i.name for i in INSTRUMENTS if i.name != played])
         for name, kind, truth in ((played, "present", "Yes."), (absent, "absent", "No.")):
-            phrasings = music.QUESTIONS["instrument_presence"]
-            text = ask("instrument_presence", phrasings, truth, rng, name).question
+            text = ask("instrument_presence", truth, rng, name).question
             judge = answers.judge("instrument_presence", truth)
             yield question(f"instrument presence, {kind}", text, judge)
 

@@ -69,8 +69,9 @@ def _about_pairs(recordings: HeldOut, limit: int | None) -> list[Question]:
     drawn = list(q.pairs(scenes, rng))
     rng.shuffle(drawn)
     asked: list[Question] = []
-    for keys, pair in drawn[: min(limit or PAIRS, PAIRS)]:
-        asked += q.about_two(keys, pair, rng)
+    for ask, words in ((q.about_two, rng), (q.unseen_about_two, Plainly("pairs, unseen phrasing"))):
+        for keys, pair in drawn[: min(limit or PAIRS, PAIRS)]:
+            asked += ask(keys, pair, words)
     return asked
 
 

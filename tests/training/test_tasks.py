@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 from collections import Counter
@@ -15,10 +16,10 @@ from afnext.training import tasks
 from afnext.training.synthesis.banks import Banks
 from afnext.training.synthesis.music import INSTRUMENTS, Melody, Note
 from afnext.training.synthesis.scenes import Event, Scene, Utterance, compose
-from afnext.training.tasks import TASKS, Exchange, about, about_two, music, several, sounds, speech
-from afnext.training.tasks.exchange import LEADS, Plainly, ask, restyle
+from afnext.training.tasks import TASKS, Exchange, about, about_two, music, sounds, speech
+from afnext.training.tasks.exchange import ENDS, LEADS, PHRASINGS, Plainly, ask, pattern, restyle
 from afnext.training.tasks.lexicon import ANY_VERB, UNHEARD, WORDS
-from afnext.training.tasks.refusal import ANSWER, REQUESTS
+from afnext.training.tasks.refusal import ANSWER
 
 NONE = np.zeros(0, np.float32)
 
@@ -117,7 +118,6 @@ CASES = {
         },
     ),
 }  # fmt: skip
-PHRASINGS = {**sounds.QUESTIONS, **speech.QUESTIONS, **music.QUESTIONS, **several.QUESTIONS}
 
 
 def one_of(texts: Sequence[str]) -> str:
@@ -127,23 +127,35 @@ def one_of(texts: Sequence[str]) -> str:
 LABEL_OF = {noun: label for label, word in WORDS.items() for noun in word.nouns}
 LABEL_OF |= {noun: noun for noun in (*UNHEARD, *(i.name for i in INSTRUMENTS))}
 NOUN = one_of(tuple(LABEL_OF))
+VERB = one_of((*ANY_VERB, *(v for w in WORDS.values() for v in w.verbs)))
 FIELDS = {
-    "noun": f"(?P<noun>{NOUN})",
-    "a": f"(?:an? )?(?P<noun>{NOUN})",
-    "other": f"(?P<other>{one_of(tuple(WORDS))})",
-    "verb": f"(?:{one_of((*ANY_VERB, *(v for w in WORDS.values() for v in w.verbs)))})",
-    "time": r"(?P<time>\d+\.\d)",
-}
+    "noun": ("noun", NOUN), "a": ("noun", NOUN), "other": ("other", one_of(tuple(WORDS))),
+    "verb": ("verb", VERB), "time": ("time", r"\d+\.\d"), "which": ("which", "first|second"),
+}  # fmt: skip
+
+
+def readable(phrasing: str) -> str:
+    """A pattern of what a phrasing can become, with a group for each field: ``noun``, ``noun_1``, .."""
+    numbers = itertools.count()
+
+    def group(found: re.Match[str]) -> str:
+        name, values = FIELDS[found[1]]
+        article = "(?:an? )?" if found[1] == "a" else ""
+        return f"{article}(?P<{name}_{next(numbers)}>{values})"
+
+    return re.sub(r"\\\{(\w+)\\\}", group, pattern(phrasing.rstrip("?.")))
+
+
+READABLE = {task: [readable(p) for p in phrasings] for task, phrasings in PHRASINGS.items()}
 
 
 def asked(exchange: Exchange) -> dict[str, str]:
     """What a question asks about, read from its words by the phrasings of its kind."""
-    for phrasing in PHRASINGS[exchange.task]:
-        parts = re.split(r"\{(\w+)\}", phrasing.rstrip("?."))
-        pattern = "".join(FIELDS[p] if i % 2 else re.escape(p) for i, p in enumerate(parts))
-        lead = f"(?:{one_of(LEADS)})?"
-        if found := re.fullmatch(f"{lead}{pattern}[?.]?", exchange.question, re.IGNORECASE):
-            return {k: v.lower() for k, v in found.groupdict().items()}
+    for words in READABLE[exchange.task]:
+        form = f"(?:{one_of(LEADS)})?{words}[?.]?(?:{one_of([e.rstrip('.') for e in ENDS])})?[?.]?"
+        if found := re.fullmatch(form, exchange.question, re.IGNORECASE):
+            fields = {k.partition("_")[0]: v for k, v in found.groupdict().items() if v}
+            return {k: v.lower() for k, v in fields.items()}
     raise AssertionError(f"no phrasing of {exchange.task}: {exchange.question}")
 
 
@@ -308,13 +320,16 @@ def test_answers_about_two_recordings_are_true(one: str, other: str) -> None:
     found: Counter = Counter()
     for _ in range(400):
         exchange = about_two(CASES[one].scene, CASES[other].scene, rng)
-        label = LABEL_OF.get(asked(exchange).get("noun", ""))
+        about_it = asked(exchange)
+        label = LABEL_OF.get(about_it.get("noun", ""))
         where = (label in first, label in second)
         expected = {
             "which_has": {(True, False): "The first.", (False, True): "The second."}.get(where),
             "same_sounds": "Yes." if set(first) == set(second) else "No.",
             "in_both": "Yes." if all(where) else "No.",
-            "more": "The first." if len(first) > len(second) else "The second.",
+            "more": f"{CASES[one].answers['count']} {CASES[other].answers['count']} "
+            + ("The first." if len(first) > len(second) else "The second."),
+            "list_of": CASES[one if about_it.get("which") == "first" else other].answers["list"],
         }[exchange.task]
         assert exchange.answer == expected, exchange.question
         found[exchange.task, exchange.answer] += 1
@@ -360,10 +375,11 @@ def test_weights_choose_what_is_asked() -> None:
 
 def test_requests_for_harm_are_refused_whatever_is_heard() -> None:
     rng = random.Random(0)
-    seen = {about(CASES["talk"].scene, rng, {"refusal": 1.0}).question.lower() for _ in range(600)}
-    for request in REQUESTS:
-        words = request.rstrip("?.").lower()
-        assert any(words in question or words[1:] in question for question in seen)
+    refused = [about(CASES["talk"].scene, rng, {"refusal": 1.0}) for _ in range(2000)]
+    assert {exchange.answer for exchange in refused} == {ANSWER}
+    seen = {exchange.question for exchange in refused}
+    for request in READABLE["refusal"]:
+        assert any(re.search(request, question, re.IGNORECASE) for question in seen), request
 
 
 def test_every_phrasing_is_used_and_leaves_no_field_open(banks: Banks) -> None:
@@ -383,15 +399,14 @@ def test_every_phrasing_is_used_and_leaves_no_field_open(banks: Banks) -> None:
             assert not set("{}") & set(exchange.question + exchange.answer)
             assert not re.search(r"\b(a|A) [aeio]", exchange.question), exchange.question
             assert exchange.answer[-1] in ".?"
-    for _ in range(300):
+    for _ in range(3000):
         first, second = rng.sample(scenes, 2)
         exchange = about_two(first, second, rng)
         used[exchange.task].add(exchange.question.lower())
-    for task, phrasings in PHRASINGS.items():
+    for task, phrasings in READABLE.items():
         assert len(phrasings) >= 2
-        for phrasing in phrasings:
-            parts = [re.escape(p) for p in re.split(r"\{\w+\}", phrasing.rstrip("?.").lower())]
-            assert any(re.search(".+".join(parts), q) for q in used[task]), (task, phrasing)
+        for words in phrasings:
+            assert task == "refusal" or any(re.search(words, q, re.I) for q in used[task]), words
 
 
 def test_answers_are_read_back(banks: Banks) -> None:
@@ -459,15 +474,21 @@ def test_kinds_have_one_name() -> None:
     assert len(set(TASKS)) == len(TASKS)
     assert {
         e.task for e in made(CASES["sounds"], sounds.MAKERS, tasks.timeline(CASES["sounds"].scene))
-    } <= set(sounds.QUESTIONS)
+    } <= set(PHRASINGS)
 
 
 def test_who_asks_plainly_words_a_question_in_one_of_the_first_ways() -> None:
-    def stems(rng: random.Random) -> set[str]:
-        return {ask("first", sounds_first, "", rng).question[-12:].lower() for _ in range(400)}
+    ways = {ask("first", "", Plainly(seed)).question.lower() for seed in range(400)}
+    assert all(any(p.rstrip("?").lower() in w for p in PHRASINGS["first"][:3]) for w in ways)
+    assert len(ways) > 10
+    anyhow = {ask("first", "", random.Random(seed)).question for seed in range(400)}
+    assert any(re.search(READABLE["first"][-1], w, re.IGNORECASE) for w in anyhow)
+    assert any(any(w.rstrip(".").endswith(end.rstrip(".")) for end in ENDS) for w in anyhow)
 
-    sounds_first = [f"which is first? {way}?" for way in ("one", "two", "three", "four", "five")]
-    plain = stems(Plainly(1))
-    assert not any("four" in s or "five" in s for s in plain)
-    assert all(any(way in s for s in plain) for way in ("one", "two", "three"))
-    assert any("five" in s for s in stems(random.Random(1)))
+
+def test_a_choice_is_one_of_what_is_between_the_bars() -> None:
+    form = pattern("[Is|Was] there {a}[ here|]?")
+    for said in ("Is there {a}?", "Was there {a} here?"):
+        assert re.fullmatch(form, said)
+    for other in ("Is there {a} heard?", "There {a}?", "[Is|Was] there {a}?"):
+        assert not re.fullmatch(form, other)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
+from pathlib import Path
 from typing import Protocol
+
+import yaml
 
 from afnext.training.tasks.lexicon import ANY_VERB, WORDS, article
 
@@ -38,7 +40,11 @@ LEADS = (
 PLAIN_LEADS = 6
 ENDS = (" Thanks.", " Thank you.", " Please.", " Be brief.", " I am in a hurry.", " Thanks a lot!")
 
-PLAIN = 3  # wordings
+PHRASINGS: dict[str, list[str]] = yaml.safe_load(
+    Path(__file__).with_name("phrasings.yaml").read_text(encoding="utf-8")
+)
+PLAIN = {"refusal": 12}  # phrasings that are asked plainly, where it is not this many:
+FEW = 3
 _CHOICE = re.compile(r"\[([^\[\]]*)\]")
 
 
@@ -49,27 +55,27 @@ class Plainly(random.Random):
     """
 
 
-def worded(phrasings: Sequence[str], rng: random.Random, plain: int = PLAIN) -> str:
-    """One of the phrasings; of the first few, where ``rng`` asks plainly.
+def worded(task: str, rng: random.Random) -> str:
+    """One of a task's phrasings; of the first few, where ``rng`` asks plainly.
 
     ``[a|b|]`` in a phrasing is one of what is between the bars; one with more of them is chosen more often.
     """
+    phrasings = PHRASINGS[task]
     if isinstance(rng, Plainly):
-        phrasing = rng.choice(phrasings[:plain])
+        phrasing = rng.choice(phrasings[: PLAIN.get(task, FEW)])
     else:
         phrasing = rng.choices(phrasings, [1 + text.count("[") for text in phrasings])[0]
     text = _CHOICE.sub(lambda found: rng.choice(found[1].split("|")), phrasing)
     return text[0].upper() + text[1:]
 
 
-def can_word(phrasing: str, text: str) -> bool:
-    """Whether :func:`worded` may make ``text`` of ``phrasing``, whatever the case."""
+def pattern(phrasing: str) -> str:
+    """A regular expression of all that a phrasing can become; fields stand as ``\\{noun\\}``."""
     parts = _CHOICE.split(phrasing)  # as it stands, and choices, by turns
-    pattern = "".join(
-        f"(?:{'|'.join(map(re.escape, part.split('|')))})" if odd else re.escape(part)
-        for part, odd in zip(parts, cycle((False, True)), strict=False)
+    return "".join(
+        f"(?:{'|'.join(map(re.escape, part.split('|')))})" if choice else re.escape(part)
+        for part, choice in zip(parts, cycle((False, True)), strict=False)
     )
-    return re.fullmatch(pattern, text, re.IGNORECASE) is not None
 
 
 def seconds(value: float) -> str:
@@ -100,13 +106,17 @@ def restyle(question: str, rng: random.Random) -> str:
 
 def ask(
     task: str,
-    phrasings: Sequence[str],
     answer: str,
     rng: random.Random,
     label: str = "",
+    *,
+    phrasing: str = "",
     **fields: str,
 ) -> Exchange:
-    """Phrase a question; ``label``, a class or any other noun, fills ``{noun}``, ``{a}`` and ``{verb}``."""
+    """Phrase a question; ``label``, a class or any other noun, fills ``{noun}``, ``{a}`` and ``{verb}``.
+
+    ``phrasing`` replaces the task's own.
+    """
     if label in WORDS:
         noun = rng.choice(WORDS[label].nouns) if rng.random() < 0.3 else WORDS[label].nouns[0]
         verbs = WORDS[label].verbs if rng.random() < 0.6 else ANY_VERB
@@ -114,5 +124,5 @@ def ask(
         noun, verbs = label, ANY_VERB
     if label:
         fields |= {"noun": noun, "a": article(noun), "verb": rng.choice(verbs)}
-    question = worded(phrasings, rng).format(**fields)
+    question = (phrasing or worded(task, rng)).format(**fields)
     return Exchange(task, restyle(question, rng), answer)
