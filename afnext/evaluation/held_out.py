@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -163,8 +163,13 @@ def _silent() -> Iterator[Recording]:
 
 
 def _wanted(groups: Mapping[str, Group]) -> dict[str, object]:
-    made = {name: asdict(group) for name, group in groups.items()}
-    return {"version": VERSION, "seed": SEED, "groups": json.loads(json.dumps(made))}
+    """What the recordings depend on; not what training would ask about them."""
+    made = {
+        name: [s.kind, s.count, s.shortest, s.longest, group.split]
+        for name, group in groups.items()
+        for s in (group.scenes,)
+    }
+    return {"version": VERSION, "seed": SEED, "groups": made}
 
 
 def _is_whole(folder: Path) -> bool:
