@@ -43,7 +43,7 @@ app = typer.Typer(
 )
 
 Audio = Annotated[
-    list[str], typer.Argument(metavar="AUDIO...", help="One file or several; a folder with -o.")
+    list[str], typer.Argument(metavar="AUDIO", help="One file or several; a folder with -o.")
 ]
 
 
@@ -53,7 +53,7 @@ def ask(
     words: Annotated[
         list[str],
         typer.Argument(
-            metavar="AUDIO... QUESTION",
+            metavar="AUDIO.. QUESTION",
             help="One file or several, or a folder with -o; then the question in quotes.",
         ),
     ],
@@ -75,6 +75,7 @@ def ask(
         options = {"model": model, "sampling": sampling, "reading": reading, "many": many}
         _answer_each(audio, {"question": question}, lambda _: question, **options)
         return
+    _alone(audio, many)
     _answer(_load(model), audio, question, sampling, reading)
 
 
@@ -107,6 +108,9 @@ def transcribe(
         options = {"model": model, "sampling": sampling, "reading": reading, "many": many}
         _answer_each(audio, {"task": task, "target": target}, prompt, **options)
         return
+    if format != "text" and reading.json:
+        raise typer.BadParameter("--json holds the times: give one of them", param_hint="--format")
+    _alone(audio, many)
     assistant = _load(model)
     _answer(assistant, audio, _prompt(assistant, task, target), sampling, reading, format)
 
@@ -127,6 +131,7 @@ def caption(
         options = {"model": model, "sampling": sampling, "reading": reading, "many": many}
         _answer_each(audio, {"task": task}, partial(_prompt, task=task), **options)
         return
+    _alone(audio, many)
     assistant = _load(model)
     _answer(assistant, audio, _prompt(assistant, task), sampling, reading)
 
@@ -136,7 +141,7 @@ def caption(
 def chat(
     model: ModelOptions,
     sampling: SamplingOptions,
-    audio: Annotated[list[str] | None, typer.Argument(metavar="[AUDIO...]")] = None,
+    audio: Annotated[list[str] | None, typer.Argument(metavar="AUDIO")] = None,
 ) -> None:
     """Talk about recordings in the terminal."""
     from .terminal import Conversation
@@ -367,12 +372,26 @@ def _answer_each(
     """Answer every recording of a folder; exit with 1 if any failed."""
     from .cli_folder import answer_each
 
-    done = answer_each(audio, task, question, _load, **options)
     out = options["many"].output
+    try:
+        done = answer_each(audio, task, question, _load, **options)
+    except KeyboardInterrupt:
+        _note(f"stopped: what is in {out} is whole, and the same command goes on from there")
+        raise
     _print(str(out))
     if done.failed:
-        _note(f'{done.failed} failed: see "error" in {out}, and --retry-failed')
+        before = f", {done.failed_before} of them before" if done.failed_before else ""
+        _note(f'{done.failed} failed{before}: see "error" in {out}, and --retry-failed')
         sys.exit(1)
+
+
+def _alone(audio: list[str], many: FolderOptions) -> None:
+    """Refuse what only a folder of recordings has a use for."""
+    for file in audio:
+        if Path(file).is_dir():
+            raise AudioError(f"{file}: is a folder; -o FILE answers about each recording in it")
+    if name := many.unused():
+        raise typer.BadParameter("is for a folder, with -o", param_hint=name)
 
 
 def _answer(
@@ -386,9 +405,6 @@ def _answer(
     """Stream an answer to a terminal, or print it whole."""
     from .chat import Message, to_srt, to_vtt
 
-    for file in audio:
-        if Path(file).is_dir():
-            raise AudioError(f"{file}: is a folder; -o FILE answers about each recording in it")
     with _waiting("listening"):
         pieces = assistant.stream(
             [Message("user", question, audio)],

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from .bulk.folder import Answer
 
 
+CONCURRENCY = 4
+
+
 def answer_each(
     audio: Sequence[str],
     task: dict[str, str],
@@ -59,7 +62,7 @@ def answer_each(
         many.output,
         settings,
         prepare,
-        concurrency=many.concurrency,
+        concurrency=many.concurrency or CONCURRENCY,
         ray_workers=many.ray_workers,
         gpus=1.0 if (model.device or "").startswith("cuda") else 0.0,
         retry_failed=many.retry_failed,

@@ -115,8 +115,8 @@ class FolderOptions:
         ),
     ] = None
     concurrency: Annotated[
-        int, typer.Option(min=1, help="With -o: recordings under way at once.")
-    ] = 4
+        int | None, typer.Option(min=1, help="With -o: recordings under way at once (4).")
+    ] = None
     ray_workers: Annotated[
         int | None,
         typer.Option(
@@ -126,6 +126,11 @@ class FolderOptions:
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="With -o: try again what failed before.")
     ] = False
+
+    def unused(self) -> str | None:
+        """An option that was given without ``-o``."""
+        given = [f.name for f in fields(self) if getattr(self, f.name) not in (None, False)]
+        return None if self.output or not given else f"--{given[0].replace('_', '-')}"
 
 
 def spread(verb: Callable[..., None]) -> Callable[..., None]:

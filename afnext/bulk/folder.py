@@ -26,11 +26,13 @@ class Summary:
         answered: recordings answered now.
         skipped: done by an earlier run, well or not.
         failed: recordings whose line holds an ``error``, of earlier runs too.
+        failed_before: of these, those of earlier runs, which were not tried again.
     """
 
     answered: int
     skipped: int
     failed: int
+    failed_before: int = 0
 
 
 def answer_folder(
@@ -76,6 +78,7 @@ def answer_folder(
     with Results(out, fingerprint(settings), retry_failed=retry_failed) as results:
         todo = [file for file in files if file not in results.done]
         skipped, answered = len(files) - len(todo), 0
+        before = results.failed & set(files)
         if todo:
             source: Generator[tuple[str, Mapping[str, Any] | BaseException]]
             if ray_workers is not None:
@@ -94,7 +97,7 @@ def answer_folder(
                         answered += 1
                     results.add(file, result)
                     estimate.finish(file, _heard(result))
-        return Summary(answered, skipped, len(results.failed & set(files)))
+        return Summary(answered, skipped, len(results.failed & set(files)), len(before))
 
 
 def explain(error: Exception, path: Path) -> str:

@@ -70,8 +70,8 @@ class Variant:
         """
         if task not in self.prompts:
             known = ", ".join(self.prompts)
-            what = "is not trained to" if task in TASKS else "knows no task"
-            raise ChatError(f"{self.name} {what} {task}; it can: {known}")
+            what = "is not trained for" if task in TASKS else "knows no task called"
+            raise ChatError(f"{self.name} {what} {task!r}; it knows: {known}")
         text = self.prompts[task]
         if task == "translate":
             text = text if source else text.replace(" from {source}", "")

@@ -15,6 +15,9 @@ def usable_device(device: str | torch.device) -> torch.device:
     """
     try:
         found = torch.device(device)
+    except RuntimeError:  # it lists every kind that was ever planned
+        raise AfnextError(f"device: must be cpu, cuda, cuda:1, ..., got {device!r}") from None
+    try:
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]

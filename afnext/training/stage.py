@@ -195,7 +195,7 @@ class StageRun:
         )
 
     def _report(self) -> None:
-        rate = rate_at(self.stage, self.progress.step - 1)
+        rate = rate_at(self.stage, self.progress.step - 1) * max(self.stage.train.values())
         minutes = self.progress.seconds / 60
         self.run.journal.write(
             "train", stage=self.stage.name, step=self.progress.step, minutes=minutes,

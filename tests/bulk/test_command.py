@@ -89,7 +89,9 @@ def test_an_interrupt_leaves_a_whole_file(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "captions.jsonl"
     process = started(folder, out, 2)
     process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on" in said
     assert out.read_bytes().endswith(b"\n")
     assert 2 <= len(files(out)) < COUNT
 
@@ -111,6 +113,9 @@ def test_broken_files_are_listed_and_skipped(folder: Path, tmp_path: Path) -> No
     assert good["usage"]["audio_seconds"] == 8.0
     assert good["timings"]["total"] > 0
     assert bad["file"] == "broken.wav"
+    later = run("ask", folder, question, "-o", out)
+    assert later.returncode == 1
+    assert "1 failed, 1 of them before: " in later.stderr
     other = run("ask", folder, "Who speaks?", "-o", out)
     assert other.returncode == 1
     assert "another question" in other.stderr
@@ -130,6 +135,10 @@ def test_broken_files_are_listed_and_skipped(folder: Path, tmp_path: Path) -> No
         (["caption", "."], 1, "-o"),
         (["caption", "0.wav", "-o", "x.jsonl"], 1, "is no folder"),
         (["transcribe", ".", "--format", "srt", "-o", "x.jsonl"], 2, "--format"),
+        (["transcribe", "0.wav", "--format", "srt", "--json"], 2, "--format"),
+        (["caption", "0.wav", "--retry-failed"], 2, "--retry-failed: is for a folder"),
+        (["caption", "0.wav", "--concurrency", "2"], 2, "--concurrency: is for a folder"),
+        (["ask", "0.wav", "What?", "--ray-workers", "2"], 2, "--ray-workers: is for a folder"),
     ],
 )
 def test_misuse(

@@ -60,10 +60,10 @@ def test_each_is_answered_once(folder: Path) -> None:
     assert "text" not in lines[0]
     assert lines[1]["text"] == "a.MP3"
     before = out.read_bytes()
-    assert answer_folder(folder, out, {"q": 1}, never) == Summary(0, 3, 1)
+    assert answer_folder(folder, out, {"q": 1}, never) == Summary(0, 3, 1, failed_before=1)
     assert out.read_bytes() == before
     (folder / "new.wav").touch()
-    assert answer_folder(folder, out, {"q": 1}, lambda: length) == Summary(1, 3, 1)
+    assert answer_folder(folder, out, {"q": 1}, lambda: length) == Summary(1, 3, 1, failed_before=1)
     again = answer_folder(folder, out, {"q": 1}, lambda: lambda *_: {}, retry_failed=True)
     assert again == Summary(1, 3, 0)
     with pytest.raises(AfnextError, match="another question"):

@@ -130,7 +130,7 @@ def test_shares_are_of_all_the_time_and_losses_of_the_steps_that_were_used() -> 
     )
     found = meters.report(0.25)
     assert found == {
-        "answer_loss": 2.0, "loss/a": 2.5, "rate": 0.25, "tokens_per_second": 5.0,
+        "answer_loss": 2.0, "loss/a": 2.5, "learning_rate": 0.25, "tokens_per_second": 5.0,
         "audio_seconds_per_second": 2.0, "peak_share": 0.25, "data_wait": 0.25, "skipped": 1,
     }  # fmt: skip
 

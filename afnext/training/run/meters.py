@@ -65,7 +65,7 @@ class Meters:
             self._counts[name] += value
 
     def report(self, rate: float) -> dict[str, float]:
-        """What was added since the last call, for the log; ``rate``: of learning, now."""
+        """What was added since the last call, for the log; ``rate``: of learning, the highest of any part."""
         used, counts = self._steps - self._skipped, self._counts
         seconds = counts["seconds"]
         found = {name: value / used for name, value in self._losses.items()}
@@ -73,7 +73,7 @@ class Meters:
             if counts[f"tokens/{name}"]:
                 found[f"loss/{name}"] = counts[f"loss/{name}"] / counts[f"tokens/{name}"]
         found |= {
-            "rate": rate,
+            "learning_rate": rate,
             "tokens_per_second": counts["tokens"] / seconds,
             "audio_seconds_per_second": counts["audio"] / seconds,
             "peak_share": counts["flops"] / seconds / self.peak,
