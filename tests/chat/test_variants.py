@@ -57,10 +57,10 @@ def test_braces_in_a_language_are_text() -> None:
 
 def test_what_nano_was_not_taught_is_refused() -> None:
     with pytest.raises(
-        ChatError, match="nano is not trained for .translate.; it knows: transcribe"
+        ChatError, match="nano is not trained for 'translate'; it knows: transcribe"
     ):
         get_variant("nano").prompt("translate")
-    with pytest.raises(ChatError, match="knows no task called .sing"):
+    with pytest.raises(ChatError, match="knows no task called 'sing'"):
         get_variant("instruct").prompt("sing")
     with pytest.raises(ChatError, match="unknown variant"):
         get_variant("medium")
