@@ -18,8 +18,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor
-
 from afnext.errors import AfnextError
 from afnext.evaluation import questions as q
 from afnext.evaluation.comparison import BASE, MOST_SEEDS, Row, compare, draw, table
@@ -32,7 +30,6 @@ from afnext.training.config import StageConfig, TrainConfig, load_recipe, mixtur
 from afnext.training.data.prepare import prepare
 from afnext.training.data.sources import Source
 from afnext.training.loop import Run
-from afnext.training.run import state
 from afnext.training.run.kept_recipe import NAME, changes, keep
 from afnext.training.run.monitor import Journal
 from afnext.training.synthesis.banks import Banks
@@ -41,7 +38,6 @@ from afnext.training.tasks.exchange import Plainly
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "ablations"
 AT_ONCE = "at-once"
-SHARED = "shared"  # folder of first stages that variants share
 
 LENGTHS: dict[str, SceneSet] = {
     "2 to 10 s": SceneSet("sounds", 60, 2.0, 10.0),
@@ -156,7 +152,6 @@ class Study:
         keep(self.base, self.out)
         self.recordings = HeldOut(self.out / "recordings")
         self._sources: Mapping[str, Source] = {}
-        self._shared: dict[int, tuple[dict[str, Tensor], state.Progress]] = {}
 
     def config(self, variant: str, seed: int) -> TrainConfig:
         """The recipe of a run."""
@@ -171,8 +166,6 @@ class Study:
         journal = Journal(self._new(folder) / "log.jsonl")
         try:
             run = Run(config, folder, self.sources(journal), {}, journal)
-            if config.stages[0].name == self.base.stages[0].name and run.checkpoints.newest is None:
-                self._share(run, seed)
             model = run.train()
             figures = self.score(model)
         finally:
@@ -187,29 +180,6 @@ class Study:
         if not self._sources:
             self._sources, _ = prepare(self.base, self.data or self.out / "data", journal)
         return self._sources
-
-    def _share(self, run: Run, seed: int) -> None:
-        """Have ``run`` go on from the first stage of its seed, which no variant that has it changes."""
-        if seed not in self._shared:
-            self._shared = {seed: self._first_stage(seed)}
-        weights, progress = self._shared[seed]
-        run.trained.load_state_dict(weights, strict=False)
-        run.checkpoints.save(run.trained, [], progress)
-        run.checkpoints.finish()
-
-    def _first_stage(self, seed: int) -> tuple[dict[str, Tensor], state.Progress]:
-        """What the base's first stage trains, trained."""
-        folder, first = self._folder(SHARED, seed), self.base.stages[0]
-        config = replace(self.base, seed=self.base.seed + seed)
-        journal = Journal(self._new(folder) / "log.jsonl")
-        try:
-            run = Run(config, folder, self.sources(journal), {}, journal)
-            run.train([first.name])
-        finally:
-            journal.close()
-        trained = [name for pattern in first.train for name in run.parts[0][pattern]]
-        weights = run.trained.state_dict()
-        return {name: weights[name] for name in trained}, run.progress
 
     def score(self, model: Path) -> dict[str, dict[str, dict[str, Any]]]:
         """A model's figures, by kind of question with the length, and by measure."""

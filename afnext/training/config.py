@@ -239,6 +239,7 @@ class TrainConfig:
         stages: in order; each begins with the weights the one before ended with.
         init: a model to begin with ("nano", a folder or a hub id); otherwise ``model`` is drawn at random.
         model: geometry, where there is no ``init``.
+        audio_tower: a model whose audio tower a network drawn at random begins with, of the same geometry.
         caption_decoder: geometry, where a stage trains towards ``captions``.
         synthesis: a training set to make; its sets are sources of these names.
         held_out: the like, for what is watched while training.
@@ -263,6 +264,7 @@ class TrainConfig:
     name: str
     stages: list[StageConfig]
     init: str = ""
+    audio_tower: str = ""
     model: ModelShape = field(default_factory=ModelShape)
     caption_decoder: CaptionShape = field(default_factory=CaptionShape)
     synthesis: SynthesisConfig | None = None
@@ -287,6 +289,8 @@ class TrainConfig:
         names = [stage.name for stage in self.stages]
         if double := [name for name in names if names.count(name) > 1]:
             raise AfnextError(f"{self.name}: two stages are called {double[0]!r}")
+        if self.init and self.audio_tower:
+            raise AfnextError(f"{self.name}: init has an audio tower already; leave out audio_tower")
         if self.prefetch < 1 or self.timeout <= 0 or self.peak_tflops < 0:
             raise AfnextError(
                 f"{self.name}: prefetch must be at least 1, timeout above 0, peak_tflops at least 0"

@@ -226,6 +226,16 @@ class Run:
             ModelConfig.from_dict(model_config(self.config.model, self.backend))
         )
         initialise(net, self.words.times.cpu(), self.config.seed)
+        if self.config.audio_tower:
+            given = AudioLanguageModel.from_pretrained(
+                find_model(self.config.audio_tower), dtype=torch.float32
+            )
+            try:
+                net.audio_tower.load_state_dict(given.audio_tower.state_dict())
+            except RuntimeError:
+                raise AfnextError(
+                    f"audio_tower: that of {self.config.audio_tower} has another geometry than model says"
+                ) from None
         return net
 
     def _parts(self, stage: StageConfig) -> dict[str, list[str]]:
