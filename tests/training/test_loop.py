@@ -182,6 +182,27 @@ def test_a_chain_begins_with_a_model_folder(
     assert (folder / "tokenizer.json").read_text() == (first / "tokenizer.json").read_text()
 
 
+def test_a_chain_begins_with_the_audio_tower_of_a_model(
+    recipe: TrainConfig, tmp_path: Path, shared_data: Path
+) -> None:
+    """What else there is is drawn at random, as without it."""
+    first = loop.train(dataclasses.replace(recipe, stages=[]), tmp_path / "a", data=shared_data)
+    other = dataclasses.replace(recipe, seed=recipe.seed + 1, stages=[])
+    plain = load_file(loop.train(other, tmp_path / "b", data=shared_data) / "model.safetensors")
+    given = dataclasses.replace(other, audio_tower=str(first))
+    found = load_file(loop.train(given, tmp_path / "c", data=shared_data) / "model.safetensors")
+    heard = load_file(first / "model.safetensors")
+    for name in found:
+        whose = heard if name.startswith("audio_tower") else plain
+        assert torch.equal(found[name], whose[name]), name
+    layers = recipe.model.audio_layers + 1
+    wider = dataclasses.replace(given, model=dataclasses.replace(recipe.model, audio_layers=layers))
+    with pytest.raises(AfnextError, match="audio_tower: that of .* has another geometry"):
+        loop.train(wider, tmp_path / "d", data=shared_data)
+    with pytest.raises(AfnextError, match="init has an audio tower already"):
+        dataclasses.replace(given, init="nano")
+
+
 def test_another_rote_and_times_in_digits_are_trained_and_load(
     recipe: TrainConfig, tmp_path: Path, shared_data: Path
 ) -> None:
