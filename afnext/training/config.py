@@ -290,7 +290,9 @@ class TrainConfig:
         if double := [name for name in names if names.count(name) > 1]:
             raise AfnextError(f"{self.name}: two stages are called {double[0]!r}")
         if self.init and self.audio_tower:
-            raise AfnextError(f"{self.name}: init has an audio tower already; leave out audio_tower")
+            raise AfnextError(
+                f"{self.name}: init has an audio tower already; leave out audio_tower"
+            )
         if self.prefetch < 1 or self.timeout <= 0 or self.peak_tflops < 0:
             raise AfnextError(
                 f"{self.name}: prefetch must be at least 1, timeout above 0, peak_tflops at least 0"
