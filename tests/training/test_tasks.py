@@ -172,7 +172,8 @@ def truth(case: Case, exchange: Exchange) -> str:
     spans = [f"<t>{span}</t>" for name, span in case.heard if name == label]
     match exchange.task:
         case "when":
-            return f"At {', '.join(spans)}." if spans else f"There is no {label}."
+            found = ", ".join(f"{label} {span}" for span in spans)
+            return f"{found}." if found else f"There is no {label}."
         case "presence":
             return "Yes." if label in labels else "No."
         case "count_of":

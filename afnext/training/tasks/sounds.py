@@ -66,7 +66,7 @@ def _when(events: Events, rng: random.Random) -> Exchange:
         label = absent_label(events, rng)
         return ask("when", f"There is no {label}.", rng, label)
     label = rng.choice(events).label
-    return ask("when", f"At {', '.join(span(e) for e in events if e.label == label)}.", rng, label)
+    return ask("when", listing([e for e in events if e.label == label]), rng, label)
 
 
 def _presence(events: Events, rng: random.Random) -> Exchange:
@@ -149,7 +149,7 @@ Maker = Callable[[Events, random.Random], "Exchange | None"]
 
 MAKERS: dict[str, tuple[float, Maker]] = {
     "presence": (3.0, _presence),
-    "when": (2.0, _when),
+    "when": (3.0, _when),
     "count": (0.8, _count),
     "count_of": (0.4, _count_of),
     "first": (0.4, _first),
