@@ -49,6 +49,12 @@ def yes_or_no(answer: str) -> str:
     return first if first in ("yes", "no") else ""
 
 
+def verdict(answer: str) -> str:
+    """``"yes"``, ``"no"``, or "" for an answer that ends otherwise."""
+    last = next(reversed(normalised(answer)), "")
+    return last if last in ("yes", "no") else ""
+
+
 def number(answer: str) -> int | None:
     """The last number outside of times: ``bell, dog: 2.`` is 2; None where there is none."""
     words = normalised(re.sub(r"<t>.*?</t>", " ", answer))
@@ -102,7 +108,8 @@ def which(answer: str) -> str:
 
 _SAYS: dict[str, Callable[[str], object]] = {
     **dict.fromkeys(("presence", "is_before", "instrument_presence"), yes_or_no),
-    **dict.fromkeys(("interrupted", "same_sounds", "in_both"), yes_or_no),
+    "interrupted": yes_or_no,
+    **dict.fromkeys(("same_sounds", "in_both"), verdict),
     **dict.fromkeys(("count", "count_of", "speakers"), number),
     **dict.fromkeys(("first", "last", "after", "before", "which_first", "at", "instrument"), names),
     **dict.fromkeys(("which_has", "more"), which),

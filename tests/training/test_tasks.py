@@ -324,16 +324,20 @@ def test_answers_about_two_recordings_are_true(one: str, other: str) -> None:
         about_it = asked(exchange)
         label = LABEL_OF.get(about_it.get("noun", ""))
         where = (label in first, label in second)
+        heard = " ".join(
+            ", ".join(labels) + "." if labels else "Nothing." for labels in (first, second)
+        )
+        which = {(True, False): "The first.", (False, True): "The second."}.get(where)
         expected = {
-            "which_has": {(True, False): "The first.", (False, True): "The second."}.get(where),
-            "same_sounds": "Yes." if set(first) == set(second) else "No.",
-            "in_both": "Yes." if all(where) else "No.",
+            "which_has": f"{heard} {which}",
+            "same_sounds": f"{heard} {'Yes.' if set(first) == set(second) else 'No.'}",
+            "in_both": f"{heard} {'Yes.' if all(where) else 'No.'}",
             "more": f"{CASES[one].answers['count']} {CASES[other].answers['count']} "
             + ("The first." if len(first) > len(second) else "The second."),
             "list_of": CASES[one if about_it.get("which") == "first" else other].answers["list"],
         }[exchange.task]
         assert exchange.answer == expected, exchange.question
-        found[exchange.task, exchange.answer] += 1
+        found[exchange.task, exchange.answer.split()[-1]] += 1
     kinds = {task for task, _ in found}
     assert "same_sounds" in kinds
     assert ("which_has" in kinds) == (set(first) != set(second))

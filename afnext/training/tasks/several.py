@@ -1,4 +1,8 @@
-"""Questions about two recordings: the same or not, which one has something."""
+"""Questions about two recordings: the same or not, which one has something.
+
+But for lists, an answer says what is heard in each before it says what follows from that:
+``dog, bell. siren. The second.``
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,11 @@ def first_if(condition: bool) -> str:
     return "The first." if condition else "The second."
 
 
+def _heard(first: Events, second: Events) -> str:
+    lists = (", ".join(e.label for e in events) or "Nothing" for events in (first, second))
+    return " ".join(f"{said}." for said in lists)
+
+
 def _labels(events: Events) -> set[str]:
     return {e.label for e in events}
 
@@ -26,11 +35,13 @@ def _which_has(first: Events, second: Events, rng: random.Random) -> Exchange | 
     if not one ^ other:
         return None
     label = rng.choice(sorted(one ^ other))
-    return ask("which_has", first_if(label in one), rng, label)
+    answer = f"{_heard(first, second)} {first_if(label in one)}"
+    return ask("which_has", answer, rng, label)
 
 
 def _same_sounds(first: Events, second: Events, rng: random.Random) -> Exchange:
-    return ask("same_sounds", "Yes." if _labels(first) == _labels(second) else "No.", rng)
+    same = "Yes." if _labels(first) == _labels(second) else "No."
+    return ask("same_sounds", f"{_heard(first, second)} {same}", rng)
 
 
 def _in_both(first: Events, second: Events, rng: random.Random) -> Exchange | None:
@@ -38,10 +49,11 @@ def _in_both(first: Events, second: Events, rng: random.Random) -> Exchange | No
     if not one | other:
         return None
     shared = sorted(one & other)
+    heard = _heard(first, second)
     if shared and rng.random() < 0.5:
-        return ask("in_both", "Yes.", rng, rng.choice(shared))
+        return ask("in_both", f"{heard} Yes.", rng, rng.choice(shared))
     apart = sorted(one ^ other)
-    return ask("in_both", "No.", rng, rng.choice(apart)) if apart else None
+    return ask("in_both", f"{heard} No.", rng, rng.choice(apart)) if apart else None
 
 
 def _more(first: Events, second: Events, rng: random.Random) -> Exchange | None:
