@@ -20,7 +20,7 @@ from afnext.model.audio_batch import WindowPlan
 from afnext.model.config import TextConfig
 from afnext.model.decoder import DecoderLayer, LanguageModel
 from afnext.model.encoder import EncoderLayer, PackedConv1d, gathered
-from afnext.model.layers import Linear
+from afnext.model.layers import LayerNorm, Linear
 from afnext.model.quantized import kept, kept_in
 from afnext.ops import runtime
 
@@ -294,7 +294,7 @@ def can_pack(net: AudioLanguageModel) -> bool:
     device = net.language_model.model.embed_tokens.weight.device.type
     if device != "cpu" and not (device == "cuda" and runtime.has_cuda()):
         return False
-    wanted = {nn.Linear: Linear, nn.Conv1d: PackedConv1d, nn.LayerNorm: nn.LayerNorm}
+    wanted = {nn.Linear: Linear, nn.Conv1d: PackedConv1d, nn.LayerNorm: LayerNorm}
     return all(
         type(module) is own
         for module in net.modules()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .attention import Packed
 from .audio_batch import WindowPlan
 from .config import AudioConfig
-from .layers import Linear, embedding, linear
+from .layers import LayerNorm, Linear, embedding, linear
 
 
 def gathered(rows: Tensor, reads: Tensor) -> Tensor:
@@ -60,10 +60,10 @@ class EncoderLayer(nn.Module):
     def __init__(self, config: AudioConfig) -> None:
         super().__init__()
         self.self_attn = EncoderAttention(config)
-        self.self_attn_layer_norm = nn.LayerNorm(config.hidden_size)
+        self.self_attn_layer_norm = LayerNorm(config.hidden_size)
         self.fc1 = Linear(config.hidden_size, config.intermediate_size)
         self.fc2 = Linear(config.intermediate_size, config.hidden_size)
-        self.final_layer_norm = nn.LayerNorm(config.hidden_size)
+        self.final_layer_norm = LayerNorm(config.hidden_size)
 
     def forward(self, hidden: Tensor, attend: Packed) -> Tensor:
         hidden = hidden + self.self_attn(self.self_attn_layer_norm(hidden), attend)
@@ -81,7 +81,7 @@ class AudioEncoder(nn.Module):
         self.embed_positions = embedding(config.max_source_positions, size)
         self.embed_positions.requires_grad_(False)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_hidden_layers))
-        self.layer_norm = nn.LayerNorm(size)
+        self.layer_norm = LayerNorm(size)
 
     def forward(self, features: Tensor, plan: WindowPlan) -> Tensor:
         """Encode packed windows.

@@ -61,6 +61,18 @@ class RMSNorm(nn.Module):
         return f"{self.weight.shape[0]}, eps={self.eps}"
 
 
+class LayerNorm(nn.LayerNorm):
+    """``nn.LayerNorm``, which wants parameters at least as exact as its input: those of a layer that was
+    gathered in bfloat16 are not.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dtype != torch.float32 or self.weight.dtype == torch.float32:
+            return super().forward(input)
+        weight, bias = self.weight.float(), None if self.bias is None else self.bias.float()
+        return F.layer_norm(input, self.normalized_shape, weight, bias, self.eps)
+
+
 class Frequencies(nn.Module):
     """float32 inverse frequencies ``[n]`` that move with the model but are never rounded.
 

@@ -200,7 +200,8 @@ class Run:
             self.heads.to(self.device)
         self.trained = Trained(self.net, self.heads)
         if self.world.size > 1:
-            shard(self.trained, self.world.parameters(config.replicate), config.offload)
+            mesh = self.world.parameters(config.replicate)
+            shard(self.trained, mesh, bf16=config.bf16, offload=config.offload)
         self.parameters = {n: p for n, p in self.trained.named_parameters() if CONSTANT not in n}
         self.parts = [self._parts(stage) for stage in config.stages]
         for stage in config.stages:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import torch
+from torch import nn
 from torch.distributed.tensor import DTensor
 
 from afnext.hub import EMBEDDED
+from afnext.model.decoder import DecoderLayer
+from afnext.model.encoder import EncoderLayer
 from afnext.training import loop, stage
 from afnext.training.config import (
     LossWeights,
@@ -184,6 +187,35 @@ def losses_of(config: TrainConfig, out: Path, data: Path) -> list[dict[str, floa
 def all_recorded(configs: Sequence[TrainConfig], out: Path, reference: Path) -> list[list[dict]]:
     """Of several runs, one after another in the same processes."""
     return [recorded(config, out / str(i), reference) for i, config in enumerate(configs)]
+
+
+def gathered(config: TrainConfig, out: Path) -> dict[str, set[str]]:
+    """Dtypes of layers' parameters while they are whole, of their shards, of what goes in, and of the others."""
+    found: dict[str, set[str]] = {"whole": set(), "shards": set(), "input": set(), "others": set()}
+    layer, encoder, objectives = DecoderLayer.forward, EncoderLayer.forward, loop.Run.losses
+
+    def seen(forward: Callable) -> Callable:
+        def called(self: nn.Module, hidden: torch.Tensor, *args: object) -> torch.Tensor:
+            found["whole"] |= {str(p.dtype) for p in self.parameters()}
+            found["input"].add(str(hidden.dtype))
+            return forward(self, hidden, *args)
+
+        return called
+
+    def losses(run: loop.Run, *args: object) -> dict[str, torch.Tensor]:
+        found["others"].add(str(run.net.language_model.lm_head.weight.dtype))
+        layers = run.net.language_model.model.layers
+        found["shards"] |= {str(p.dtype) for p in layers.parameters()}
+        return objectives(run, *args)  # type: ignore[arg-type]
+
+    DecoderLayer.forward, EncoderLayer.forward = seen(layer), seen(encoder)  # type: ignore[method-assign]
+    loop.Run.losses = losses  # type: ignore[method-assign, assignment]
+    try:
+        loop.train(config, out, data=out / "data")
+    finally:
+        DecoderLayer.forward, EncoderLayer.forward = layer, encoder  # type: ignore[method-assign]
+        loop.Run.losses = objectives  # type: ignore[method-assign]
+    return found
 
 
 def refused(configs: Sequence[TrainConfig], out: Path) -> list[str]:

@@ -28,7 +28,14 @@ from afnext.training.distributed.world import Team
 from afnext.training.network.loss import answer_losses, chunked_answer_losses
 from afnext.training.run.checkpoints import newest, read
 from tests.parallel.processes import spawn
-from tests.training.mesh_runs import all_recorded, recorded, refused, stopped, write_sources
+from tests.training.mesh_runs import (
+    all_recorded,
+    gathered,
+    recorded,
+    refused,
+    stopped,
+    write_sources,
+)
 from tests.training.mesh_runs import recipe as mesh_recipe
 
 # Sums in another order: from nano's weights of today ten steps differ by 3.2e-6 of the gradient's norm, by
@@ -292,6 +299,14 @@ def test_a_run_goes_on_with_fewer_processes(
     for name, wanted in a.items():
         # Muon's directions are found in bfloat16: 2 steps at 2e-3 differ by some of its roundings.
         assert (wanted - b[name]).abs().max() < 2e-4, name
+
+
+def test_layers_are_gathered_in_bfloat16(sources: Path, tmp_path: Path) -> None:
+    """Half the bytes; what is kept, and the residual stream, are float32."""
+    config = dataclasses.replace(mesh_recipe(sources, steps=1, **SMALL), bf16=True)
+    half, whole = "torch.bfloat16", "torch.float32"
+    for found in spawn(2, gathered, config, tmp_path):
+        assert found == {"whole": {half}, "shards": {whole}, "input": {whole}, "others": {whole}}
 
 
 @pytest.mark.sweep

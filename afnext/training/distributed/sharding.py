@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
 )
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
@@ -40,16 +47,23 @@ class Trained(nn.Module):
         return call(*args)
 
 
-def shard(trained: Trained, mesh: DeviceMesh, offload: bool = False) -> None:
+def shard(trained: Trained, mesh: DeviceMesh, *, bf16: bool = False, offload: bool = False) -> None:
     """Shard the parameters of each layer over ``mesh`` (in copies where it has a dimension for them), and the
     others together. Gradients are summed, not averaged: losses are shares of the step's.
 
-    ``offload``: shards, their gradients and what optimizers keep of them stay on the host.
+    Args:
+        bf16: layers are gathered in bfloat16, as autocast would make them: half the bytes. Shards
+            and sums of gradients are float32.
+        offload: shards, their gradients and what optimizers keep of them stay on the host.
     """
     net = trained.net
     policy = CPUOffloadPolicy() if offload else OffloadPolicy()
+    mixed = MixedPrecisionPolicy()
+    if bf16:
+        # What goes in stays as it is: the residual stream is float32, as on one process.
+        mixed = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     for layer in (*net.audio_tower.layers, *net.language_model.model.layers):
-        fully_shard(layer, mesh=mesh, offload_policy=policy)
+        fully_shard(layer, mesh=mesh, offload_policy=policy, mp_policy=mixed)
     fully_shard(trained, mesh=mesh, offload_policy=policy)
     for module in trained.modules():
         if isinstance(module, FSDPModule):

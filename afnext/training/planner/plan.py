@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from torch import nn
@@ -35,6 +35,7 @@ from afnext.training.planner.load import Load
 from afnext.training.run.export import model_config
 
 FLOAT = 4  # bytes: parameters, gradients and optimizer state are float32
+HALF = 2  # of bfloat16
 
 
 @dataclass(frozen=True)
@@ -213,7 +214,7 @@ def memory_of(
     resources: Resources,
 ) -> tuple[dict[str, float], float]:  # fmt: skip
     """Bytes by part, and those on the host: in a run of several parameters, gradients and optimizer state are
-    shards, and the layers at work are whole.
+    shards, and the layers at work are whole, in bfloat16 where the run computes in it.
     """
     everything, learnt = _bytes(trained), _bytes(trained, True)
     found = {
@@ -231,9 +232,11 @@ def memory_of(
     shards = resources.processes // config.replicate
     net = trained.net
     layers = (*net.audio_tower.layers, *net.language_model.model.layers)
-    root = everything - sum(map(_bytes, layers))
+    inside = sum(map(_bytes, layers))
+    root, outside = everything - inside, {p for p in trained.parameters() if p.ndim > 1}
+    outside -= {p for layer in layers for p in layer.parameters()} | set(_embeddings(trained))
     learnt_root = learnt - sum(_bytes(layer, True) for layer in layers)
-    largest = max(map(_bytes, layers))
+    largest = max(map(_bytes, layers)) * _gathered(config) / FLOAT
     largest_learnt = max(_bytes(layer, True) for layer in layers)
     kept = {
         "parameters": everything / shards,
@@ -250,7 +253,21 @@ def memory_of(
     keys = 2 * text.num_key_value_heads * text.head_dim * load.tokens
     ring = 2 * keys * (2 + FLOAT) if load.ranks > 1 else 0  # that come and go, with their gradients
     kept["communication"] = largest + largest_learnt + ring
+    # Layers come as what autocast would make of them.
+    kept[CASTS] = min(found[CASTS], sum(p.numel() * HALF for p in outside))
     return found | kept, host
+
+
+def _gathered(config: TrainConfig) -> int:
+    """Bytes of a layer's parameter that is whole."""
+    return HALF if config.bf16 else FLOAT
+
+
+def _embeddings(trained: Trained) -> Iterator[nn.Parameter]:
+    """Of which rows are read, not products made."""
+    for module in trained.modules():
+        if isinstance(module, nn.Embedding):
+            yield from module.parameters()
 
 
 def _seconds(
@@ -258,7 +275,8 @@ def _seconds(
     config: TrainConfig, resources: Resources,
 ) -> dict[str, float]:  # fmt: skip
     _, ring, ulysses = mesh
-    machine, text = resources.machine, trained.net.config.text
+    net = trained.net
+    machine, text = resources.machine, net.config.text
     computing = batches * step.flops / (resources.peak * resources.utilisation)
     shape = Shape(sum(whole.documents), text.num_attention_heads, text.num_key_value_heads,
                   text.head_dim)  # fmt: skip
@@ -266,7 +284,9 @@ def _seconds(
     if ring * ulysses > 1:
         sharing = text.num_hidden_layers * batches * cost(shape, ulysses, ring, machine).exposed
     shards = resources.processes // config.replicate
-    size, learnt = _bytes(trained), _bytes(trained, True)
+    inside = sum(_bytes(m) for m in (*net.audio_tower.layers, *net.language_model.model.layers))
+    learnt = _bytes(trained, True)
+    size = _bytes(trained) - inside * (1 - _gathered(config) / FLOAT)
     gathering = batches * gather_seconds(size, learnt, shards, config.replicate, machine)
     return {
         "computing": computing,
