@@ -190,7 +190,7 @@ def all_recorded(configs: Sequence[TrainConfig], out: Path, reference: Path) -> 
 
 
 def gathered(config: TrainConfig, out: Path) -> dict[str, set[str]]:
-    """Dtypes of layers' parameters while they are whole, of their shards, of what goes in, and of the others."""
+    """Dtypes: of layers' parameters while they are whole, of shards, of what goes in, of other parameters."""
     found: dict[str, set[str]] = {"whole": set(), "shards": set(), "input": set(), "others": set()}
     layer, encoder, objectives = DecoderLayer.forward, EncoderLayer.forward, loop.Run.losses
 
