@@ -1,14 +1,15 @@
 """Attention of a sequence that several ranks share: Ulysses within a ring, forward and backward.
 
-Forward, on each rank: keys and values go to the ranks that have their heads, queries after them in pieces
-(an all-to-all, DeepSpeed Ulysses, arXiv 2309.14509). Then R steps: attend to the keys that are here while
-those of the ring's neighbour come in (Ring Attention, arXiv 2310.01889); partial results merge in float32.
-A piece of heads that is done goes back while the next is computed. Backward the keys go round again, under
-the log-sum-exp over all keys, and their gradients follow one message behind.
+Forward, on each rank: keys and values go to the ranks that have their heads, a head at a time, and queries in
+pieces behind those that they read (an all-to-all, DeepSpeed Ulysses, arXiv 2309.14509). Then R steps: attend
+to the keys that are here while those of the ring's neighbour come in (Ring Attention, arXiv 2310.01889);
+partial results merge in float32. A piece of heads that is done goes back while the next is computed. Backward
+the keys go round again, under the log-sum-exp over all keys, and their gradients follow one message behind.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -64,7 +65,7 @@ def attention(
     softmax_scale: float | None = None,
     link: Link | None = None,
     grad_dtype: torch.dtype = torch.float32,
-    pieces: int = 4,
+    pieces: int = 6,
     overlap: bool = True,
 ) -> Tensor:
     """Attention over the whole of ``plan``'s row, of which each rank holds its own tokens. Differentiable in
@@ -84,7 +85,8 @@ def attention(
         causal, window, softmax_scale: as for :func:`afnext.ops.attention`, within each document.
         link: ways to the other ranks; by default torch's default process group.
         grad_dtype: in which gradients of keys and values go round and are sent home, float32 or bfloat16.
-        pieces: in how many the query heads of a rank are exchanged; attention begins with the first.
+        pieces: in how many the query heads of a rank are exchanged; attention begins with the first, which is
+            one of the smallest.
         overlap: False waits for each message before computing, for measurements.
 
     Returns:
@@ -129,12 +131,14 @@ def attention(
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, how: _How) -> Tensor:
-        kv, arrived = _gather_keys(k, v, how)
-        queries = [_to_heads(q, blocks, how) for blocks in how.heads.queries]
-        arrived.wait()
+        kv = _Keys(k, v, how)
+        queries = []
+        for i, blocks in enumerate(how.heads.queries):
+            kv.send_before(i)
+            queries.append(_to_heads(q, blocks, how))
         outs, lses, out = _forward(kv, queries, how, q)
         ctx.how, ctx.key_heads = how, k.shape[1]
-        ctx.save_for_backward(kv, *(x for x, _ in queries), *outs, *lses)
+        ctx.save_for_backward(kv.all, *(x for x, _ in queries), *outs, *lses)
         return out
 
     @staticmethod
@@ -145,10 +149,8 @@ class _Attention(torch.autograd.Function):
         queries, outs, lses = rest[:n], rest[n : 2 * n], rest[2 * n :]
         grad = grads[0] if grads[0].stride(-1) == 1 else grads[0].contiguous()
         arriving = [_to_heads(grad, blocks, how) for blocks in how.heads.queries]
-        dq, dkv = _backward(kv, queries, outs, lses, arriving, how)
-        tokens = grad.shape[0]
-        dk, dv = (_keys_home(part, tokens, ctx.key_heads, how).to(kv.dtype) for part in dkv)
-        return dq, dk, dv, None
+        dq, dk, dv = _backward(kv, queries, outs, lses, arriving, how, ctx.key_heads)
+        return dq, dk.to(kv.dtype), dv.to(kv.dtype), None
 
 
 # --- moves between tokens and heads ------------------------------------------------------------------
@@ -189,49 +191,59 @@ def _home(x: Tensor, blocks: Blocks, into: Tensor, tokens: int, how: _How) -> Wo
 
 
 class _Homecoming:
-    """Pieces of query heads on their way home, each sent as soon as it is done."""
+    """Blocks of heads on their way home, one after another; ``works`` has all that is under way."""
 
-    def __init__(self, like: Tensor, tokens: int, how: _How) -> None:
-        self.how, self.tokens = how, tokens
-        self.blocks = how.heads.queries
-        self.heads = sum(b.offsets[-1] for b in self.blocks)
-        self.rows = like.new_empty(tokens * self.heads, like.shape[-1])
-        self.parts = self.rows.split([tokens * b.offsets[-1] for b in self.blocks])
-        self.works: list[Work] = []
+    def __init__(
+        self, rounds: Sequence[Blocks], like: Tensor, tokens: int, how: _How, works: list[Work]
+    ) -> None:
+        self.rounds, self.tokens, self.how, self.works = rounds, tokens, how, works
+        rows = [tokens * blocks.offsets[-1] for blocks in rounds]
+        self.rows = like.new_empty(sum(rows), like.shape[-1])
+        self.parts = self.rows.split(rows)
 
-    def send(self, piece: int, x: Tensor) -> None:
-        self.works.append(_home(x, self.blocks[piece], self.parts[piece], self.tokens, self.how))
+    def send(self, number: int, x: Tensor) -> None:
+        """``[T of the ring rank, own heads, D]`` of a block."""
+        part = self.parts[number]
+        self.works.append(_home(x, self.rounds[number], part, self.tokens, self.how))
 
-    def arrived(self) -> Tensor:
-        """``[T, Hq, D]``."""
-        for work in self.works:
-            work.wait()
-        # What came of all pieces lies as one exchange among pieces x ranks would have it.
+    def heads(self, count: int) -> Tensor:
+        """``[T, count, D]``, when all has come."""
+        # What came of all blocks lies as one exchange among blocks x ranks would have it.
         offsets, first = [0], 0
         heads: list[int] = []
-        for blocks in self.blocks:
+        for blocks in self.rounds:
             offsets += [first + end for end in blocks.offsets[1:]]
             heads += blocks.heads
             first = offsets[-1]
-        return ops.all_to_all_unpack(self.rows, offsets, heads, self.heads)
+        return ops.all_to_all_unpack(self.rows, offsets, heads, count)
 
 
-def _gather_keys(k: Tensor, v: Tensor, how: _How) -> tuple[Tensor, Work]:
-    """Keys and values as ``[2, T of the ring rank, own key heads, D]``."""
-    blocks = how.heads.keys
-    count = blocks.counts[how.link.rank % how.plan.ulysses]
-    kv = k.new_empty(2, sum(how.lengths), count, k.shape[2])
-    return kv, _All(
-        [_to_heads(x, blocks, how, into)[1] for x, into in zip((k, v), kv, strict=True)]
-    )
+class _Keys:
+    """Keys and values of a rank's heads as they come: ``all [own key heads, 2, T of the ring rank, D]``."""
 
+    def __init__(self, k: Tensor, v: Tensor, how: _How) -> None:
+        self.kv, self.how = (k, v), how
+        self.count = how.heads.keys.counts[how.link.rank % how.plan.ulysses]
+        self.all = k.new_empty(self.count, 2, sum(how.lengths), k.shape[2])
+        self.coming: list[tuple[int, Work]] = []
 
-def _keys_home(x: Tensor, tokens: int, key_heads: int, how: _How) -> Tensor:
-    """Gradients of key heads from all ranks that have them, added up in float32: ``[T, Hkv, D]``."""
-    blocks = how.heads.keys
-    rows = x.new_empty(tokens * blocks.offsets[-1], x.shape[2])
-    _home(x, blocks, rows, tokens, how).wait()
-    return ops.all_to_all_unpack(rows, blocks.offsets, blocks.heads, key_heads)
+    def send_before(self, piece: int) -> None:
+        """Send the heads that a piece is the first to read; in a ring all go round together, so at once."""
+        for number, found in enumerate(self.how.heads.rounds):
+            if piece != (found.first if self.how.plan.ring == 1 else 0):
+                continue
+            for x, into in zip(self.kv, self._into(number), strict=True):
+                self.coming.append((piece, _to_heads(x, found.blocks, self.how, into)[1]))
+
+    def wait(self, piece: int) -> None:
+        """Have what pieces up to this one read."""
+        while self.coming and self.coming[0][0] <= piece:
+            self.coming.pop(0)[1].wait()
+
+    def _into(self, number: int) -> Sequence[Tensor | None]:
+        if number >= self.count:  # a head that this rank has not
+            return None, None
+        return [x.unsqueeze(1) for x in self.all[number]]
 
 
 class _All:
@@ -256,11 +268,11 @@ class _Ring:
         longest = max(how.plan.ring_lengths)
         self.buffers: list[Tensor] = []
         if how.plan.ring > 1:
-            shape = (2, longest, *kv.shape[2:])
+            shape = (kv.shape[0], 2, longest, kv.shape[3])
             self.buffers = [kv.new_empty(shape) for _ in range(min(2, how.plan.ring - 1))]
 
     def begin(self) -> Tensor:
-        """Start the exchange that brings the next step's; returns this step's ``[2, T, H, D]``."""
+        """Start the exchange that brings the next step's; returns this step's ``[H, 2, T, D]``."""
         if self.step < self.how.plan.ring - 1:
             into = _rows(self.buffers[self.step % 2], self.length(self.step + 1))
             work = self.how.link.shift([into], [self.here])
@@ -281,26 +293,30 @@ class _Ring:
 
 
 def _rows(buffer: Tensor, count: int) -> Tensor:
-    """The beginning of a fixed buffer ``[2, longest, H, D]`` as a contiguous ``[2, count, H, D]``."""
-    shape = (2, count, *buffer.shape[2:])
-    return buffer.view(-1)[: 2 * count * buffer.shape[2] * buffer.shape[3]].view(shape)
+    """The beginning of a fixed buffer ``[H, 2, longest, D]`` as a contiguous ``[H, 2, count, D]``."""
+    shape = (buffer.shape[0], 2, count, buffer.shape[3])
+    return buffer.view(-1)[: math.prod(shape)].view(shape)
 
 
 def _forward(
-    kv: Tensor, queries: Sequence[tuple[Tensor, Work]], how: _How, like: Tensor
+    kv: _Keys, queries: Sequence[tuple[Tensor, Work]], how: _How, like: Tensor
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
     pieces = how.heads.own(how.link.rank % how.plan.ulysses)
     steps = how.plan.steps(how.link.rank // how.plan.ulysses, how.mask)
     partials = [_Partial(q) for q, _ in queries]
-    home = _Homecoming(like, like.shape[0], how)
-    ring = _Ring(kv, how)
+    works: list[Work] = []
+    home = _Homecoming(how.heads.queries, like, like.shape[0], how, works)
     outs: list[Tensor] = []
+    if how.plan.ring > 1:
+        kv.wait(0)
+    ring = _Ring(kv.all, how)
     for step, calls in enumerate(steps):
         keys = ring.begin()
         for i, (piece, (q, came), partial) in enumerate(
             zip(pieces, queries, partials, strict=True)
         ):
             if step == 0:
+                kv.wait(i)
                 came.wait()
             for call in calls if piece.queries else ():
                 partial.add(call, *_attend(q, keys, piece, call, how))
@@ -308,11 +324,18 @@ def _forward(
                 outs.append(partial.out.to(like.dtype))
                 home.send(i, outs[-1])
         ring.end()
-    return outs, [partial.lse for partial in partials], home.arrived()
+    _All(works).wait()
+    return outs, [partial.lse for partial in partials], home.heads(like.shape[1])
+
+
+def _own(kv: Tensor, piece: Piece, call: Call) -> tuple[Tensor, Tensor]:
+    """Keys and values of a piece and a call, ``[T, H, D]`` each, out of ``[H, 2, T, D]``."""
+    k, v = kv[piece.k_start : piece.k_stop, :, call.k_start : call.k_stop].permute(1, 2, 0, 3)
+    return k, v
 
 
 def _attend(q: Tensor, kv: Tensor, piece: Piece, call: Call, how: _How) -> tuple[Tensor, Tensor]:
-    k, v = kv[:, call.k_start : call.k_stop, piece.k_start : piece.k_stop]
+    k, v = _own(kv, piece, call)
     out, lse = OP.no_grad(
         q[call.q_start : call.q_stop], k, v, call.cu_q, call.cu_k, None, None, None, None, False,
         call.causal, call.left, -1, how.scale, True,
@@ -347,16 +370,22 @@ def _backward(
     lses: Sequence[Tensor],
     grads: Sequence[tuple[Tensor, Work]],
     how: _How,
-) -> tuple[Tensor, Tensor]:
-    """dq ``[T, Hq, D]`` at home, and dkv ``[2, T of the ring rank, own key heads, D]`` in ``grad_dtype``.
+    key_heads: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dq ``[T, Hq, D]``, dk and dv ``[T, Hkv, D]``, these in ``grad_dtype``, all at home.
 
     This rank's own keys are taken in two parts, half of the heads first and half last: the first covers the
-    keys that come in, the last the gradients that come home.
+    keys that come in, the last the gradients that come home. Without a ring a key head's gradients go home
+    as soon as its last piece is done.
     """
     rank, plan = how.link.rank, how.plan
     pieces = how.heads.own(rank % plan.ulysses)
     steps = plan.steps(rank // plan.ulysses, how.mask)
-    home = _Homecoming(kv, plan.lengths[rank], how)
+    works: list[Work] = []
+    tokens, width = plan.lengths[rank], kv.new_empty(0, kv.shape[3])
+    home = _Homecoming(how.heads.queries, width, tokens, how, works)
+    rounds, width = [r.blocks for r in how.heads.rounds], width.to(how.grad_dtype)
+    key_homes = [_Homecoming(rounds, width, tokens, how, works) for _ in range(2)]
     sums = [torch.zeros_like(q, dtype=torch.float32) for q in queries]
 
     def add(step: int, which: range, keys: Tensor, into: Tensor) -> None:
@@ -367,6 +396,15 @@ def _backward(
                 _attend_backward(*part, call, how, sums[i], into)
             if step == (0 if i in last else plan.ring - 1):
                 home.send(i, sums[i].to(kv.dtype))
+            if plan.ring == 1:
+                keys_home(i)
+
+    def keys_home(piece: int) -> None:
+        for number, found in enumerate(how.heads.rounds):
+            if found.last == piece:
+                there = own[number : number + 1].to(how.grad_dtype)  # none where this rank has none
+                for x, way in zip(there.permute(1, 2, 0, 3), key_homes, strict=True):
+                    way.send(number, x)
 
     count = len(pieces)
     first = range((count + 1) // 2 if plan.ring > 1 else 0)
@@ -386,13 +424,18 @@ def _backward(
             follows.wait()
             here += carried
         away = here.to(how.grad_dtype)
-        carried = away.new_empty(2, ring.length(step + 1), *kv.shape[2:])
+        carried = away.new_empty(kv.shape[0], 2, ring.length(step + 1), kv.shape[3])
         follows = how.begun(how.link.shift([carried], [away]))
     add(0, last, kv, own)
     if carried is not None:
         follows.wait()
         own += carried
-    return home.arrived(), own.to(how.grad_dtype)
+        for piece in every:
+            keys_home(piece)
+    _All(works).wait()
+    queries_home = home.heads(sum(blocks.offsets[-1] for blocks in how.heads.queries))
+    dk, dv = (way.heads(key_heads) for way in key_homes)
+    return queries_home, dk, dv
 
 
 def _attend_backward(
@@ -400,15 +443,15 @@ def _attend_backward(
     how: _How, dq: Tensor, dkv: Tensor,
 ) -> None:  # fmt: skip
     """Add a call's gradients; ``out`` and ``lse`` are over all keys, so that they add up to the whole's."""
-    rows, heads = slice(call.q_start, call.q_stop), slice(piece.k_start, piece.k_stop)
-    k, v = kv[:, call.k_start : call.k_stop, heads]
+    rows = slice(call.q_start, call.q_stop)
+    k, v = _own(kv, piece, call)
     grad_q, grad_k, grad_v = BACKWARD.default(
         grad[rows], None, q[rows], k, v, out[rows], lse[:, rows].contiguous(), call.cu_q, call.cu_k,
         None, None, None, None, False, call.causal, call.left, -1, how.scale, False,
     )  # fmt: skip
     dq[rows] += grad_q
-    dkv[0, call.k_start : call.k_stop, heads] += grad_k
-    dkv[1, call.k_start : call.k_stop, heads] += grad_v
+    for into, found in zip(_own(dkv, piece, call), (grad_k, grad_v), strict=True):
+        into += found
 
 
 class SharedAttention:

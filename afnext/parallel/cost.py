@@ -86,13 +86,14 @@ class Cost(NamedTuple):
 
 
 def cost(
-    shape: Shape, ulysses: int, ring: int, machine: Machine, pieces: int = 4, causal: bool = True
+    shape: Shape, ulysses: int, ring: int, machine: Machine, pieces: int = 6, causal: bool = True
 ) -> Cost:
     """Model of :func:`afnext.parallel.attention` and its backward.
 
     Neighbours are within a node as far as it goes; a ring with a hop between nodes goes at that hop's speed.
-    Of what is exchanged of heads the keys, the first piece of queries and the last piece of results have
-    nothing to hide behind; a ring's step hides behind its computing, as far as that lasts.
+    Of what is exchanged of heads the first piece of queries with the keys that it reads, and the last piece of
+    results (backward with the gradients of its keys), have nothing to hide behind, in a ring no keys have; a
+    ring's step hides behind its computing, as far as that lasts.
 
     Raises:
         ValueError: more Ulysses ranks than query heads.
@@ -122,13 +123,15 @@ def cost(
     def seconds(size: float, messages: int) -> float:
         return size / speed + messages * moves
 
-    both = seconds(2 * queries, 2 * count)
-    uncovered = seconds(2 * queries / count, 2)
-    there = seconds(keys, 2) + both, seconds(grads, 2) + both
-    heads_exposed = [
-        alone + uncovered + max(0.0, both - uncovered - compute * (1 - 1 / count))
-        for alone, compute in ((seconds(keys, 2), forward), (seconds(grads, 2), backward))
-    ]
+    sizes, rounds = [max(blocks.counts) / most for blocks in heads.queries], len(heads.rounds)
+    both, ends = seconds(2 * queries, 2 * count), seconds(queries * (sizes[0] + sizes[-1]), 2)
+    first = sum(found.first == 0 or ring > 1 for found in heads.rounds)
+    last = sum(found.last == count - 1 or ring > 1 for found in heads.rounds)
+    there, heads_exposed = [], []
+    for size, uncovered, compute in ((keys, first, forward), (grads, last, backward)):
+        there.append(seconds(size, 2 * rounds) + both)
+        alone = seconds(size * uncovered / rounds, 2 * uncovered) + ends
+        heads_exposed.append(alone + max(0.0, there[-1] - alone - compute * (1 - sizes[-1])))
 
     # The ring: a step's keys behind a step's computing; backward their gradients follow on the same wire.
     wire = machine.within if ranks <= machine.node else machine.across

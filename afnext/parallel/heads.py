@@ -35,6 +35,16 @@ class Blocks(NamedTuple):
         return tuple(b - a for a, b in pairwise(self.offsets))
 
 
+class Round(NamedTuple):
+    """One key head of each rank that has so many: sent before piece ``first``, the first of any rank that
+    reads it; read by none after piece ``last``.
+    """
+
+    blocks: Blocks
+    first: int
+    last: int
+
+
 class HeadPlan(NamedTuple):
     """Shares of heads.
 
@@ -42,11 +52,13 @@ class HeadPlan(NamedTuple):
         keys: the key heads of each rank; one that several ranks' queries read goes to all of them.
         queries: for each piece the query heads of each rank.
         pieces: ``[piece][rank]``; every rank has as many pieces, some of them empty.
+        rounds: in which the key heads of each rank come, one at a time.
     """
 
     keys: Blocks
     queries: tuple[Blocks, ...]
     pieces: tuple[tuple[Piece, ...], ...]
+    rounds: tuple[Round, ...]
 
     def own(self, rank: int) -> list[Piece]:
         """A rank's pieces, their key heads counted from the first that it has."""
@@ -65,7 +77,7 @@ def head_plan(query_heads: int, key_heads: int, ranks: int, pieces: int = 1) -> 
         query_heads, key_heads: of the model; key heads divide query heads.
         ranks: Ulysses ranks, at most as many as there are query heads.
         pieces: in how many pieces a rank's query heads arrive, where it has as many; more where its heads
-            read key heads unevenly.
+            read key heads unevenly. The first and the last, which nothing hides, are the smallest.
 
     Raises:
         ValueError: there are more ranks than query heads, or key heads do not divide them.
@@ -80,22 +92,29 @@ def head_plan(query_heads: int, key_heads: int, ranks: int, pieces: int = 1) -> 
     own: list[list[Piece]] = []
     for rank in range(ranks):
         first, last = query_heads * rank // ranks, query_heads * (rank + 1) // ranks
-        own.append(_even(first, last, group))
-    count = max(*map(len, own), min(pieces, max(last.queries for p in own for last in p)), 1)
+        own.append(_tapered(first, last, group, pieces))
+    count = max(map(len, own))
     for parts in own:
-        while len(parts) < count and any(part.queries > 1 for part in parts):
-            largest = max(range(len(parts)), key=lambda i: parts[i].queries)
-            parts[largest : largest + 1] = _halves(parts[largest])
-        parts += [Piece(parts[-1].q_stop, parts[-1].q_stop, parts[-1].k_start, parts[-1].k_start)] * (
-            count - len(parts)
-        )  # fmt: skip
+        none = Piece(parts[-1].q_stop, parts[-1].q_stop, parts[-1].k_start, parts[-1].k_start)
+        parts += [none] * (count - len(parts))
     by_piece = tuple(zip(*own, strict=True))
     keys = [list(range(parts[0].k_start, max(p.k_stop for p in parts))) for parts in own]
     return HeadPlan(
         _blocks(keys),
         tuple(_blocks([list(range(p.q_start, p.q_stop)) for p in piece]) for piece in by_piece),
         by_piece,
+        tuple(_round(i, keys, own) for i in range(max(map(len, keys)))),
     )
+
+
+def _round(number: int, keys: list[list[int]], own: list[list[Piece]]) -> Round:
+    """Of the key heads with this number on their ranks."""
+    readers = [
+        i
+        for held, parts in zip(keys, own, strict=True) if len(held) > number
+        for i, part in enumerate(parts) if part.k_start <= held[number] < part.k_stop
+    ]  # fmt: skip
+    return Round(_blocks([held[number : number + 1] for held in keys]), min(readers), max(readers))
 
 
 def _blocks(heads: list[list[int]]) -> Blocks:
@@ -118,15 +137,12 @@ def _even(first: int, last: int, group: int) -> list[Piece]:
     return found
 
 
-def _halves(piece: Piece) -> list[Piece]:
-    """Cut between key heads if there are several, else between query heads."""
-    keys = piece.k_stop - piece.k_start
-    if keys == 1:
-        middle = piece.q_start + (piece.queries + 1) // 2
-        return [piece._replace(q_stop=middle), piece._replace(q_start=middle)]
-    group, key = piece.queries // keys, piece.k_start + (keys + 1) // 2
-    middle = piece.q_start + (key - piece.k_start) * group
-    return [
-        piece._replace(q_stop=middle, k_stop=key),
-        piece._replace(q_start=middle, k_start=key),
-    ]
+def _tapered(first: int, last: int, group: int, count: int) -> list[Piece]:
+    """Query heads ``first`` to ``last`` in about ``count`` pieces: the first and the last have half as many as
+    their neighbours, and those as theirs.
+    """
+    weights = [2 ** min(i, count - 1 - i, 2) for i in range(count)]
+    total = sum(weights)
+    cuts = {first + int((last - first) * w / total + 0.5) for w in accumulate(weights)}
+    ends = sorted(cuts - {first} | {last})
+    return [part for a, b in pairwise([first, *ends]) for part in _even(a, b, group)]

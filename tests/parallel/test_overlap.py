@@ -61,14 +61,14 @@ def test_a_ring_hides_behind_what_it_feeds(ring: int) -> None:
 
 @pytest.mark.usefixtures("sleeping")
 def test_heads_arrive_while_others_are_computed() -> None:
-    """With eight pieces an eighth of queries and results is waited for, and the keys; without overlap all."""
+    """Of four heads one is waited for, and one's results; without overlap all."""
     size = TOKENS / 2 * HEADS / 2 * DIM * 4  # bytes of a rank's queries from the other
     rates = (size / 0.05, 1e12)
     hidden = exposed(2, 1, rates, overlap=True, pieces=4)
     shown = exposed(2, 1, rates, overlap=False, pieces=4)
     # Forward: keys and values, queries, results; backward: gradients of results, queries, keys and values.
     assert shown == pytest.approx(8 * 0.05, rel=0.3)
-    assert hidden <= 0.05 * (4 + 4 / 4) * 1.3
+    assert hidden <= 8 * 0.05 / 4 * 1.3
 
 
 def test_messages_are_told() -> None:

@@ -154,6 +154,18 @@ def test_heads_stay_within_their_groups() -> None:
     assert [p.k_start for p in plan.pieces[0]] == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
+def test_the_first_and_the_last_piece_are_small() -> None:
+    """Nothing hides them; and none is of two key heads unless it has all that read them."""
+    plan = head_plan(28, 4, 2, 6)
+    assert [blocks.counts for blocks in plan.queries] == [(n, n) for n in (1, 2, 4, 4, 2, 1)]
+    assert [(r.blocks.heads, r.first, r.last) for r in plan.rounds] == [
+        ((0, 2), 0, 2),
+        ((1, 3), 3, 5),
+    ]
+    assert [b.counts[0] for b in head_plan(28, 4, 1, 3).queries] == [7, 14, 7]
+    assert [b.counts[0] for b in head_plan(28, 4, 4, 6).queries] == [1, 1, 2, 2, 1]
+
+
 @given(
     group=st.integers(1, 8),
     keys=st.integers(1, 8),
@@ -177,6 +189,11 @@ def test_every_query_head_has_one_rank_and_its_key_head(
             for place, head in enumerate(heads):
                 key = own.k_start + place // (own.queries // (own.k_stop - own.k_start))
                 assert held[key] == head // group
+        for number, head in enumerate(held):
+            came = plan.rounds[number]
+            assert came.blocks.heads[sum(came.blocks.counts[:rank])] == head
+            reads = [i for i, p in enumerate(plan.own(rank)) if p.k_start <= number < p.k_stop]
+            assert came.first <= min(reads) <= max(reads) <= came.last
     assert sorted(seen) == list(range(group * keys))
     per_rank = [sum(b.counts[r] for b in plan.queries) for r in range(ranks)]
     assert max(per_rank) - min(per_rank) <= 1
