@@ -91,9 +91,9 @@ def cost(
     """Model of :func:`afnext.parallel.attention` and its backward.
 
     Neighbours are within a node as far as it goes; a ring with a hop between nodes goes at that hop's speed.
-    Of what is exchanged of heads the first piece of queries with the keys that it reads, and the last piece of
-    results (backward with the gradients of its keys), have nothing to hide behind, in a ring no keys have; a
-    ring's step hides behind its computing, as far as that lasts.
+    Of what is exchanged of heads the first piece of queries with the keys that it reads, and the last piece
+    of results (backward with the gradients of its keys), have nothing to hide behind, in a ring no keys have;
+    a ring's step hides behind its computing, as far as that lasts.
 
     Raises:
         ValueError: more Ulysses ranks than query heads.

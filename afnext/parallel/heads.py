@@ -138,7 +138,7 @@ def _even(first: int, last: int, group: int) -> list[Piece]:
 
 
 def _tapered(first: int, last: int, group: int, count: int) -> list[Piece]:
-    """Query heads ``first`` to ``last`` in about ``count`` pieces: the first and the last have half as many as
+    """Query heads ``first`` to ``last`` in about ``count`` pieces: those at either end have half as many as
     their neighbours, and those as theirs.
     """
     weights = [2 ** min(i, count - 1 - i, 2) for i in range(count)]
