@@ -167,7 +167,7 @@ class Run:
         with self.world.first():
             self.broken = Broken(out, limits, self.world.rank == 0)
             self.note_broken(
-                Sample(name, error.args[1], str(error))
+                Sample(name, error.where, error.why)
                 for name, source in sources.items()
                 for error in source.skipped.errors
             )

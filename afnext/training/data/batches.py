@@ -18,7 +18,7 @@ from afnext.errors import AfnextError
 from afnext.model import AudioBatch
 from afnext.training.config import StageConfig, TrainConfig, mixture_of
 from afnext.training.data.broken import Sample
-from afnext.training.data.conversations import Conversation, Turn
+from afnext.training.data.conversations import Conversation, RecordError, Turn
 from afnext.training.data.entries import AUDIO_TOKENS, Place
 from afnext.training.data.mixture import Draw, Mixture
 from afnext.training.data.packing import NOT_LEARNT, Encoded, PackedBatch, encode, pack
@@ -196,7 +196,9 @@ class Batches(Dataset[Step]):
             try:
                 found = self._conversations(draw, heard)
             except AfnextError as error:
-                broken.append(Sample(draw.source, self._key(draw), str(error)))
+                where = self.sources[draw.source].where(draw.entry.records[draw.chosen[0]])
+                why = error.why if isinstance(error, RecordError) else str(error)
+                broken.append(Sample(draw.source, where, why))
                 continue
             fitting = [item for item in found if len(item.ids) <= stage.context_tokens]
             too_long += [item for item in found if len(item.ids) > stage.context_tokens]
@@ -206,11 +208,6 @@ class Batches(Dataset[Step]):
             why = broken[-1].why if broken else f"longer than {stage.context_tokens} tokens"
             raise AfnextError(f"{stage.name}: nothing that is drawn can be used; the last: {why}")
         return self._batch(encoded or [self._nothing()], heard)
-
-    def _key(self, draw: Draw) -> str:
-        first = draw.entry.records[draw.chosen[0]]
-        file = str(self.sources[draw.source].files[first.file]).rpartition("/")[2]
-        return f"{file}, {'byte' if first.size else 'record'} {first.offset}"
 
     def _nothing(self) -> Encoded:
         """In the place of a batch that came to nothing: other processes have theirs, and wait for one."""

@@ -65,12 +65,14 @@ class Conversation:
         turns: at first perhaps the system's, then the user and the assistant in turn.
         duration: seconds of audio, where the record says so.
         task: what kind of question it is, where the record says so.
+        where: the record's file and its place there, for messages.
     """
 
     id: str
     turns: tuple[Turn, ...]
     duration: float | None = None
     task: str = ""
+    where: str = field(default="", compare=False)
 
     @property
     def sounds(self) -> tuple[str, ...]:
@@ -118,9 +120,18 @@ class RecordError(AfnextError):
         super().__init__(kind, where, particulars)  # what it is pickled by
         self.kind = kind
 
+    @property
+    def where(self) -> str:
+        return str(self.args[1])
+
+    @property
+    def why(self) -> str:
+        """What is wrong, with the particulars, of a record that is named beside it."""
+        kind, _, particulars = self.args
+        return f"{kind}{': ' + particulars if particulars else ''}"
+
     def __str__(self) -> str:
-        kind, where, particulars = self.args
-        return f"{where}: {kind}{': ' + particulars if particulars else ''}"
+        return f"{self.where}: {self.why}"
 
 
 def read(path: str | Path, skipped: Skipped | None = None) -> Iterator[Conversation]:
@@ -175,7 +186,7 @@ def conversation(record: Any, where: str = "record") -> Conversation:
         raise RecordError("duration must be a positive number of seconds", where, repr(duration))
     return Conversation(
         str(record.get("id", where)), turns, None if duration is None else float(duration),
-        str(record.get("task", "")),
+        str(record.get("task", "")), where,
     )  # fmt: skip
 
 

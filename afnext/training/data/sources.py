@@ -79,7 +79,7 @@ class Source:
         alone: dict[str, list[tuple[Place, float, int]]] = {}
         for place, item in self._records(number, file):
             try:
-                seconds = self._seconds(item, file)
+                seconds = self._seconds(item)
             except RecordError as error:
                 self.skipped.add(error)
                 continue
@@ -103,21 +103,29 @@ class Source:
             except RecordError as error:
                 self.skipped.add(error)
 
-    def _seconds(self, item: Conversation, file: Path) -> float:
+    def _seconds(self, item: Conversation) -> float:
         """Of all its recordings, measured where the record does not say."""
         if item.duration is not None or not item.sounds:
             return item.duration or 0.0
-        total, where = 0.0, f"{file.name}, {item.id}"
+        total = 0.0
         for path in item.sounds:
             try:
                 stated = probe(Path(self._folder) / path).duration
             except AudioError as error:
                 why = "a recording cannot be read"
-                raise RecordError(why, where, str(error)) from None
+                raise RecordError(why, item.where, str(error)) from None
             if stated is None:
-                raise RecordError("no duration is given, nor in a recording's header", where, path)
+                raise RecordError(
+                    "no duration is given, nor in a recording's header", item.where, path
+                )
             total += stated
         return total
+
+    def where(self, place: Place) -> str:
+        """A record's file and its place there."""
+        if not place.size:
+            return self._held[place.file][place.offset].where
+        return f"{str(self.files[place.file]).rpartition('/')[2]}, byte {place.offset}"
 
     def conversations(self, entry: Entry, chosen: Sequence[int]) -> list[Conversation]:
         """Some records of an entry."""
