@@ -91,7 +91,9 @@ def transcribe(
         str,
         typer.Option(help="transcribe, translate, lyrics, diarize or timestamps."),
     ] = "transcribe",
-    target: Annotated[str, typer.Option(help="Language to translate into.")] = "English",
+    target: Annotated[
+        str | None, typer.Option(help="With --task translate: into which language (English).")
+    ] = None,
     format: Annotated[
         str, typer.Option("--format", "-f", help="text, or srt or vtt (by --task timestamps).")
     ] = "text",
@@ -101,15 +103,23 @@ def transcribe(
         raise typer.BadParameter("must be text, srt or vtt", param_hint="--format")
     if format != "text" and task == "transcribe":
         task = "timestamps"  # subtitles need times
+    if target is not None and task != "translate":
+        raise typer.BadParameter("is for --task translate", param_hint="--target")
+    target = target or "English"
     if many.output is not None:
         if format != "text":
-            raise typer.BadParameter("a file of answers holds their text", param_hint="--format")
+            raise typer.BadParameter(
+                "is for one recording; with -o ask for --task timestamps: lines have segments with times",
+                param_hint="--format",
+            )
         prompt = partial(_prompt, task=task, target=target)
         options = {"model": model, "sampling": sampling, "reading": reading, "many": many}
         _answer_each(audio, {"task": task, "target": target}, prompt, **options)
         return
     if format != "text" and reading.json:
-        raise typer.BadParameter("--json holds the times: give one of them", param_hint="--format")
+        raise typer.BadParameter(
+            "cannot be given with --json, whose segments have times", param_hint="--format"
+        )
     _alone(audio, many)
     assistant = _load(model)
     _answer(assistant, audio, _prompt(assistant, task, target), sampling, reading, format)
@@ -320,9 +330,10 @@ def evaluate(
     from .evaluation.held_out import default_folder
     from .hub import find_model
 
+    folder = find_model(model)  # first: recordings take minutes
     with _progress() as told:
         recordings = suite.prepare(data or default_folder(), told)
-        evaluation = suite.evaluate(find_model(model), recordings, limit, root=root, progress=told)
+        evaluation = suite.evaluate(folder, recordings, limit, root=root, progress=told)
     if out is not None:
         evaluation.save(out)
     if json:
@@ -380,8 +391,10 @@ def _answer_each(
         raise
     _print(str(out))
     if done.failed:
-        before = f", {done.failed_before} of them before" if done.failed_before else ""
-        _note(f'{done.failed} failed{before}: see "error" in {out}, and --retry-failed')
+        before = f" ({done.failed_before} in an earlier run)" if done.failed_before else ""
+        _note(
+            f'{done.failed} failed{before}: "error" in {out} says why, --retry-failed tries them again'
+        )
         sys.exit(1)
 
 
@@ -391,7 +404,7 @@ def _alone(audio: list[str], many: FolderOptions) -> None:
         if Path(file).is_dir():
             raise AudioError(f"{file}: is a folder; -o FILE answers about each recording in it")
     if name := many.unused():
-        raise typer.BadParameter("is for a folder, with -o", param_hint=name)
+        raise typer.BadParameter("works on a folder only, with -o", param_hint=name)
 
 
 def _answer(

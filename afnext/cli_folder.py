@@ -43,7 +43,7 @@ def answer_each(
     from .engine.params import GenerationParams
 
     if len(audio) != 1:
-        raise typer.BadParameter("takes one folder", param_hint="-o")
+        raise typer.BadParameter("answers one folder; give that alone", param_hint="-o")
     assert many.output is not None
     given = sampling.given()
     GenerationParams(**given)  # wrong ones would fail with every recording

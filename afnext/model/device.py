@@ -21,5 +21,7 @@ def usable_device(device: str | torch.device) -> torch.device:
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
+        if "aten::" in reason:  # torch lists every kind of device that it was built for
+            reason = "torch is built without it"
         raise AfnextError(f"device: '{device}' cannot be used ({reason})") from None
     return found

@@ -115,7 +115,7 @@ def test_broken_files_are_listed_and_skipped(folder: Path, tmp_path: Path) -> No
     assert bad["file"] == "broken.wav"
     later = run("ask", folder, question, "-o", out)
     assert later.returncode == 1
-    assert "1 failed, 1 of them before: " in later.stderr
+    assert "1 failed (1 in an earlier run): " in later.stderr
     other = run("ask", folder, "Who speaks?", "-o", out)
     assert other.returncode == 1
     assert "another question" in other.stderr
@@ -130,15 +130,19 @@ def test_broken_files_are_listed_and_skipped(folder: Path, tmp_path: Path) -> No
     [
         (["caption", ".", "--max-tokens", "0", "-o", "x.jsonl"], 1, "max_tokens"),
         (["caption", ".", "--concurrency", "0", "-o", "x.jsonl"], 2, "concurrency"),
-        (["caption", ".", ".", "-o", "x.jsonl"], 2, "one folder"),
+        (["caption", ".", ".", "-o", "x.jsonl"], 2, "answers one folder"),
         (["caption", ".", "-o", "missing/x.jsonl"], 1, "cannot be written"),
         (["caption", "."], 1, "-o"),
         (["caption", "0.wav", "-o", "x.jsonl"], 1, "is no folder"),
         (["transcribe", ".", "--format", "srt", "-o", "x.jsonl"], 2, "--format"),
         (["transcribe", "0.wav", "--format", "srt", "--json"], 2, "--format"),
-        (["caption", "0.wav", "--retry-failed"], 2, "--retry-failed: is for a folder"),
-        (["caption", "0.wav", "--concurrency", "2"], 2, "--concurrency: is for a folder"),
-        (["ask", "0.wav", "What?", "--ray-workers", "2"], 2, "--ray-workers: is for a folder"),
+        (["caption", "0.wav", "--retry-failed"], 2, "--retry-failed: works on a folder only"),
+        (["caption", "0.wav", "--concurrency", "2"], 2, "--concurrency: works on a folder only"),
+        (
+            ["ask", "0.wav", "What?", "--ray-workers", "2"],
+            2,
+            "--ray-workers: works on a folder only",
+        ),
     ],
 )
 def test_misuse(
