@@ -27,7 +27,7 @@ from afnext.training.synthesis.labels import from_json
 from afnext.training.synthesis.scenes import compose
 from afnext.training.synthesis.sentences import is_held_out
 from afnext.training.synthesis.sounds import SAMPLE_RATE
-from afnext.training.tasks import timeline
+from afnext.training.tasks import music, several, timeline
 from afnext.training.tasks.script import script
 from afnext.training.tasks.sounds import listing
 
@@ -181,7 +181,8 @@ def test_conversations_follow_from_the_labels(folder: Path) -> None:
                 expected = listing(timeline(from_json(labels)))
                 assert item.turns[1].text == expected
     assert kinds["list"] > 3
-    assert {"presence", "transcribe", "diarize", "instrument"} <= set(kinds)
+    assert {"presence", "transcribe", "diarize"} <= set(kinds)
+    assert set(music.MAKERS) & set(kinds)
     assert turns < sum(kinds.values())  # some go on
 
 
@@ -292,3 +293,11 @@ def test_a_scene_that_cannot_be_written_is_refused(
     with pytest.raises(SystemExit):
         main(arguments)
     assert f"error: {named}: " in capsys.readouterr().err
+
+
+def test_a_set_of_pairs_asks_about_two_alone(banks: Banks, tmp_path: Path) -> None:
+    list(generate(tmp_path, [SceneSet("sounds", 4, 1.0, 2.0, pairs=2.0, alone=False)], banks, SEED))
+    (path,) = tmp_path.glob("*.conversations.jsonl")
+    said = list(conversations.read(path))
+    assert [len(item.sounds) for item in said] == [2] * 2 * 3  # the first has none before it
+    assert {item.task for item in said} <= set(several.MAKERS)
