@@ -300,8 +300,8 @@ def test_a_run_goes_on_with_fewer_processes(
         # Muon's directions are found in bfloat16: 2 steps at 2e-3 differ by some of its roundings, most where
         # a gradient says next to nothing and is stretched to the length of the others.
         off = (wanted - b[name]).abs()
-        assert off.max() < 6e-4, name
-        assert off.square().mean().sqrt() < 5e-5, name
+        assert off.max() < 8e-4, name
+        assert off.square().mean().sqrt() < 1e-4, name
 
 
 def test_layers_are_gathered_in_bfloat16(sources: Path, tmp_path: Path) -> None:
