@@ -304,6 +304,7 @@ def test_a_run_goes_on_with_fewer_processes(
         assert off.square().mean().sqrt() < 1e-4, name
 
 
+@pytest.mark.slow
 def test_layers_are_gathered_in_bfloat16(sources: Path, tmp_path: Path) -> None:
     """Half the bytes; what is kept, and the residual stream, are float32."""
     config = dataclasses.replace(mesh_recipe(sources, steps=1, **SMALL), bf16=True)
