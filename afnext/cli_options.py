@@ -128,9 +128,9 @@ class FolderOptions:
     ] = False
 
     def unused(self) -> str | None:
-        """An option that was given without ``-o``."""
+        """An option that was given, where there is no ``-o`` that it goes with."""
         given = [f.name for f in fields(self) if getattr(self, f.name) not in (None, False)]
-        return None if self.output or not given else f"--{given[0].replace('_', '-')}"
+        return f"--{given[0].replace('_', '-')}" if given else None
 
 
 def spread(verb: Callable[..., None]) -> Callable[..., None]:

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -165,9 +166,8 @@ def _silent() -> Iterator[Recording]:
 def _wanted(groups: Mapping[str, Group]) -> dict[str, object]:
     """What the recordings depend on; not what training would ask about them."""
     made = {
-        name: [s.kind, s.count, s.shortest, s.longest, group.split]
+        name: [*attrgetter("kind", "count", "shortest", "longest")(group.scenes), group.split]
         for name, group in groups.items()
-        for s in (group.scenes,)
     }
     return {"version": VERSION, "seed": SEED, "groups": made}
 

@@ -47,6 +47,11 @@ class Trained(nn.Module):
         return call(*args)
 
 
+def layers_of(net: AudioLanguageModel) -> list[nn.Module]:
+    """What is gathered by itself; other parameters are gathered together."""
+    return [*net.audio_tower.layers, *net.language_model.model.layers]
+
+
 def shard(trained: Trained, mesh: DeviceMesh, *, bf16: bool = False, offload: bool = False) -> None:
     """Shard the parameters of each layer over ``mesh`` (in copies where it has a dimension for them), and the
     others together. Gradients are summed, not averaged: losses are shares of the step's.
@@ -56,13 +61,12 @@ def shard(trained: Trained, mesh: DeviceMesh, *, bf16: bool = False, offload: bo
             and sums of gradients are float32.
         offload: shards, their gradients and what optimizers keep of them stay on the host.
     """
-    net = trained.net
     policy = CPUOffloadPolicy() if offload else OffloadPolicy()
     mixed = MixedPrecisionPolicy()
     if bf16:
         # What goes in stays as it is: the residual stream is float32, as on one process.
         mixed = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-    for layer in (*net.audio_tower.layers, *net.language_model.model.layers):
+    for layer in layers_of(trained.net):
         fully_shard(layer, mesh=mesh, offload_policy=policy, mp_policy=mixed)
     fully_shard(trained, mesh=mesh, offload_policy=policy)
     for module in trained.modules():

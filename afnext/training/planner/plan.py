@@ -15,7 +15,7 @@ from afnext.parallel import Machine, Shape, cost
 from afnext.parallel.cost import H100, gather_seconds
 from afnext.training.config import ParallelConfig, StageConfig, TrainConfig
 from afnext.training.data.tokenizer import train_tokenizer
-from afnext.training.distributed.sharding import Trained
+from afnext.training.distributed.sharding import Trained, layers_of
 from afnext.training.distributed.world import mesh_of
 from afnext.training.loop import CONSTANT
 from afnext.training.network.lora import activate, add_adapters
@@ -231,7 +231,7 @@ def memory_of(
         return found, 0.0
     shards = resources.processes // config.replicate
     net = trained.net
-    layers = (*net.audio_tower.layers, *net.language_model.model.layers)
+    layers = layers_of(net)
     inside = sum(map(_bytes, layers))
     root, outside = everything - inside, {p for p in trained.parameters() if p.ndim > 1}
     outside -= {p for layer in layers for p in layer.parameters()} | set(_embeddings(trained))
@@ -284,7 +284,7 @@ def _seconds(
     if ring * ulysses > 1:
         sharing = text.num_hidden_layers * batches * cost(shape, ulysses, ring, machine).exposed
     shards = resources.processes // config.replicate
-    inside = sum(_bytes(m) for m in (*net.audio_tower.layers, *net.language_model.model.layers))
+    inside = sum(map(_bytes, layers_of(net)))
     learnt = _bytes(trained, True)
     size = _bytes(trained) - inside * (1 - _gathered(config) / FLOAT)
     gathering = batches * gather_seconds(size, learnt, shards, config.replicate, machine)
