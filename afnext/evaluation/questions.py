@@ -31,7 +31,7 @@ SEARCHES = 2  # in a recording
 TRIES = 40  # to draw an exchange of the wanted sort
 LONGEST = {
     **dict.fromkeys(("transcribe", "transcribe_timed", "attribute"), 400),
-    **dict.fromkeys(("diarize", "list", "list_of", "notes", "caption"), 200),
+    **dict.fromkeys(("diarize", "list", "list_of", "when_each", "notes", "caption"), 200),
 }
 """Tokens of an answer, at most, where that is more than ``SHORT``: about twice what true answers have."""
 SHORT = 96
@@ -133,6 +133,9 @@ class Asker:
             return self.judge_list()
         if task == "when":
             return answers.when(answers.times(exchange.answer))
+        if task == "when_each":
+            found = parse_events(exchange.answer)
+            return lambda answer: event_scores(found, parse_events(answer))
         if task == "tempo":
             return answers.tempo(scene.melodies[0].tempo)
         if task == "notes":
@@ -178,6 +181,7 @@ def about_sounds(asker: Asker) -> Iterator[Question]:
     label = asker.rng.choice(UNHEARD)
     never = ask("presence", "No.", asker.rng, label)
     yield asker.asked(never, "never trained as a sound")
+    yield from asker.ask("when_each")
 
 
 def unseen_phrasings(asker: Asker) -> Iterator[Question]:
@@ -258,6 +262,8 @@ def search(asker: Asker) -> Iterator[Question]:
     asked = ask("when", "", rng, sounds.absent_label(events, rng))
     missed = asker.question("when", asked.question, answers.when([]))
     yield replace(missed, kind="search, absent", family="search")
+    for each in asker.ask("when_each"):
+        yield replace(each, kind="search, several", family="search, several")
 
 
 def silence(asker: Asker) -> Iterator[Question]:

@@ -130,6 +130,7 @@ NOUN = one_of(tuple(LABEL_OF))
 VERB = one_of((*ANY_VERB, *(v for w in WORDS.values() for v in w.verbs)))
 FIELDS = {
     "noun": ("noun", NOUN), "a": ("noun", NOUN), "other": ("other", one_of(tuple(WORDS))),
+    "nouns": ("nouns", f"(?:(?:, | and )?the (?:{NOUN}))+"),
     "verb": ("verb", VERB), "time": ("time", r"\d+\.\d"), "which": ("which", "first|second"),
 }  # fmt: skip
 
@@ -147,15 +148,17 @@ def readable(phrasing: str) -> str:
 
 
 READABLE = {task: [readable(p) for p in phrasings] for task, phrasings in PHRASINGS.items()}
+AS_SUCH = ("speech", "music")  # have phrasings of their own, without a noun
 
 
 def asked(exchange: Exchange) -> dict[str, str]:
     """What a question asks about, read from its words by the phrasings of its kind."""
-    for words in READABLE[exchange.task]:
+    of_their_own = [(w, label) for label in AS_SUCH for w in READABLE.get(f"{exchange.task}_{label}", ())]
+    for words, label in (*((w, "") for w in READABLE[exchange.task]), *of_their_own):
         form = f"(?:{one_of(LEADS)})?{words}[?.]?(?:{one_of([e.rstrip('.') for e in ENDS])})?[?.]?"
         if found := re.fullmatch(form, exchange.question, re.IGNORECASE):
-            fields = {k.partition("_")[0]: v for k, v in found.groupdict().items() if v}
-            return {k: v.lower() for k, v in fields.items()}
+            fields = {k.partition("_")[0]: v.lower() for k, v in found.groupdict().items() if v}
+            return fields | ({"noun": label} if label else {})
     raise AssertionError(f"no phrasing of {exchange.task}: {exchange.question}")
 
 
@@ -174,6 +177,12 @@ def truth(case: Case, exchange: Exchange) -> str:
         case "when":
             found = ", ".join(f"{label} {span}" for span in spans)
             return f"{found}." if found else f"There is no {label}."
+        case "when_each":
+            wanted = [LABEL_OF[noun] for noun in re.findall(rf"the ({NOUN})", about_it["nouns"])]
+            assert len(set(wanted)) == len(wanted) > 1
+            each = [[f"{w} <t>{span}</t>" for name, span in case.heard if name == w] or [f"no {w}"]
+                    for w in wanted]  # fmt: skip
+            return ", ".join(itertools.chain.from_iterable(each)) + "."
         case "presence":
             return "Yes." if label in labels else "No."
         case "count_of":
@@ -327,9 +336,9 @@ def test_answers_about_two_recordings_are_true(one: str, other: str) -> None:
         heard = " ".join(
             ", ".join(labels) + "." if labels else "Nothing." for labels in (first, second)
         )
-        which = {(True, False): "The first.", (False, True): "The second."}.get(where)
+        which = {(True, False): "the first.", (False, True): "the second."}.get(where)
         expected = {
-            "which_has": f"{heard} {which}",
+            "which_has": f"{heard} {label}: {which}",
             "same_sounds": f"{heard} {'Yes.' if set(first) == set(second) else 'No.'}",
             "in_both": f"{heard} {'Yes.' if all(where) else 'No.'}",
             "more": f"{CASES[one].answers['count']} {CASES[other].answers['count']} "

@@ -45,6 +45,7 @@ PHRASINGS: dict[str, list[str]] = yaml.safe_load(
 )
 PLAIN = {"refusal": 12}  # phrasings that are asked plainly, where it is not this many:
 FEW = 3
+AS_SUCH = 0.6  # of questions about speech or music, in words of their own, as "Does anybody talk?"
 _CHOICE = re.compile(r"\[([^\[\]]*)\]")
 
 
@@ -124,5 +125,9 @@ def ask(
         noun, verbs = label, ANY_VERB
     if label:
         fields |= {"noun": noun, "a": article(noun), "verb": rng.choice(verbs)}
-    question = (phrasing or worded(task, rng)).format(**fields)
+    if not phrasing:
+        own = f"{task}_{label}"
+        as_such = own in PHRASINGS and not isinstance(rng, Plainly) and rng.random() < AS_SUCH
+        phrasing = worded(own if as_such else task, rng)
+    question = phrasing.format(**fields)
     return Exchange(task, restyle(question, rng), answer)

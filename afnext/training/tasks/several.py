@@ -1,7 +1,7 @@
 """Questions about two recordings: the same or not, which one has something.
 
 But for lists, an answer says what is heard in each before it says what follows from that:
-``dog, bell. siren. The second.``
+``dog, bell. siren. siren: the second.``
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def _which_has(first: Events, second: Events, rng: random.Random) -> Exchange | 
     if not one ^ other:
         return None
     label = rng.choice(sorted(one ^ other))
-    answer = f"{_heard(first, second)} {first_if(label in one)}"
-    return ask("which_has", answer, rng, label)
+    which = first_if(label in one).lower()
+    return ask("which_has", f"{_heard(first, second)} {label}: {which}", rng, label)
 
 
 def _same_sounds(first: Events, second: Events, rng: random.Random) -> Exchange:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 
 from afnext.training.synthesis.scenes import Event
 from afnext.training.synthesis.sounds import CLASSES
@@ -16,6 +16,8 @@ from afnext.training.tasks.exchange import Exchange, ask, seconds, span
 from afnext.training.tasks.lexicon import UNHEARD, WORDS
 
 Events = Sequence[Event]
+
+EACH = 8  # sounds, at most, whose times are asked at once
 
 
 def listing(events: Events) -> str:
@@ -67,6 +69,21 @@ def _when(events: Events, rng: random.Random) -> Exchange:
         return ask("when", f"There is no {label}.", rng, label)
     label = rng.choice(events).label
     return ask("when", listing([e for e in events if e.label == label]), rng, label)
+
+
+def _when_each(events: Events, rng: random.Random) -> Exchange | None:
+    """Several sounds at once, in any order: each must be found by what it is, none by what comes next."""
+    present = list(dict.fromkeys(e.label for e in events))
+    if len(present) < 2:
+        return None
+    labels = rng.sample(present, rng.randint(2, min(EACH, len(present))))
+    if rng.random() < 0.3:
+        labels.insert(rng.randint(0, len(labels)), absent_label(events, rng))
+    found = [[f"{e.label} {span(e)}" for e in events if e.label == label] for label in labels]
+    parts = [spans or [f"no {label}"] for label, spans in zip(labels, found, strict=True)]
+    nouns = [f"the {WORDS[label].nouns[0] if label in WORDS else label}" for label in labels]
+    named = f"{', '.join(nouns[:-1])} and {nouns[-1]}"
+    return ask("when_each", ", ".join(chain.from_iterable(parts)) + ".", rng, nouns=named)
 
 
 def _presence(events: Events, rng: random.Random) -> Exchange:
@@ -150,6 +167,7 @@ Maker = Callable[[Events, random.Random], "Exchange | None"]
 MAKERS: dict[str, tuple[float, Maker]] = {
     "presence": (3.0, _presence),
     "when": (3.0, _when),
+    "when_each": (2.0, _when_each),
     "count": (0.8, _count),
     "count_of": (0.4, _count_of),
     "first": (0.4, _first),
