@@ -32,6 +32,7 @@ from .hub import find_model
 from .model import AudioLanguageModel
 from .model.checkpoint import read_json
 from .model.device import usable_device
+from .ops import runtime
 from .reply import Answer, Piece, Reply, ReplyWriter, Usage
 
 __all__ = ["Assistant", "Piece", "Reply", "Usage", "load_model"]
@@ -102,15 +103,20 @@ class Assistant:
         on_cpu = device.type == "cpu"
         # To be quantised, weights go to a GPU one after another, from where they lie in their file.
         read_on = torch.device("cpu") if quantization else device
+        # The integers that a folder holds are multiplied by as they are; on a GPU, the decoder's.
+        on_gpu = device.type == "cuda" and runtime.has_cuda()
+        alone = "language_model." if on_gpu else on_cpu
         net = AudioLanguageModel.from_pretrained(
-            folder, dtype=dtype, device=read_on, integers_alone=on_cpu
+            folder, dtype=dtype, device=read_on, integers_alone=alone
         )
         if (stored := stored_quantization(net)) is not None:
             if quantization not in (None, stored):
                 raise ValueError(
                     f"quantization: {folder} holds {stored} weights, cannot be {quantization}"
                 )
-            quantization = stored if on_cpu else quantization
+            if stored == "fp8" and on_cpu:
+                raise ValueError(f"device: {folder} holds fp8 weights, which need CUDA, got cpu")
+            quantization = stored if on_cpu or on_gpu else quantization
         if not on_cpu and quantization is not None:
             place(net, device)
         tokenizer = Tokenizer.from_folder(folder)
@@ -128,7 +134,7 @@ class Assistant:
             if not Tokenizer.from_folder(draft).agrees_with(tokenizer):
                 raise ValueError(f"draft: {draft} has another tokenizer than {folder}")
             drafter = AudioLanguageModel.from_pretrained(
-                draft, dtype=own, device=read_on, integers_alone=on_cpu
+                draft, dtype=own, device=read_on, integers_alone=alone
             )
             if not on_cpu and quantization is not None:
                 place(drafter, device)

@@ -201,7 +201,8 @@ def convert(
     out: Annotated[Path, typer.Argument(help="New folder.")],
     dtype: DType = None,
     quantization: Annotated[
-        str | None, typer.Option(help="int8 or int4: weights in fewer bits, for afnext on a CPU.")
+        str | None,
+        typer.Option(help="int8 or int4: weights in fewer bits, for afnext; fp8: for CUDA."),
     ] = None,
     calibrate: Annotated[
         list[Path] | None,

@@ -35,7 +35,8 @@ def convert(
         out: a folder that does not exist yet, or is empty.
         dtype: "float32" or "bfloat16"; by default the model's own.
         quantization: "int8" or "int4": weights of linear layers become integers with scales, as
-            ``ops.QuantizedWeight.tensors`` names them; ``dtype`` is that of the rest.
+            ``ops.QuantizedWeight.tensors`` names them; ``dtype`` is that of the rest. Or "fp8", for CUDA
+            alone: the decoder's, in 8 bits of floating point.
         calibrate: for int4: recordings like those that the model is for, each used up to its first minute.
             The decoder's layers are then rounded so that what they put out about these changes least.
         told: of what is done, and its share.
@@ -51,7 +52,7 @@ def convert(
     """
     from .assistant import DTYPES
     from .chat.variants import detect_variant, mark_variant
-    from .engine.packed import require_quantization
+    from .engine.packed import FORMATS, STORED
     from .engine.quantize_network import quantize_network
     from .model import AudioLanguageModel
     from .model.checkpoint import read_json
@@ -59,7 +60,8 @@ def convert(
 
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype: must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    require_quantization(quantization)
+    if quantization is not None and quantization not in STORED:
+        raise ValueError(f"quantization: must be one of {', '.join(STORED)}, got {quantization!r}")
     if calibrate and quantization != "int4":
         raise ValueError(f"calibrate: is for quantization int4, got {quantization}")
     source, target = find_model(model), Path(out)
@@ -76,7 +78,7 @@ def convert(
     net.save_pretrained(target)
     mark_variant(target, detect_variant(source, read_json(source / "config.json")).name)
     copy_companions(source, target)
-    if quantization is not None:
+    if quantization in FORMATS:
         del net
         _keep_packed(target, quantization)
     return target

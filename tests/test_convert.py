@@ -40,6 +40,28 @@ def test_it_answers_as_one_quantised_at_load(
         convert(out, tmp_path / "again", quantization="int8")
 
 
+def test_fp8_is_for_cuda(tmp_path: Path) -> None:
+    out = convert("nano", tmp_path / "small", quantization="fp8")
+    with pytest.raises(
+        ValueError, match=r"device: .*small holds fp8 weights, which need CUDA, got cpu"
+    ):
+        afnext.load(out)
+    # Elsewhere it stands for numbers, as other devices and transformers want them.
+    net, plain = (
+        AudioLanguageModel.from_pretrained(f, dtype=torch.float32)
+        for f in (out, find_model("nano"))
+    )
+    name = "language_model.model.layers.0.mlp.down_proj.weight"
+    expected = ops.quantize(plain.get_parameter(name), "fp8").dequantize()
+    assert torch.equal(net.get_parameter(name), expected)
+    hearing = "audio_tower.layers.0.fc1.weight"
+    assert torch.equal(net.get_parameter(hearing), plain.get_parameter(hearing))
+    with pytest.raises(
+        ValueError, match="quantization: must be one of int8, int4, fp8, got 'int2'"
+    ):
+        convert("nano", tmp_path / "other", quantization="int2")
+
+
 def test_the_first_load_finds_it_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = tmp_path / "cache"
     monkeypatch.setenv("AFNEXT_CACHE", str(cache))

@@ -1,5 +1,7 @@
 """The model as the engine runs it on a GPU: neighbouring ops fused, the decoder's quantised weights packed.
 
+Weights that carry integers are packed as they are, others are quantised first.
+
 Products of weights that keep their dtype are torch's, the fastest for many rows and nearly so for one; those
 of quantised weights are ours. The encoder and the adaptor keep their dtype: a window has many rows.
 """
@@ -17,6 +19,7 @@ from afnext import ops
 from afnext.model import AudioLanguageModel
 from afnext.model.attention import Attend
 from afnext.model.decoder import DecoderLayer
+from afnext.model.quantized import kept_together
 
 # How quantised weights are stored: the decoder's layers, its head, which feels four bits most.
 GPU_FORMATS = {
@@ -134,8 +137,12 @@ class _Product:
             self._weight = module.weight.detach()
             self.nbytes = self._weight.numel() * self._weight.element_size()
             return
-        rows = torch.cat([m.weight.detach().to(device) for m in modules])
-        self._weight = ops.pack(rows, format, gate_up)
+        if (integers := kept_together([m.weight for m in modules])) is not None:
+            self._weight = ops.pack(integers.to(device), gate_up=gate_up)
+        else:
+            self._weight = ops.pack(
+                torch.cat([m.weight.detach().to(device) for m in modules]), format, gate_up
+            )
         self.nbytes = self._weight.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:

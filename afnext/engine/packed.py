@@ -21,7 +21,7 @@ from afnext.model.config import TextConfig
 from afnext.model.decoder import DecoderLayer, LanguageModel
 from afnext.model.encoder import EncoderLayer, PackedConv1d, gathered
 from afnext.model.layers import LayerNorm, Linear
-from afnext.model.quantized import kept, kept_in
+from afnext.model.quantized import kept_in, kept_together
 from afnext.ops import runtime
 
 from .gpu_model import GPU_FORMATS
@@ -31,6 +31,8 @@ from .pages import PagePool, Sequence
 # How weights are stored: the decoder's layers, its head, the encoder with the adaptor. The head and the
 # encoder feel four bits most and are a small part of the bytes.
 FORMATS = {"int8": ("int8", "int8", "int8"), "int4": ("int4-g32", "int8", "int8")}
+# The same, of what a folder may hold: what is for a GPU alone leaves the encoder and the adaptor as they are.
+STORED: Mapping[str, tuple[str, str, str | None]] = {**FORMATS, "fp8": (*GPU_FORMATS["fp8"], None)}
 # What rounding x to 8 bits adds is small beside the error of int4 weights, and checked beside int8's.
 ACTIVATIONS = {"int8": "auto", "int4-g32": "int8"}
 
@@ -57,7 +59,7 @@ def stored_quantization(net: AudioLanguageModel) -> str | None:
     """The quantization whose integers ``net`` carries in its decoder's layers; None for none."""
     layers = "language_model.model.layers."
     formats = {w.format for name, w in kept_in(net).items() if name.startswith(layers)}
-    return next((q for q, (format, _, _) in FORMATS.items() if formats == {format}), None)
+    return next((q for q, (format, _, _) in STORED.items() if formats == {format}), None)
 
 
 class PackedModel:
@@ -272,17 +274,10 @@ def _decoder_layer(
 
 def _stacked(rows: Rows[Tensor], format: str) -> Tensor | ops.QuantizedWeight:
     """Weights one above the other: the integers that they carry where all have them in this format."""
-    integers = [w for w in map(kept, rows) if w is not None and w.format == format]
-    if len(integers) < len(rows):
-        return rows[0].detach() if len(rows) == 1 else torch.cat([r.detach() for r in rows])
-    zeros = [w.zeros for w in integers if w.zeros is not None]
-    return ops.QuantizedWeight(
-        torch.cat([w.values for w in integers]),
-        torch.cat([w.scales for w in integers]),
-        torch.cat(zeros) if zeros else None,
-        format,
-        (sum(w.shape[0] for w in integers), integers[0].shape[1]),
-    )
+    integers = kept_together(rows)
+    if integers is not None and integers.format == format:
+        return integers
+    return rows[0].detach() if len(rows) == 1 else torch.cat([r.detach() for r in rows])
 
 
 def _norm(module: nn.LayerNorm, x: Tensor, pooled: Tensor | None = None) -> Tensor:

@@ -12,7 +12,7 @@ from afnext.model import AudioLanguageModel
 from afnext.model.quantized import keep
 
 from .calibrate import calibrated
-from .packed import FORMATS, require_quantization
+from .packed import STORED
 
 
 @torch.no_grad()
@@ -31,7 +31,7 @@ def quantize_network(
 
     Args:
         net: on a CPU.
-        quantization: "int8" or "int4"; the formats of its parts are those of ``load``.
+        quantization: one of ``STORED``; the formats of its parts are those of ``load``.
         embeddings: for int4, of whole conversations, each ``[T, hidden]``: the decoder's layers are then
             rounded for them; see ``calibrated``. By default each weight goes to the nearest value.
         told: the share of the calibration that is done.
@@ -41,8 +41,9 @@ def quantize_network(
     Raises:
         ValueError: no such quantization, or one that is not calibrated.
     """
-    require_quantization(quantization)
-    layers, head, encoder = FORMATS[quantization]
+    if quantization not in STORED:
+        raise ValueError(f"quantization: must be one of {', '.join(STORED)}, got {quantization!r}")
+    layers, head, encoder = STORED[quantization]
     if len(embeddings) and quantization != "int4":
         raise ValueError(f"calibrate: is for int4; {quantization} loses nothing that it could mend")
     done = {
@@ -56,6 +57,8 @@ def quantize_network(
         format = encoder if not name.startswith("language_model.") else layers
         if module is net.language_model.lm_head:
             format = head
+        if format is None:
+            continue
         weight = done.get(f"{name}.weight") or ops.quantize(module.weight, format)
         embedding = net.language_model.model.embed_tokens.weight
         if module.weight is not embedding:  # which is not rounded

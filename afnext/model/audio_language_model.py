@@ -60,7 +60,7 @@ class AudioLanguageModel(nn.Module):
         *,
         dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
-        integers_alone: bool = False,
+        integers_alone: bool | str = False,
     ) -> AudioLanguageModel:
         """Read a folder in transformers' layout, ``musicflamingo`` or ``audioflamingo3``.
 
@@ -72,7 +72,8 @@ class AudioLanguageModel(nn.Module):
             dtype: float32 or bfloat16; by default the file's (float32 for one in float16).
             device: where the weights go.
             integers_alone: weights that the folder holds as integers stay so, for the engine alone: the
-                network's own parameters of them have no values. By default they have, in ``dtype``.
+                network's own parameters of them have no values. By default they have, in ``dtype``. A text
+                is the beginning of the names of those that stay so.
 
         Raises:
             CheckpointError: when something is missing, corrupt, mis-shaped or impossible.

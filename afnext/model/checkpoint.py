@@ -108,12 +108,13 @@ class Weights:
         *,
         dtype: torch.dtype | None,
         device: torch.device,
-        integers_alone: bool = False,
+        integers_alone: bool | str = False,
     ) -> None:
         """Give ``model`` (built on the meta device) these weights.
 
         Those that are stored as integers are also turned into numbers of ``dtype``; with
-        ``integers_alone`` they stay on the meta device, and only carry their integers.
+        ``integers_alone``, or where their names begin with it, they stay on the meta device, and only carry
+        their integers.
 
         Raises:
             CheckpointError: naming the tensors that are missing, mis-shaped or of an odd dtype.
@@ -134,7 +135,11 @@ class Weights:
         loaded = self._read([n for n in expected if n not in integers], dtype, device)
         for name in integers.keys() & expected.keys():
             shape = expected[name]
-            if integers_alone:
+            if (
+                name.startswith(integers_alone)
+                if isinstance(integers_alone, str)
+                else integers_alone
+            ):
                 loaded[name] = torch.empty(shape, dtype=dtype, device="meta")
             else:
                 loaded[name] = integers[name].dequantize(dtype).to(device)
@@ -151,8 +156,9 @@ class Weights:
         model.load_state_dict(loaded, assign=True)
         if tied:
             model.language_model.lm_head.weight = model.language_model.model.embed_tokens.weight
-        if not integers_alone:
-            model.to(device)
+        for module in model.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, buffer.to(device))
         for name, weight in integers.items():
             quantized.keep(model.get_parameter(name), weight)
 

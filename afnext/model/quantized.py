@@ -6,6 +6,9 @@ writes them. It loses them where its values are changed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, nn
 
 from afnext.ops.quantize import QuantizedWeight
@@ -23,6 +26,21 @@ def kept(parameter: Tensor) -> QuantizedWeight | None:
     """The integers that a parameter stands for; None where there are none, or it changed since."""
     weight, version = parameter.__dict__.get("_quantized", (None, None))
     return weight if version == _version(parameter) else None
+
+
+def kept_together(parameters: Sequence[Tensor]) -> QuantizedWeight | None:
+    """The integers of several parameters, one above the other; None where not all have them in one format."""
+    weights = [w for w in map(kept, parameters) if w is not None]
+    if len(weights) < len(parameters) or len({(w.format, w.zeros is None) for w in weights}) > 1:
+        return None
+    zeros = [w.zeros for w in weights if w.zeros is not None]
+    return QuantizedWeight(
+        torch.cat([w.values for w in weights]),
+        torch.cat([w.scales for w in weights]),
+        torch.cat(zeros) if zeros else None,
+        weights[0].format,
+        (sum(w.shape[0] for w in weights), weights[0].shape[1]),
+    )
 
 
 def kept_in(model: nn.Module) -> dict[str, QuantizedWeight]:

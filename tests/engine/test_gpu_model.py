@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import afnext
+from afnext import ops
+from afnext.convert import convert
 from afnext.engine import Engine, GenerationParams
 from afnext.engine.decode_graphs import MOST_AHEAD, DecodeGraphs
 from afnext.engine.gpu_model import GPU_FORMATS, GpuModel, place
 from afnext.engine.look_ahead import AHEAD, UNKNOWN, at_once
-from afnext.engine.packed import require_quantization
+from afnext.engine.packed import STORED, require_quantization, stored_quantization
 from afnext.engine.pages import PagePool, Sequence
 from afnext.engine.request import Request
 from afnext.engine.runner import Runner
 from afnext.engine.scheduler import Part
 from afnext.model import AudioLanguageModel
+from afnext.model.quantized import kept
 from tests.engine.models import as_on_a_gpu, heard, recomputed, small_model, window
 
 CUDA = torch.device("cuda")
@@ -79,6 +84,31 @@ def test_quantised_layers_are_those_that_their_integers_stand_for(
     exact = net(ids[None])[0]
     lost = (torch.stack(logits) - exact).norm() / exact.norm()
     assert error < min(0.05, 0.5 * lost)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("quantization", STORED)
+def test_integers_of_a_folder_are_packed_as_they_are(
+    quantization: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert("nano", tmp_path / "out", quantization=quantization)
+    net = AudioLanguageModel.from_pretrained(tmp_path / "out", integers_alone="language_model.")
+    assert stored_quantization(net) == quantization
+    assert not any(p.is_meta for p in net.audio_tower.parameters())
+    layer, model = net.language_model.model.layers[0], net.language_model
+    assert layer.self_attn.k_proj.weight.is_meta
+    packed: list[tuple[object, object]] = []
+    whole = SimpleNamespace(nbytes=0)
+    monkeypatch.setattr(ops, "pack", lambda *args, **_: packed.append(args) or whole)
+    GpuModel(net, quantization)
+    layers, head, _ = STORED[quantization]
+    formats = [w.format for (w,) in packed]
+    assert formats == [layers] * (len(formats) - 1) + [head]
+    (qkv,), (final,) = packed[0], packed[-1]
+    projections = (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)
+    values = torch.cat([kept(p.weight).values for p in projections])
+    assert torch.equal(qkv.values.view(torch.uint8), values.view(torch.uint8))
+    assert torch.equal(final.scales, kept(model.lm_head.weight).scales)
 
 
 @torch.inference_mode()
