@@ -15,6 +15,7 @@ from afnext.model import AudioLanguageModel
 from .gpu_model import GpuModel
 from .paged_attend import PlannedAttend
 from .pages import PagePool
+from .sampler import SETTINGS, draw
 
 MOST_SEQUENCES = 64
 MOST_AHEAD = 16
@@ -32,14 +33,14 @@ class DecodeGraphs:
     """
 
     def __init__(self, net: AudioLanguageModel, model: GpuModel, pool: PagePool) -> None:
-        self._steps: dict[int, _Step] = {}
+        self._steps: dict[tuple[int, bool], _Step] = {}
         tensors = pool.keys, pool.values, [pool.scales(n) for n in range(len(pool.keys))]
         text = net.config.text
         pages = min(pool.num_pages, pool.pages_for(text.max_position_embeddings))
         device = pool.keys[0].device
         memory = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
-        def make(size: int) -> _Step:
+        def make(size: int, draws: bool) -> _Step:
             plan = ops.PagedAttentionPlan(
                 tensors[0][0], text.num_attention_heads, max_requests=size, max_pages=pages
             )
@@ -49,7 +50,7 @@ class DecodeGraphs:
                 attend = PlannedAttend(plan, *tensors, positions, decoder.inv_freq.values)
                 return model.logits(model.layers(decoder.embed_tokens(ids), attend))
 
-            return _Step(size, plan, run, device, memory)
+            return _Step(size, plan, run, device, memory, draws)
 
         self._make = make
 
@@ -64,36 +65,47 @@ class DecodeGraphs:
         Returns:
             Logits ``[N, vocab]``, good until the next call.
         """
-        step = self._step(len(ids))
+        step = self._step(len(ids), False)
         step.put(ids, starts)
         step.run(starts, table)
         return step.logits[: len(ids)]
 
     def ahead(
-        self, ids: Items[int], starts: Items[int], table: Tensor, count: int
+        self, ids: Items[int], starts: Items[int], table: Tensor, rows: Items[Items[Items[float]]]
     ) -> list[list[int]]:
-        """As ``count`` calls, each with the likeliest tokens of the one before; gives the N that each said.
+        """As several calls, each with the tokens that the one before said.
 
-        The host waits once, for the last. ``table`` has pages for ``starts + count`` tokens.
+        The host waits once, for the last. ``table`` has pages for them all.
+
+        Args:
+            ids, starts, table: see ``__call__``.
+            rows: for each sequence how its tokens are drawn, as ``Sampler.rows`` has it, as many for each.
+
+        Returns:
+            By turn, the N tokens that were said.
         """
+        count = len(rows[0])
         if not 1 <= count <= MOST_AHEAD:
-            raise ValueError(f"count: must be from 1 to {MOST_AHEAD}, got {count}")
-        step = self._step(len(ids))
-        step.put(ids, starts)
+            raise ValueError(f"rows: must be from 1 to {MOST_AHEAD}, got {count}")
+        how = torch.tensor(rows)  # [N, count, settings and number]
+        step = self._step(len(ids), bool(how[..., 0].any()))
+        step.put(ids, starts, how)
         for number in range(count):
-            step.run([start + number for start in starts], table)
+            step.run([start + number for start in starts], table, number)
             step.said[number].copy_(step.inputs[0])
         return step.said[:count, : len(ids)].tolist()
 
-    def _step(self, sequences: int) -> _Step:
+    def _step(self, sequences: int, draws: bool) -> _Step:
         size = 1 << (sequences - 1).bit_length()
-        if size not in self._steps:
-            self._steps[size] = self._make(size)
-        return self._steps[size]
+        if (size, draws) not in self._steps:
+            self._steps[size, draws] = self._make(size, draws)
+        return self._steps[size, draws]
 
 
 class _Step:
     """A step of ``size`` sequences on memory that stays where it is.
+
+    ``draws``: tokens are drawn, else the likeliest are taken, which is the faster.
 
     Attributes:
         inputs: int64 ``[2, size]``, tokens and their positions; a run leaves the next ones there.
@@ -110,29 +122,48 @@ class _Step:
         run: Callable[[Tensor, Tensor], Tensor],
         device: torch.device,
         memory: Any,
+        draws: bool,
     ) -> None:
-        self._plan, self._run = plan, run
+        self._plan, self._run, self._draws = plan, run, draws
+        pinned = device.type == "cuda"
         self.inputs = torch.zeros(2, size, dtype=torch.int64, device=device)
         self.said = torch.zeros(MOST_AHEAD, size, dtype=torch.int64, device=device)
-        self._given = torch.zeros(2, size, dtype=torch.int64, pin_memory=device.type == "cuda")
+        self._given = torch.zeros(2, size, dtype=torch.int64, pin_memory=pinned)
+        # Settings, the number of this run, and those of all runs, of each sequence.
+        self._how = torch.zeros(SETTINGS + 1 + MOST_AHEAD, size, device=device)
+        self._given_how = torch.zeros(self._how.shape, pin_memory=pinned)
         self._replay = self._forward if memory is None else self._captured(memory)
 
-    def put(self, ids: Items[int], starts: Items[int]) -> None:
-        """Give the next run its tokens. The run before is over: its results were read."""
+    def put(self, ids: Items[int], starts: Items[int], how: Tensor | None = None) -> None:
+        """Give the next runs their tokens, and float32 ``[N, runs, SETTINGS + 1]``, how others are drawn.
+
+        The run before is over: its results were read.
+        """
         given = torch.tensor([[*ids], [*starts]], dtype=torch.int64)
         self._given[:, : len(ids)] = given
         self.inputs.copy_(self._given, non_blocking=True)
+        if how is not None and self._draws:
+            sequences, runs, _ = how.shape
+            self._given_how[:SETTINGS, :sequences] = how[:, 0, :SETTINGS].T
+            self._given_how[SETTINGS + 1 :][:runs, :sequences] = how[..., SETTINGS].T
+            self._how.copy_(self._given_how, non_blocking=True)
 
-    def run(self, starts: Items[int], table: Tensor) -> None:
-        """One step, begun but not awaited."""
+    def run(self, starts: Items[int], table: Tensor, number: int = 0) -> None:
+        """One step, begun but not awaited: the ``number``-th since ``put``."""
         ends = torch.arange(len(starts) + 1, dtype=torch.int32)
         self._plan.update(table, ends, torch.tensor(starts, dtype=torch.int32) + 1)
+        if self._draws:
+            self._how[SETTINGS].copy_(self._how[SETTINGS + 1 + number])
         self._replay()
 
     def _forward(self) -> None:
         ids, positions = self.inputs
         self.logits = self._run(ids, positions)
-        ids.copy_(self.logits.argmax(-1))
+        if self._draws:
+            said, _ = draw(self.logits, self._how[: SETTINGS + 1])
+        else:
+            said = self.logits.argmax(-1)
+        ids.copy_(said)
         positions += 1
 
     def _captured(self, memory: Any) -> Callable[[], None]:

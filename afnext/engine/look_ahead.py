@@ -17,7 +17,7 @@ UNKNOWN = -1  # the id of a token that will be chosen within the step
 
 
 def ask_ahead(scheduler: Scheduler) -> None:
-    """Let every request propose unknown tokens, where all take the likeliest and nobody waits for a turn."""
+    """Let every request propose unknown tokens, where logits alone decide and nobody waits for a turn."""
     requests = scheduler.running
     if scheduler.waiting or len(requests) > MOST_SEQUENCES or not all(map(_plain, requests)):
         return
@@ -43,10 +43,10 @@ def at_once(parts: list[Part]) -> tuple[list[Part], int]:
 
 
 def _plain(request: Request) -> bool:
-    """Whether its next tokens are the likeliest ones, and nothing else is asked about them."""
+    """Whether its next tokens depend on their logits alone, and nothing else is asked about them."""
     return (
         request.decoding
-        and request.sampler.greedy
+        and request.sampler.plain
         and request.lookup is None
         and request.draft is None
         and request.params.logprobs is None

@@ -157,15 +157,18 @@ class Runner:
                 hidden = hidden[torch.tensor(wanted, device=self.device)]
             return self._logits(hidden)
 
-    def ahead(self, chunks: Items[Chunk], pool: PagePool, count: int) -> list[list[int]]:
-        """Append a token to each sequence, and ``count - 1`` times the likeliest one behind it.
+    def ahead(
+        self, chunks: Items[Chunk], pool: PagePool, rows: Items[Items[Items[float]]]
+    ) -> list[list[int]]:
+        """Append a token to each sequence, and those that it says behind it, but for the last.
 
-        Gives the ``count`` tokens that each of the sequences said, a list for each. Their pages have room for
-        them all. Needs ``looks_ahead``; the host waits once.
+        ``rows`` has how each sequence's tokens are drawn (``Sampler.rows``), as many for each. Gives the
+        tokens, a list for each sequence. Their pages have room for them all. Needs ``looks_ahead``; the host
+        waits once.
         """
         ids, starts = [c.ids[0] for c in chunks], [c.start for c in chunks]
         with named_range("afnext.decode"):
-            said = self._graphs_of(pool).ahead(ids, starts, _tables(chunks), count)
+            said = self._graphs_of(pool).ahead(ids, starts, _tables(chunks), rows)
         return [list(row) for row in zip(*said, strict=True)]
 
     def prefill(self, embeddings: Tensor, sequence: Sequence) -> Tensor:

@@ -16,7 +16,7 @@ from .pages import PagePool
 from .prompt_audio import Stretch
 from .request import Request, State
 from .runner import Chunk
-from .sampler import Sampler, logprob_of
+from .sampler import Sampler, logprob_of, sample_rows
 from .scheduler import Part
 from .speculation import PromptLookup
 
@@ -307,7 +307,8 @@ class Stepper:
             return None, None
         if not ahead:
             return self.engine.runner.step(chunks, self._pages()), None
-        said = self.engine.runner.ahead(chunks, self._pages(), ahead)
+        rows = [part.request.sampler.rows(ahead) for part in parts]
+        said = self.engine.runner.ahead(chunks, self._pages(), rows)
         for part, tokens in zip(parts, said, strict=True):
             part.request.proposals = tokens[:-1]
         return None, [token for tokens in said for token in tokens]
@@ -330,13 +331,12 @@ class Stepper:
         self,
         parts: Sequence[Part],
         logits: Tensor | None,
-        likeliest: list[int] | None,
+        said: list[int] | None,
         seconds: float,
     ) -> None:
-        """Take each request's next tokens, the likeliest or from the logits, and move its books on."""
-        ahead = likeliest is not None
-        if logits is not None and all(p.request.sampler.greedy for p in parts):
-            likeliest = logits.argmax(-1).tolist()
+        """Take each request's next tokens, those said already or from the logits, and move its books on."""
+        ahead = said is not None
+        tokens = _sampled(parts, logits) if said is None else said
         row = 0
         for part in parts:
             request = part.request
@@ -349,7 +349,7 @@ class Stepper:
             try:
                 count = part.count - len(guesses)
                 if part.chooses:
-                    right = self._choose(request, logits, first, likeliest, guesses)
+                    right = self._choose(request, logits, first, tokens, guesses)
                     count += right
                     if not ahead:
                         self.done.draft_tokens += len(guesses)
@@ -376,20 +376,20 @@ class Stepper:
         request: Request,
         logits: Tensor | None,
         first: int,
-        likeliest: Sequence[int] | None,
+        said: Sequence[int | None],
         guesses: list[int],
     ) -> int:
         """Tokens from the ``1 + len(guesses)`` rows of ``logits`` from ``first`` on; returns how many guesses
-        were right. ``likeliest``: of each row, where nobody needs more of it.
+        were right. ``said``: what the sampler takes of each row, where that does not depend on what is said.
 
         A guess stands where the sampler would have said the same, so what is said does not depend on it.
         """
         for right, row in enumerate(range(first, first + len(guesses) + 1)):
-            if likeliest is not None:
-                token = likeliest[row]
-            else:
+            if (token := said[row]) is None:
                 assert logits is not None
                 token = request.sampler(logits[row])
+            else:
+                request.sampler.chosen(token)
             self._emit(request, token, logits, row)
             if request.record.stopped or right == len(guesses) or token != guesses[right]:
                 break
@@ -451,3 +451,24 @@ class Stepper:
     def _undo(self, request: Request) -> None:
         if self._landed(request) and request in self.engine.scheduler.running:
             self.engine.scheduler.preempt(request)
+
+
+def _sampled(parts: Sequence[Part], logits: Tensor | None) -> list[int | None]:
+    """What plain samplers take of their rows of ``logits``, at once; None for the rows of others."""
+    if logits is None:
+        return []
+    said: list[int | None] = [None] * len(logits)
+    places: list[int] = []
+    rows: list[list[float]] = []
+    first = 0
+    for request in (part.request for part in parts if part.chooses):
+        count = 1 + len(request.proposals)
+        if request.sampler.plain:
+            places += range(first, first + count)
+            rows += request.sampler.rows(count)
+        first += count
+    if places:
+        own = logits if len(places) == len(logits) else logits[places]
+        for place, token in zip(places, sample_rows(own, rows), strict=True):
+            said[place] = token
+    return said

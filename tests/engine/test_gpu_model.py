@@ -12,7 +12,7 @@ import torch
 import afnext
 from afnext import ops
 from afnext.convert import convert
-from afnext.engine import Engine, GenerationParams
+from afnext.engine import Engine, GenerationParams, stepper
 from afnext.engine.decode_graphs import MOST_AHEAD, DecodeGraphs
 from afnext.engine.gpu_model import GPU_FORMATS, GpuModel, place
 from afnext.engine.look_ahead import AHEAD, UNKNOWN, at_once
@@ -20,12 +20,14 @@ from afnext.engine.packed import STORED, require_quantization, stored_quantizati
 from afnext.engine.pages import PagePool, Sequence
 from afnext.engine.request import Request
 from afnext.engine.runner import Runner
+from afnext.engine.sampler import Sampler
 from afnext.engine.scheduler import Part
 from afnext.model import AudioLanguageModel
 from afnext.model.quantized import kept
 from tests.engine.models import as_on_a_gpu, heard, recomputed, small_model, window
 
 CUDA = torch.device("cuda")
+GREEDY = Sampler(GenerationParams(), [], 50).rows(1)
 
 
 @pytest.fixture
@@ -131,14 +133,14 @@ def test_tokens_in_a_row_are_those_of_single_steps(net: AudioLanguageModel) -> N
         ids = single(ids, starts, table).argmax(-1).tolist()
         starts = [start + 1 for start in starts]
         said.append(ids)
-    assert row.ahead(given, begun, table, MOST_AHEAD) == said
+    assert row.ahead(given, begun, table, [GREEDY * MOST_AHEAD] * 3) == said
     assert len({tuple(tokens) for tokens in said}) > 3  # otherwise it would prove little
 
 
 def test_a_step_has_a_limit(net: AudioLanguageModel) -> None:
     graphs = DecodeGraphs(net, GpuModel(net, None), pool(net))
-    with pytest.raises(ValueError, match="count"):
-        graphs.ahead([1], [0], torch.zeros(1, 1, dtype=torch.int32), MOST_AHEAD + 1)
+    with pytest.raises(ValueError, match="rows"):
+        graphs.ahead([1], [0], torch.zeros(1, 1, dtype=torch.int32), [GREEDY * (MOST_AHEAD + 1)])
 
 
 def test_answers_are_those_of_the_whole_model(net: AudioLanguageModel, engine: Engine) -> None:
@@ -155,6 +157,33 @@ def test_answers_are_those_of_the_whole_model(net: AudioLanguageModel, engine: E
     stats = engine.stats()
     assert stats.free_pages == stats.pages
     assert stats.draft_tokens == 0  # tokens in a row are no guesses
+
+
+def test_drawn_tokens_are_the_same_in_a_row(
+    net: AudioLanguageModel, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside a greedy answer; the cuts differ, so do the seeds."""
+    kinds = [
+        GenerationParams(max_tokens=1 + 4 * AHEAD, temperature=t, top_p=p, top_k=k, seed=t_seed)
+        for t, p, k, t_seed in (
+            (0.9, 0.9, 0, 1),
+            (1.5, 1.0, 7, 1),
+            (0.0, 1.0, 0, 2),
+            (1.5, 1.0, 7, 3),
+        )
+    ]
+
+    def said(engine: Engine) -> list[list[int]]:
+        handles = [engine.submit([5, 6, 7], (), kind) for kind in kinds]
+        return [handle.result().tokens for handle in handles]
+
+    ahead = said(engine)
+    assert engine.stats().steps == 1 + 4
+    assert len({tuple(tokens) for tokens in ahead}) == len(kinds)
+    monkeypatch.setattr(stepper, "ask_ahead", lambda scheduler: None)
+    other = as_on_a_gpu(Engine(net, [], cache_bytes=1 << 20))
+    assert said(other) == ahead
+    assert other.stats().steps == 1 + 4 * AHEAD
 
 
 def test_tokens_in_a_row_save_steps(engine: Engine) -> None:

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from afnext.engine import GenerationParams
-from afnext.engine.sampler import Sampler
+from afnext.engine.sampler import Sampler, sample_rows
 
 VOCABULARY = 50
 
@@ -75,6 +75,30 @@ def test_greedy_ignores_the_filters_and_counts_repetition() -> None:
     sampler = Sampler(GenerationParams(repetition_penalty=1.5), [0], 3)
     assert sampler(logits) == 1  # 3.0 / 1.5 < 2.9
     assert sampler(logits) == 0  # 2.9 / 1.5 < 2.0: what was just said counts too
+
+
+def test_rows_say_what_the_sampler_will_draw() -> None:
+    logits = torch.randn(40, VOCABULARY, generator=torch.Generator().manual_seed(1))
+    params = GenerationParams(temperature=1.3, top_k=30, seed=5)
+    sampler, together = (Sampler(params, [], VOCABULARY) for _ in range(2))
+    one_by_one = [sampler(row) for row in logits]
+    assert sample_rows(logits, together.rows(40)) == one_by_one
+    assert len(set(one_by_one)) > 10
+    # Those that were not taken are drawn again, also by a fork.
+    for token in one_by_one[:17]:
+        together.chosen(token)
+    assert sample_rows(logits[17:30], together.fork().rows(13)) == one_by_one[17:30]
+    assert [together(row) for row in logits[17:]] == one_by_one[17:]
+    plain = Sampler(GenerationParams(), [], VOCABULARY)
+    mixed = sample_rows(logits[:2], [*plain.rows(1), *Sampler(params, [], VOCABULARY).rows(1)])
+    assert mixed[0] == int(logits[0].argmax())
+
+
+def test_what_is_no_number_is_not_drawn_from() -> None:
+    sampler = Sampler(GenerationParams(temperature=1.0, seed=0), [], 4)
+    with pytest.raises(RuntimeError, match="no numbers"):
+        sampler(torch.full((4,), torch.nan))
+    assert sampler(torch.tensor([torch.nan, -torch.inf, 0.0, torch.nan])) == 2
 
 
 @pytest.mark.parametrize(
