@@ -23,7 +23,7 @@ from afnext.model.checkpoint import read_json
 from afnext.model.device import usable_device
 from afnext.training.config import ADAPTER, StageConfig, TrainConfig, load_recipe
 from afnext.training.data.batches import Batch, Batches
-from afnext.training.data.broken import Broken, Sample
+from afnext.training.data.broken import LISTED, Broken, Sample
 from afnext.training.data.prepare import corpus, prepare
 from afnext.training.data.sources import Source
 from afnext.training.data.targets import Words
@@ -101,13 +101,17 @@ def train(
         if why := world.gathered("" if world.rank else refusal(out, resume))[0]:
             raise AfnextError(why)
         out.mkdir(parents=True, exist_ok=True)
+        if not world.rank and newest(out / CHECKPOINTS) is None:
+            (out / LISTED).unlink(missing_ok=True)  # of a run that never began
         journal = Quiet(out / "log.jsonl") if world.rank else Journal(out / "log.jsonl")
         try:
             if tensorboard and not world.rank:
                 journal.board = Board(out, config)
             folder = Path(data) if data else out / "data"
             with world.first():
-                sources, held_out = prepare(config, folder, journal)
+                limits = {name: source.broken_limit for name, source in config.sources.items()}
+                broken = Broken(out, limits, world.rank == 0)
+                sources, held_out = prepare(config, folder, journal, broken)
             run = Run(config, out, sources, held_out, journal, show, world)
             if not world.rank:  # a recipe that never began is not one that changed
                 for change in changes(config, out):
