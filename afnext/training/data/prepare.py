@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from afnext.errors import AfnextError
-from afnext.training.config import SourceConfig, SynthesisConfig, TrainConfig
+from afnext.training.config import RecipeError, SourceConfig, SynthesisConfig, TrainConfig
 from afnext.training.data.broken import Broken, Sample
 from afnext.training.data.conversations import TooManyBroken
 from afnext.training.data.sources import Source
@@ -35,7 +35,7 @@ def prepare(
     made = _synthesise(config.synthesis, folder, workers, journal)
     held_out = _synthesise(config.held_out, folder, workers, journal)
     if double := made.keys() & given.keys():
-        raise AfnextError(f"{config.name}: two sources are called {double.pop()!r}")
+        raise RecipeError(f"sources: synthesis makes one of the name {double.pop()!r} too")
     return made | given, held_out
 
 
@@ -46,6 +46,8 @@ def _given(name: str, wanted: SourceConfig, broken: Broken | None) -> Source:
         if broken:  # which says the same with the source's name
             broken.add(Sample(name, e.where, e.why) for e in error.errors)
         raise
+    except AfnextError as error:
+        raise RecipeError(f"sources: {name}: {error}") from None
 
 
 def _synthesise(
