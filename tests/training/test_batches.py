@@ -174,6 +174,7 @@ def test_broken_samples_are_listed_and_left_out_up_to_a_limit(
     reasons = " ".join(sample["why"] for sample in listed)
     for name in ("gone.wav", "cut.wav", "s.tar is broken", "a line is no JSON"):
         assert name in reasons
+    assert "--" not in reasons  # no options of other commands
     log = [json.loads(line) for line in journal.path.read_text().splitlines()]
     assert log[-1] == {"kind": "left out", "stage": "only", "mine: broken": 4}
 
