@@ -137,6 +137,13 @@ def test_isa_cap_is_honoured() -> None:
     assert "AFNEXT_CPU_ISA" in wrong.stderr
 
 
+def test_info_tells_the_threads_of_the_kernels_and_of_torch() -> None:
+    """Each goes by a variable of its own."""
+    run = installed("info", "--json", AFNEXT_NUM_THREADS="3", OMP_NUM_THREADS="1")
+    facts = json.loads(run.stdout)
+    assert (facts["threads"], facts["torch_threads"]) == (3, 1)
+
+
 def test_convert_writes_a_folder_that_loads(tmp_path: Path, scene_file: Path) -> None:
     out = tmp_path / "small"
     assert afnext("convert", "nano", out, "--dtype", "bfloat16").returncode == 0
