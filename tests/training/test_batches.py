@@ -188,6 +188,19 @@ def test_broken_samples_are_listed_and_left_out_up_to_a_limit(
     assert len((again / "broken.jsonl").read_text().splitlines()) == 4
 
 
+def test_the_loss_of_answers_is_that_of_what_was_not_left_out(
+    run: loop.Run, tmp_path: Path
+) -> None:
+    """Of most steps nothing is left: they count for nothing."""
+    config, sources = with_broken(run, tmp_path, broken_limit=4)
+    only = stage("only", ["net"], [], mixture={"mine": 1.0}, steps=10, batch_tokens=40)
+    journal = loop.Journal(tmp_path / "losses.jsonl")
+    loop.Run(dataclasses.replace(config, stages=[only]), tmp_path, sources, {}, journal).train()
+    log = [json.loads(line) for line in journal.path.read_text().splitlines()]
+    (told,) = [record for record in log if record["kind"] == "train"]
+    assert told["answer_loss"] == pytest.approx(told["loss/mine"], rel=1e-4)
+
+
 def test_by_default_the_first_broken_sample_ends_a_run(run: loop.Run, tmp_path: Path) -> None:
     config, sources = with_broken(run, tmp_path)
     out = tmp_path / "out"
