@@ -78,14 +78,11 @@ class SamplingOptions:
         """Those that were set, as ``Assistant`` takes them.
 
         Raises:
-            AfnextError: the schema's file cannot be read.
+            AfnextError: the schema's file cannot be read, or holds no schema that an answer can fulfil.
         """
         given = {name: value for name, value in asdict(self).items() if value not in (None, [])}
         if self.json_schema is not None:
-            try:
-                given["json_schema"] = self.json_schema.read_text()
-            except OSError as error:
-                raise AfnextError(f"--json-schema: {self.json_schema}: {error.strerror}") from None
+            given["json_schema"] = _schema(self.json_schema)
         if self.choice and len(self.choice) == 1:
             given["choice"] = self.choice[0].split(",")
         return given
@@ -131,6 +128,20 @@ class FolderOptions:
         """An option that was given, where there is no ``-o`` that it goes with."""
         given = [f.name for f in fields(self) if getattr(self, f.name) not in (None, False)]
         return f"--{given[0].replace('_', '-')}" if given else None
+
+
+def _schema(file: Path) -> str:
+    """The schema in a file, as text."""
+    from .engine.constraint import check
+    from .engine.params import GenerationParams
+
+    try:
+        text = file.read_text(encoding="utf-8")
+        check("json_schema", GenerationParams(json_schema=text).json_schema)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error).removeprefix("json_schema: ")
+        raise AfnextError(f"--json-schema: {file}: {why}") from None
+    return text
 
 
 def spread(verb: Callable[..., None]) -> Callable[..., None]:

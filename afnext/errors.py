@@ -9,7 +9,20 @@ class AfnextError(ValueError):
 
 
 class AudioError(AfnextError):
-    """The audio cannot be read, is empty or too long, or holds NaN or infinity."""
+    """The audio cannot be read, is empty or too long, or holds NaN or infinity.
+
+    Args:
+        why: what is wrong with it.
+        remedy: options of ``load`` and of the command that would take it none the less, for callers that
+            have them; a part of the message.
+    """
+
+    def __init__(self, why: str, remedy: str = "") -> None:
+        super().__init__(why, *([remedy] if remedy else []))
+        self.why = why
+
+    def __str__(self) -> str:
+        return "; ".join(self.args)
 
 
 class CheckpointError(AfnextError):

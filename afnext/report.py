@@ -14,7 +14,7 @@ from .model.info import geometry as known_geometry
 
 
 def installation() -> dict[str, Any]:
-    """Versions, CPU level, threads, CUDA."""
+    """Versions, CPU level, threads (of the kernels, and of torch's own ops), CUDA."""
     import torch
 
     from . import __version__
@@ -28,6 +28,7 @@ def installation() -> dict[str, Any]:
         "cpu_isa_detected": runtime.detected_cpu_isa(),
         "cpu_isas_compiled": runtime.compiled_cpu_isas(),
         "threads": runtime.num_threads(),
+        "torch_threads": torch.get_num_threads(),
         "cuda_kernels": runtime.has_cuda(),
         "cuda_device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }

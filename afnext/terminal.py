@@ -11,7 +11,7 @@ from typing import Any
 
 from .assistant import Assistant, Reply
 from .chat import Message
-from .errors import AfnextError
+from .errors import AfnextError, AudioError
 
 HELP = """\
 Type a question and press Enter.
@@ -78,7 +78,7 @@ class Conversation:
             try:
                 self._add(shlex.split(rest))
             except ValueError as error:
-                _say(f"/audio: {error}")
+                _complain(f"/audio: {error}")
         elif verb == "/files":
             _say(
                 "\n".join([*self.heard, *(f"{f} (with your next question)" for f in self.pending)])
@@ -86,8 +86,10 @@ class Conversation:
         elif verb == "/reset":
             self.messages, self.pending, self.heard = [], self.heard + self.pending, []
             _say("forgotten")
+        elif verb == "/help":
+            _say(HELP)
         else:
-            _say(HELP if verb == "/help" else f"no command {verb}; /help lists them")
+            _complain(f"no command {verb}; /help lists them")
         return True
 
     def _add(self, files: Sequence[str]) -> None:
@@ -96,7 +98,7 @@ class Conversation:
                 self.pending.append(file)
             else:
                 self.failed = True
-                _say(f"{file}: no such file")
+                _complain(f"{file}: no such file")
 
     def _turn(self, text: str) -> None:
         """One question and its answer; nothing is kept of a turn that fails."""
@@ -105,7 +107,8 @@ class Conversation:
             reply = self._stream([*self.messages, question])
         except AfnextError as error:
             self.failed = True
-            _say(str(error))
+            # Without the options that would take a recording none the less: here there are none.
+            _complain(error.why if isinstance(error, AudioError) else str(error))
             return
         except KeyboardInterrupt:
             _say("\n(stopped)")
@@ -132,6 +135,11 @@ def _reader() -> Callable[[str], str]:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401
     return input
+
+
+def _complain(text: str) -> None:
+    """What is wrong, as the other verbs tell it."""
+    _say(f"afnext: {text}")
 
 
 def _say(text: str) -> None:

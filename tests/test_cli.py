@@ -63,13 +63,48 @@ def test_answers_bound_to_a_choice_a_schema_or_an_expression(
     assert re.fullmatch("[0-9]{3}\n", bound.stdout), bound.stderr
 
 
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        (b"{nope", "is not JSON"),
+        (b"[1]", "must be an object, got [1]"),
+        (b'{"type": "objectx"}', "Invalid type: objectx"),
+        (b"\xff\xfe", "'utf-8' codec can't decode"),
+    ],
+)
+def test_a_schema_that_is_none_is_told_with_its_file(
+    schema: bytes, said: str, scene_file: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("llguidance")
+    file = tmp_path / "schema.json"
+    file.write_bytes(schema)
+    run = afnext("ask", scene_file, "What?", "--json-schema", file)
+    assert run.returncode == 1
+    assert run.stderr.startswith(f"afnext: --json-schema: {file}: {said}")
+    assert run.stderr.count("\n") == 1
+
+
 def test_chat_from_a_pipe(scene_file: Path) -> None:
     talk = "What sounds do you hear?\n/files\nHow many are there?\n/reset\n/nonsense\n/quit\n"
     run = afnext("chat", scene_file, stdin=talk)
     assert run.returncode == 0, run.stderr
     assert len(run.stdout.strip().splitlines()) == 2
     assert "scene.wav" in run.stderr
-    assert "no command /nonsense" in run.stderr
+    assert "afnext: no command /nonsense" in run.stderr
+
+
+def test_what_is_wrong_in_a_chat_is_told_as_by_other_verbs(
+    scene_file: Path, tmp_path: Path
+) -> None:
+    """And names no option that the verb does not have."""
+    cut = tmp_path / "cut.wav"
+    cut.write_bytes(scene_file.read_bytes()[: scene_file.stat().st_size // 2])
+    run = afnext("chat", cut, "missing.wav", stdin="What sounds do you hear?\n")
+    assert (run.returncode, run.stdout) == (1, "")
+    missing, broken = run.stderr.splitlines()
+    assert missing == "afnext: missing.wav: no such file"
+    assert broken.startswith(f"afnext: {cut}: damaged or cut short: ")
+    assert "--" not in broken
 
 
 def test_info_describes_the_release() -> None:
@@ -100,6 +135,13 @@ def test_isa_cap_is_honoured() -> None:
     wrong = installed("info", AFNEXT_CPU_ISA="mmx")
     assert wrong.returncode == 1
     assert "AFNEXT_CPU_ISA" in wrong.stderr
+
+
+def test_info_tells_the_threads_of_the_kernels_and_of_torch() -> None:
+    """Each goes by a variable of its own."""
+    run = installed("info", "--json", AFNEXT_NUM_THREADS="3", OMP_NUM_THREADS="1")
+    facts = json.loads(run.stdout)
+    assert (facts["threads"], facts["torch_threads"]) == (3, 1)
 
 
 def test_convert_writes_a_folder_that_loads(tmp_path: Path, scene_file: Path) -> None:

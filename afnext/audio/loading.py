@@ -146,7 +146,7 @@ def _mono_blocks(decoder: Decoder, name: str, partial: bool) -> Iterator[NDArray
     of = f" of {stated:.2f} s" if short else ""
     message = f"{name}: damaged or cut short: decoding stopped at {seconds:.2f} s{of}"
     if not partial:
-        raise AudioError(f"{message}; partial (partial=True, --partial) uses what precedes it")
+        raise AudioError(message, "partial (partial=True, --partial) uses what precedes it")
     warnings.warn(message, AudioWarning, stacklevel=2)
 
 
@@ -181,8 +181,8 @@ def _limited(
 
 def _too_long(name: str, max_seconds: float, stated: str = "") -> AudioError:
     return AudioError(
-        f"{name}: is longer{stated} than the limit of {max_seconds:g} s; truncate (truncate=True, "
-        f"--truncate) uses the first {max_seconds:g} s, or raise max_seconds"
+        f"{name}: is longer{stated} than the limit of {max_seconds:g} s",
+        f"truncate (truncate=True, --truncate) uses the first {max_seconds:g} s, or raise max_seconds",
     )
 
 

@@ -64,7 +64,8 @@ def on_ray(
     ours = not ray.is_initialized()
     try:
         if ours:
-            ray.init(logging_level=logging.ERROR)
+            # What workers print stays in Ray's own logs; what they cannot do comes back as an answer.
+            ray.init(logging_level=logging.ERROR, log_to_driver=False)
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         ray.data.DataContext.get_current().enable_progress_bars = False
         todo = ray.data.from_items(

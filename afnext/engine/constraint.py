@@ -119,16 +119,9 @@ class Constraints:
         return self._compiled(kind, source)
 
     def _compile(self, kind: str, source: Any) -> Constraint:
-        try:
-            from llguidance import LLMatcher
-        except ImportError:
-            raise AfnextError(f"{kind}: needs llguidance: pip install 'afnext[grammar]'") from None
-        if kind == "json_schema":
-            grammar = LLMatcher.grammar_from_json_schema(source, overrides=_JSON)
-        elif kind == "choice":
-            grammar = LLMatcher.grammar_from_lark(f"start: {' | '.join(map(json.dumps, source))}")
-        else:
-            grammar = LLMatcher.grammar_from_regex(source)
+        grammar = _grammar(kind, source)
+        from llguidance import LLMatcher
+
         matcher = LLMatcher(self._llguidance(), grammar, log_level=0)
         if matcher.is_error():
             raise ValueError(f"{kind}: {_reason(matcher.get_error())}")
@@ -148,6 +141,35 @@ class Constraints:
                 eos_token=sorted(self._tokenizer.eos_ids),
             )
         return self._backend
+
+
+def check(kind: str, source: Any) -> None:
+    """Whether a grammar can be asked for, as far as that does not depend on a tokenizer.
+
+    Args:
+        kind, source: as of ``Constraints.compile``.
+
+    Raises:
+        ValueError, AfnextError: as ``Constraints.compile``.
+    """
+    grammar = _grammar(kind, source)
+    from llguidance import LLMatcher
+
+    if error := LLMatcher.validate_grammar(grammar):
+        raise ValueError(f"{kind}: {_reason(error)}")
+
+
+def _grammar(kind: str, source: Any) -> str:
+    """As llguidance takes it."""
+    try:
+        from llguidance import LLMatcher
+    except ImportError:
+        raise AfnextError(f"{kind}: needs llguidance: pip install 'afnext[grammar]'") from None
+    if kind == "json_schema":
+        return LLMatcher.grammar_from_json_schema(source, overrides=_JSON)
+    if kind == "choice":
+        return LLMatcher.grammar_from_lark(f"start: {' | '.join(map(json.dumps, source))}")
+    return LLMatcher.grammar_from_regex(source)
 
 
 class _Vocabulary:

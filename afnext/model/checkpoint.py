@@ -162,6 +162,19 @@ class Weights:
         for name, weight in integers.items():
             quantized.keep(model.get_parameter(name), weight)
 
+    def part(self, prefix: str, dtype: torch.dtype) -> dict[str, Tensor]:
+        """The tensors whose names begin with ``prefix``, by the rest of their names; no others are read.
+
+        Raises:
+            CheckpointError: they cannot be read.
+        """
+        names = [name for name in self.tensors if name.startswith(prefix)]
+        integers = self._quantized(name.removesuffix(".quantization") for name in names)
+        pieces = {f"{name}.{part}" for name in integers for part in quantized.PARTS}
+        found = self._read([n for n in names if n not in pieces], dtype, torch.device("cpu"))
+        found |= {name: weight.dequantize(dtype) for name, weight in integers.items()}
+        return {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+
     def _quantized(self, names: Iterable[str]) -> dict[str, QuantizedWeight]:
         """Those of the named weights that are stored as integers."""
         names = [name for name in names if f"{name}.quantization" in self.tensors]

@@ -176,7 +176,7 @@ def _write_audio(
             try:
                 windows = load(path, max_seconds=MAX_SECONDS)
             except AudioError as error:
-                broken[path] = str(error)
+                broken[path] = error.why
                 continue
             samples = np.concatenate([w.samples[: w.valid_samples] for w in windows])
             key = f"{index:09}"

@@ -27,6 +27,10 @@ ADAPTER = "lora"
 """In the names of adapters' parameters, and in the patterns that match them."""
 
 
+class RecipeError(AfnextError):
+    """A recipe asks for what cannot be, as is found where it is run; :func:`train` adds the recipe's file."""
+
+
 @dataclass(frozen=True)
 class SynthesisConfig:
     """Training sets to make: ``sets`` of scenes by name, from banks of ``sentences`` spoken sentences.
@@ -343,38 +347,47 @@ def load_recipe(path: str | Path) -> TrainConfig:
     its own.
 
     Raises:
-        AfnextError: naming the key at fault.
+        AfnextError: naming the file and the key at fault.
     """
+    path = recipe_file(path)
+    values, files = _chain(path)
+    return _build(TrainConfig, values, str(path), files)
+
+
+def recipe_file(path: str | Path) -> Path:
+    """The chain's file: of a folder its ``chain.yaml``."""
     path = Path(path)
-    path = path / "chain.yaml" if path.is_dir() else path
-    return _build(TrainConfig, _chain(path), path.name)
+    return path / "chain.yaml" if path.is_dir() else path
 
 
-def _chain(path: Path) -> Any:
-    """A chain's values, those of its stages in place of their files' names."""
+def _chain(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """A chain's values, its stages in place of their files' names; and the file that each value is from."""
     values = _read(path)
-    if not isinstance(values, dict):
-        return values
     of = values.pop("of", None)
-    before = _chain(path.parent / of) if isinstance(of, str) else {}
+    before, files = _chain(path.parent / of) if isinstance(of, str) else ({}, {})
     if isinstance(values.get("stages"), list):
-        values["stages"] = [_stage(path.parent, stage) for stage in values["stages"]]
-    return before | values
+        values["stages"] = [
+            _stage(path.parent, stage, f"{path}: stages[{i}]")
+            for i, stage in enumerate(values["stages"])
+        ]
+    return before | values, files | dict.fromkeys(values, str(path))
 
 
-def _stage(folder: Path, stage: Any) -> Any:
+def _stage(folder: Path, stage: Any, where: str) -> Any:
+    """A stage of a file of its own, or of one with other values; a mapping as it is."""
     if isinstance(stage, str):
-        return _read(folder / stage)
+        return _build(StageConfig, _read(folder / stage), str(folder / stage))
     if isinstance(stage, dict) and isinstance(of := stage.get("of"), str):
         changes = {key: value for key, value in stage.items() if key != "of"}
         values = _read(folder / of)
-        return values | changes if isinstance(values, dict) else values
+        kept = dict.fromkeys(values.keys() - changes.keys(), str(folder / of))
+        return _build(StageConfig, values | changes, where, kept)
     return stage
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path) -> dict[str, Any]:
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise AfnextError(f"no recipe at {path}") from None
     except yaml.MarkedYAMLError as error:
@@ -382,14 +395,21 @@ def _read(path: Path) -> Any:
         raise AfnextError(f"cannot read the recipe {path}{line}: {error.problem}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise AfnextError(f"cannot read the recipe {path}: {error}") from None
+    if not isinstance(values, dict):
+        raise AfnextError(f"{path}: expected a mapping, got {values!r}")
+    return values
 
 
-def _build(kind: type, values: Any, where: str) -> Any:
+def _build(kind: type, values: Any, where: str, files: Mapping[str, str] | None = None) -> Any:
+    """An object of ``kind``. ``where`` begins messages; those about a key that is from elsewhere begin with
+    its file.
+    """
     if not isinstance(values, dict):
         raise AfnextError(f"{where}: expected a mapping, got {values!r}")
-    hints = typing.get_type_hints(kind)
+    files, hints = files or {}, typing.get_type_hints(kind)
     if unknown := [key for key in values if key not in hints]:
-        raise AfnextError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(hints)}")
+        at = files.get(unknown[0], where)
+        raise AfnextError(f"{at}: unknown key {unknown[0]!r}; known: {', '.join(hints)}")
     required = [
         f.name
         for f in dataclasses.fields(kind)
@@ -397,7 +417,7 @@ def _build(kind: type, values: Any, where: str) -> Any:
     ]
     if missing := [name for name in required if name not in values]:
         raise AfnextError(f"{where}: missing key {missing[0]!r}")
-    converted = {k: _convert(hints[k], v, f"{where}: {k}") for k, v in values.items()}
+    converted = {k: _convert(hints[k], v, f"{files.get(k, where)}: {k}") for k, v in values.items()}
     try:
         return kind(**converted)
     except ValueError as error:
@@ -406,6 +426,8 @@ def _build(kind: type, values: Any, where: str) -> Any:
 
 def _convert(kind: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
+        if isinstance(value, typing.cast(type, kind)):  # of a file of its own
+            return value
         return _build(typing.cast(type, kind), value, where)
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is types.UnionType:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Event
 
 import torch
@@ -16,14 +17,21 @@ from torch import Tensor, nn
 from afnext.chat import ChatTemplate
 from afnext.chat import Tokenizer as ChatTokenizer
 from afnext.chat.variants import detect_variant, mark_variant
-from afnext.errors import AfnextError
+from afnext.errors import AfnextError, CheckpointError
 from afnext.hub import copy_companions, find_model
 from afnext.model import AudioLanguageModel, ModelConfig
-from afnext.model.checkpoint import read_json
+from afnext.model.checkpoint import Weights, read_json
 from afnext.model.device import usable_device
-from afnext.training.config import ADAPTER, StageConfig, TrainConfig, load_recipe
+from afnext.training.config import (
+    ADAPTER,
+    RecipeError,
+    StageConfig,
+    TrainConfig,
+    load_recipe,
+    recipe_file,
+)
 from afnext.training.data.batches import Batch, Batches
-from afnext.training.data.broken import Broken, Sample
+from afnext.training.data.broken import LISTED, Broken, Sample
 from afnext.training.data.prepare import corpus, prepare
 from afnext.training.data.sources import Source
 from afnext.training.data.targets import Words
@@ -38,7 +46,7 @@ from afnext.training.network.objectives import Objectives
 from afnext.training.network.optimizer import parts_of
 from afnext.training.run import state
 from afnext.training.run.checkpoints import Checkpoints, newest
-from afnext.training.run.export import export, model_config, save
+from afnext.training.run.export import appearing, export, model_config, save
 from afnext.training.run.kept_recipe import changes, keep
 from afnext.training.run.meters import SourceLosses
 from afnext.training.run.monitor import Journal, Quiet
@@ -101,14 +109,19 @@ def train(
         if why := world.gathered("" if world.rank else refusal(out, resume))[0]:
             raise AfnextError(why)
         out.mkdir(parents=True, exist_ok=True)
+        if not world.rank and newest(out / CHECKPOINTS) is None:
+            (out / LISTED).unlink(missing_ok=True)  # of a run that never began
         journal = Quiet(out / "log.jsonl") if world.rank else Journal(out / "log.jsonl")
         try:
             if tensorboard and not world.rank:
                 journal.board = Board(out, config)
             folder = Path(data) if data else out / "data"
-            with world.first():
-                sources, held_out = prepare(config, folder, journal)
-            run = Run(config, out, sources, held_out, journal, show, world)
+            with _told_of(recipe):
+                with world.first():
+                    limits = {name: source.broken_limit for name, source in config.sources.items()}
+                    broken = Broken(out, limits, world.rank == 0)
+                    sources, held_out = prepare(config, folder, journal, broken)
+                run = Run(config, out, sources, held_out, journal, show, world)
             if not world.rank:  # a recipe that never began is not one that changed
                 for change in changes(config, out):
                     journal.say(change)
@@ -122,6 +135,17 @@ def train(
             raise
         raise told from error
     return made
+
+
+@contextmanager
+def _told_of(recipe: str | Path | TrainConfig) -> Iterator[None]:
+    """What is wrong with a recipe is told with its file."""
+    try:
+        yield
+    except RecipeError as error:
+        if isinstance(recipe, TrainConfig):
+            raise
+        raise RecipeError(f"{recipe_file(recipe)}: {error}") from None
 
 
 def refusal(out: Path, resume: bool) -> str:
@@ -172,13 +196,8 @@ class Run:
                 for error in source.skipped.errors
             )
         with self.world.first():
-            self.init = find_model(config.init) if config.init else None
-        if self.world.rank == 0:
-            self._tokenizer()
-        self.world.wait()
-        self.backend = Tokenizer.from_file(str(self.model_folder / "tokenizer.json"))
-        self.tokenizer = ChatTokenizer.from_folder(self.model_folder)
-        self.template = ChatTemplate.from_folder(self.model_folder)
+            self.init = _found(config.init, "init") if config.init else None
+        self._tokenizer()
         self.device = usable_device(self.world.device)
         self.words = Words(self.backend).to(self.device)
         self.times = self.words.times.tolist()
@@ -206,19 +225,26 @@ class Run:
         self.parts = [self._parts(stage) for stage in config.stages]
         for stage in config.stages:
             self.world.team(stage, self.net.config.text)
-            self.batches(stage, sources)  # a mixture that cannot be drawn from ends the run here
+            try:  # a mixture that cannot be drawn from ends the run here
+                self.batches(stage, sources)
+            except AfnextError as error:
+                raise RecipeError(f"{stage.name}: {error}") from None
         self.progress = state.Progress()
         self.by_source: SourceLosses | None = None
 
     def _tokenizer(self) -> None:
-        """Write the initial folder's, or one trained on what the sources say, into the model folder."""
-        if self.init is None:
-            shape = self.config.model
-            made = train_tokenizer(corpus(self.sources), shape.pieces, shape.times)
-            save_tokenizer(made, self.model_folder)
-            return
-        self.model_folder.mkdir(parents=True, exist_ok=True)
-        copy_companions(self.init, self.model_folder)
+        """Read the initial folder's; without one the first process trains one on what the sources say."""
+        with TemporaryDirectory() as temporary:
+            folder = self.init or Path(temporary)
+            if self.init is None:
+                shape, text = self.config.model, ""
+                if self.world.rank == 0:
+                    made = train_tokenizer(corpus(self.sources), shape.pieces, shape.times)
+                    text = made.to_str()
+                save_tokenizer(Tokenizer.from_str(self.world.gathered(text)[0]), folder)
+            self.tokenizer = ChatTokenizer.from_folder(folder)
+            self.template = ChatTemplate.from_folder(folder)
+            self.backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
 
     def _network(self) -> AudioLanguageModel:
         if self.init is not None:
@@ -227,14 +253,12 @@ class Run:
             ModelConfig.from_dict(model_config(self.config.model, self.backend))
         )
         initialise(net, self.words.times.cpu(), self.config.seed)
-        if self.config.audio_tower:
-            given = AudioLanguageModel.from_pretrained(
-                find_model(self.config.audio_tower), dtype=torch.float32
-            )
+        if self.config.audio_tower and self.checkpoints.newest is None:
+            given = Weights.open(_found(self.config.audio_tower, "audio_tower"))
             try:
-                net.audio_tower.load_state_dict(given.audio_tower.state_dict())
+                net.audio_tower.load_state_dict(given.part("audio_tower.", torch.float32))
             except RuntimeError:
-                raise AfnextError(
+                raise RecipeError(
                     f"audio_tower: that of {self.config.audio_tower} has another geometry than model says"
                 ) from None
         return net
@@ -243,7 +267,7 @@ class Run:
         try:
             return parts_of(self.parameters, stage.train, stage.freeze)
         except AfnextError as error:
-            raise AfnextError(f"{stage.name}: {error}") from None
+            raise RecipeError(f"{stage.name}: {error}") from None
 
     def train(self, stages: Sequence[str] = ()) -> Path:
         """Run or resume the stages, up to the last of ``stages`` if given, then export."""
@@ -284,12 +308,14 @@ class Run:
                 net = AudioLanguageModel(self.net.config)
             net.generation_config = self.net.generation_config
             net.load_state_dict(merged(own, lora))
-        if self.init is not None:
-            save(net, self.model_folder, self.config.export_dtype)
-            variant = detect_variant(self.init, read_json(self.init / "config.json"))
-            mark_variant(self.model_folder, variant.name)
-        else:
-            export(net, self.backend, self.model_folder, self.config.export_dtype)
+        with appearing(self.model_folder) as folder:
+            if self.init is not None:
+                save(net, folder, self.config.export_dtype)
+                copy_companions(self.init, folder)
+                variant = detect_variant(self.init, read_json(self.init / "config.json"))
+                mark_variant(folder, variant.name)
+            else:
+                export(net, self.backend, folder, self.config.export_dtype)
         return self.model_folder
 
     def _base(self) -> str | None:
@@ -312,3 +338,11 @@ class Run:
         return Objectives(self.net, self.heads, self.words, self.times, stage, self.by_source)(
             batch
         )
+
+
+def _found(model: str, key: str) -> Path:
+    """The folder of a model that a recipe names under ``key``."""
+    try:
+        return find_model(model)
+    except CheckpointError as error:
+        raise RecipeError(f"{key}: {error}") from None

@@ -20,7 +20,7 @@ from afnext.training.distributed.sharding import clip, settle
 from afnext.training.distributed.world import summed
 from afnext.training.network.flops import forward_flops, measured_peak
 from afnext.training.network.lora import activate
-from afnext.training.network.objectives import IDLE, objectives, share
+from afnext.training.network.objectives import IDLE, objectives, share, sum_of
 from afnext.training.network.optimizer import build_optimizers, rate_at
 from afnext.training.network.recompute import autocast, set_activations
 from afnext.training.run.meters import Meters, SourceLosses
@@ -121,6 +121,7 @@ class StageRun:
             "tokens": sum(len(batch.packed.ids) for batch in made.batches) / self.team.size,
             "audio": sum(batch.seconds for batch in made.batches) / self.team.size,
             "flops": self._flops(made) / self.team.size,
+            "answers": float(sum_of(b.weights for b in made.batches)) / self.team.size,
             "wait": waited / run.world.size,
             "too_long": made.too_long / self.team.size,
             "broken": len(made.broken),

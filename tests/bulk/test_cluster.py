@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,6 +76,35 @@ def test_a_model_that_no_worker_can_load_is_one_error(cluster: None, folder: Pat
     with pytest.raises(AfnextError, match=r"Ray: .*no such model"):
         answer_folder(folder, out, {}, prepare, ray_workers=2)
     assert out.read_text() == ""
+
+
+CHATTY = """
+import sys
+from pathlib import Path
+from afnext.bulk.cluster import on_ray
+
+def prepare():
+    print("a worker loads")
+    def answer(path, stop):
+        print("a worker answers", file=sys.stderr)
+        return {"text": path.name}
+    return answer
+
+names = ["00.wav", "01.wav"]
+found = list(on_ray(prepare, str, Path("."), names, 1))
+print(sorted(answer["text"] for _, answer in found))
+"""
+
+
+@pytest.mark.slow
+def test_what_workers_print_is_not_among_the_progress(folder: Path) -> None:
+    """Of a Ray that is started for the answers."""
+    pytest.importorskip("ray.data")
+    run = subprocess.run(
+        [sys.executable, "-c", CHATTY], cwd=folder, capture_output=True, text=True, timeout=120
+    )
+    assert run.stdout == "['00.wav', '01.wav']\n", run.stderr
+    assert "a worker" not in run.stderr
 
 
 def test_without_ray_the_error_says_what_to_install(

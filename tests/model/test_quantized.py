@@ -15,6 +15,7 @@ from afnext.engine.quantize_network import quantize_network
 from afnext.errors import CheckpointError
 from afnext.hub import find_model
 from afnext.model import AudioLanguageModel
+from afnext.model.checkpoint import Weights
 from afnext.model.quantized import kept, kept_in
 
 pytestmark = pytest.mark.slow
@@ -51,6 +52,16 @@ def test_integers_alone_are_saved_as_with_values(
     found, wanted = (load_file(d / "model.safetensors") for d in (tmp_path / "out", folder))
     assert found.keys() == wanted.keys()
     assert all(torch.equal(t, wanted[n]) for n, t in found.items())
+
+
+def test_a_part_is_read_by_itself(folder: Path) -> None:
+    """As the whole has it, integers among it."""
+    whole = AudioLanguageModel.from_pretrained(folder, dtype=torch.float32)
+    for prefix in ("audio_tower.", "language_model.model.layers.0."):
+        found = Weights.open(folder).part(prefix, torch.float32)
+        wanted = whole.get_submodule(prefix[:-1]).state_dict()
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[name], w) for name, w in wanted.items())
 
 
 def packed(net: AudioLanguageModel, quantization: str) -> dict[str, torch.Tensor]:

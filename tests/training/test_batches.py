@@ -14,7 +14,7 @@ import torch
 from afnext.errors import AfnextError
 from afnext.model import AudioBatch
 from afnext.training import loop
-from afnext.training.config import TrainConfig
+from afnext.training.config import SourceConfig, TrainConfig
 from afnext.training.data.batches import EMPTY, Batches, answer_weights
 from afnext.training.data.packing import NOT_LEARNT
 from afnext.training.data.shards import Recording, write_shard
@@ -174,15 +174,31 @@ def test_broken_samples_are_listed_and_left_out_up_to_a_limit(
     reasons = " ".join(sample["why"] for sample in listed)
     for name in ("gone.wav", "cut.wav", "s.tar is broken", "a line is no JSON"):
         assert name in reasons
+    assert "--" not in reasons  # no options of other commands
     log = [json.loads(line) for line in journal.path.read_text().splitlines()]
     assert log[-1] == {"kind": "left out", "stage": "only", "mine: broken": 4}
 
     config, sources = with_broken(run, tmp_path, broken_limit=3)
     again = tmp_path / "again"
     again.mkdir()
-    with pytest.raises(AfnextError, match=r"^mine: 4 samples .* is 3; the last one: x.jsonl, byte"):
+    with pytest.raises(
+        AfnextError, match=r"^mine: 4 samples .* is 3 .*; the last one: x.jsonl, byte"
+    ):
         loop.Run(config, again, sources, {}, journal).train()
     assert len((again / "broken.jsonl").read_text().splitlines()) == 4
+
+
+def test_the_loss_of_answers_is_that_of_what_was_not_left_out(
+    run: loop.Run, tmp_path: Path
+) -> None:
+    """Of most steps nothing is left: they count for nothing."""
+    config, sources = with_broken(run, tmp_path, broken_limit=4)
+    only = stage("only", ["net"], [], mixture={"mine": 1.0}, steps=10, batch_tokens=40)
+    journal = loop.Journal(tmp_path / "losses.jsonl")
+    loop.Run(dataclasses.replace(config, stages=[only]), tmp_path, sources, {}, journal).train()
+    log = [json.loads(line) for line in journal.path.read_text().splitlines()]
+    (told,) = [record for record in log if record["kind"] == "train"]
+    assert told["answer_loss"] == pytest.approx(told["loss/mine"], rel=1e-4)
 
 
 def test_by_default_the_first_broken_sample_ends_a_run(run: loop.Run, tmp_path: Path) -> None:
@@ -190,9 +206,41 @@ def test_by_default_the_first_broken_sample_ends_a_run(run: loop.Run, tmp_path: 
     out = tmp_path / "out"
     out.mkdir()
     with pytest.raises(
-        AfnextError, match=r"mine: . samples? cannot be read, broken_limit is 0; .*: x.jsonl"
+        AfnextError, match=r"mine: . samples? cannot be read, broken_limit is 0 .*: x.jsonl"
     ):
         loop.Run(config, out, sources, {}, loop.Journal(tmp_path / "log.jsonl")).train()
+
+
+def test_samples_beyond_the_limit_are_listed_also_where_a_run_does_not_begin(
+    recipe: TrainConfig, tmp_path: Path
+) -> None:
+    """A limit that is passed while records are read; with the records mended, the list is of what is left."""
+    good, bad = ([{"from": "human", "value": "What?"}, {"from": "gpt", "value": told}]
+                 for told in ("A dog.", ""))  # fmt: skip
+    path, out = tmp_path / "x.jsonl", tmp_path / "out"
+    only = stage("only", ["net"], [], mixture={"mine": 1.0}, steps=1)
+    sources = {"mine": SourceConfig(str(path), broken_limit=1)}
+    config = dataclasses.replace(
+        recipe, stages=[only], sources=sources, synthesis=None, held_out=None, evaluate_every=0
+    )
+
+    def write(*said: list) -> None:
+        path.write_text("".join(json.dumps({"conversations": turns}) + "\n" for turns in said))
+
+    def listed() -> list[dict]:
+        return [json.loads(line) for line in (out / "broken.jsonl").read_text().splitlines()]
+
+    write(good, bad, bad)
+    with pytest.raises(
+        AfnextError, match=rf"^mine: 2 samples .* is 1 \({out}/broken.jsonl lists"
+    ) as e:
+        loop.train(config, out)
+    assert f"the last one: {listed()[1]['key']}: an answer is empty" in str(e.value)
+    assert [(s["source"], s["why"]) for s in listed()] == [("mine", "an answer is empty")] * 2
+    assert len({s["key"] for s in listed()}) == 2
+    write(good, good, bad)
+    loop.train(config, out)
+    assert len(listed()) == 1
 
 
 def test_tokens_of_short_answers_weigh_more() -> None:

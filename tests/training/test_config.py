@@ -88,7 +88,7 @@ def test_a_stage_may_be_a_file_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("{name: a, steps: 7, train: {x: 1}, mixture: {s: 1}}")
     assert load_recipe(tmp_path).stages[0].steps == 7
     (tmp_path / "a.yaml").write_text("{name: a, steps: 7, train: {x: 1}, mixtures: {s: 1}}")
-    with pytest.raises(AfnextError, match=r"stages\[0\]: unknown key 'mixtures'"):
+    with pytest.raises(AfnextError, match=f"^{tmp_path}/a.yaml: unknown key 'mixtures'"):
         load_recipe(tmp_path)
 
 
@@ -105,6 +105,33 @@ def test_a_chain_of_another_has_what_it_does_not_change(tmp_path: Path) -> None:
     assert other == dataclasses.replace(one, device="cuda", stages=[changed])
     (below / "chain.yaml").write_text("of: ../chain.yaml\n")
     assert load_recipe(below) == one
+
+
+@pytest.mark.parametrize(
+    ("stage", "chain", "said"),
+    [
+        ("steps: many", "{of: a.yaml}", r"a.yaml: steps: expected int, got 'many'"),
+        ("steps: many", "{of: a.yaml, steps: 1.5}", r"b.yaml: stages\[0\]: steps: .* got 1.5"),
+        ("steps: 1, fries: 2", "{of: a.yaml, steps: 3}", r"a.yaml: unknown key 'fries'"),
+        ("steps: 0", "{of: a.yaml, warmup: 0.1}", r"b.yaml: stages\[0\]: a: steps, .* at least 1"),
+        ("steps: 1", "a.yaml", r"chain.yaml: seed: expected int, got 'x'"),
+    ],
+)
+def test_a_mistake_is_told_with_the_file_that_it_is_in(
+    tmp_path: Path, stage: str, chain: str, said: str
+) -> None:
+    """Of a stage's file, of the chain's, or of the chain that it has its other values from."""
+    (tmp_path / "a.yaml").write_text(
+        f"{{name: a, {stage}, train: {{'.': 1e-3}}, mixture: {{short: 1}}}}"
+    )
+    (tmp_path / "chain.yaml").write_text("name: x\nseed: x\n")
+    (tmp_path / "b.yaml").write_text(f"of: chain.yaml\nstages: [{chain}]\n")
+    with pytest.raises(AfnextError, match=f"^{tmp_path}/{said}"):
+        load_recipe(tmp_path / "b.yaml")
+    (tmp_path / "chain.yaml").write_text("[1]")
+    (tmp_path / "b.yaml").write_text("of: chain.yaml\n")
+    with pytest.raises(AfnextError, match=f"^{tmp_path}/chain.yaml: expected a mapping"):
+        load_recipe(tmp_path / "b.yaml")
 
 
 @pytest.mark.parametrize(

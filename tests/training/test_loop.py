@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from afnext.audio.windows import AudioWindow
@@ -19,7 +20,7 @@ from afnext.training import loop
 from afnext.training.config import LossWeights, ModelShape, TrainConfig
 from afnext.training.data.batches import Batches
 from afnext.training.run.checkpoints import newest, read
-from afnext.training.run.export import model_config
+from afnext.training.run.export import appearing, model_config
 from tests.training.conftest import stage
 
 pytestmark = pytest.mark.slow
@@ -118,6 +119,55 @@ def test_what_is_neither_trained_nor_frozen_is_an_error_before_anything_runs(
     run = dataclasses.replace(recipe, stages=[wrong])
     with pytest.raises(AfnextError, match=message):
         loop.train(run, tmp_path, data=shared_data)
+    assert list(tmp_path.iterdir()) == []
+
+
+WRITTEN = """
+name: x
+model: {pieces: 400, audio_width: 32, audio_layers: 1, audio_heads: 2, audio_ffn: 48, width: 32, layers: 1,
+  heads: 2, kv_heads: 1, ffn: 48}
+sources: {mine: {path: FOLDER/x.jsonl}}
+stages:
+  - {name: a, steps: 1, train: {net: 1e-3}, mixture: {mine: 1}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("{net: 1e-3}", "{nett: 1e-3}"), "a: the pattern 'nett' matches no parameter"),
+        (("x.jsonl", "none"), "sources: mine: cannot read conversations from .*/none: No such file"),
+        (("mixture: {mine", "mixture: {yours"), "a: mixture: no source is called 'yours'"),
+        (("name: x", "name: x\ninit: no/such/folder"), "init: model no/such/folder: no such folder"),
+        (("name: x", "name: x\naudio_tower: no/such/folder"), "audio_tower: model no/such/folder: "),
+        (("name: x", "name: x\naudio_tower: nano"), "audio_tower: that of nano has another geometry"),
+    ],
+)  # fmt: skip
+def test_a_recipe_that_cannot_be_run_is_told_with_its_file_and_leaves_nothing(
+    tmp_path: Path, change: tuple[str, str], message: str
+) -> None:
+    said = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A dog."}]
+    (tmp_path / "x.jsonl").write_text(json.dumps({"conversations": said}) + "\n")
+    file, out = tmp_path / "r.yaml", tmp_path / "out"
+    file.write_text(WRITTEN.replace("FOLDER", str(tmp_path)).replace(*change))
+    with pytest.raises(AfnextError, match=f"^{file}: {message}"):
+        loop.train(file, out)
+    assert list(out.iterdir()) == []
+
+
+def test_a_model_folder_appears_when_it_is_whole(tmp_path: Path) -> None:
+    """One that is there is written into."""
+    folder = tmp_path / "model"
+    with suppress(KeyboardInterrupt), appearing(folder) as made:
+        (made / "half").touch()
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+    for name in ("first", "second"):
+        with appearing(folder) as made:
+            (made / name).touch()
+            assert folder.exists() == (name == "second")
+    assert {path.name for path in folder.iterdir()} == {"first", "second"}
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 def _sources(run: TrainConfig, data: Path, out: Path):
@@ -195,6 +245,20 @@ def test_a_chain_begins_with_the_audio_tower_of_a_model(
     for name in found:
         whose = heard if name.startswith("audio_tower") else plain
         assert torch.equal(found[name], whose[name]), name
+    # Nothing but the tower is asked for, and that neither where the run goes on.
+    torn = tmp_path / "torn"
+    torn.mkdir()
+    save_file(
+        {n: w for n, w in heard.items() if n.startswith("audio_tower")}, torn / "model.safetensors"
+    )
+    alone = dataclasses.replace(given, audio_tower=str(torn))
+    again = load_file(loop.train(alone, tmp_path / "e", data=shared_data) / "model.safetensors")
+    assert all(torch.equal(found[name], again[name]) for name in found)
+    (torn / "model.safetensors").unlink()
+    only = dataclasses.replace(alone, stages=recipe.stages[:1])
+    begun = dataclasses.replace(given, stages=recipe.stages[:1])
+    loop.train(begun, tmp_path / "f", data=shared_data)
+    loop.train(only, tmp_path / "f", data=shared_data, resume=True)
     layers = recipe.model.audio_layers + 1
     wider = dataclasses.replace(given, model=dataclasses.replace(recipe.model, audio_layers=layers))
     with pytest.raises(AfnextError, match="has another geometry than model says"):

@@ -124,15 +124,30 @@ def test_of_what_is_frozen_backward_goes_no_further_than_it_must() -> None:
 def test_shares_are_of_all_the_time_and_losses_of_the_steps_that_were_used() -> None:
     meters = Meters(peak=100.0)
     counts = {"seconds": 2.0, "tokens": 10.0, "audio": 4.0, "flops": 50.0, "wait": 0.5}
-    meters.add({"answer_loss": 2.0}, counts | {"loss/a": 6.0, "tokens/a": 3.0}, True)
-    meters.add(
-        {"answer_loss": 9.0}, counts | {"loss/a": 4.0, "tokens/a": 1.0, "tokens/b": 0.0}, False
-    )
+    of = {"answers": 3.0, "loss/a": 6.0, "tokens/a": 3.0, "tokens/b": 0.0}
+    meters.add({"answer_loss": 2.0, "size_loss": 1.0}, counts | of, True)
+    of = {"answers": 1.0, "loss/a": torch.nan, "tokens/a": 1.0, "tokens/b": 1.0}
+    meters.add({"answer_loss": torch.nan, "size_loss": 7.0}, counts | of, False)
     found = meters.report(0.25)
     assert found == {
-        "answer_loss": 2.0, "loss/a": 2.5, "learning_rate": 0.25, "tokens_per_second": 5.0,
+        "answer_loss": 2.0, "size_loss": 1.0, "loss/a": 2.0, "learning_rate": 0.25, "tokens_per_second": 5.0,
         "audio_seconds_per_second": 2.0, "peak_share": 0.25, "data_wait": 0.25, "skipped": 1,
     }  # fmt: skip
+
+
+def test_a_step_counts_for_as_many_answers_as_it_has() -> None:
+    """So that the loss of answers is the mean of that of the sources, also where samples were left out."""
+    meters = Meters(peak=1.0)
+    counts = {"seconds": 1.0, "tokens": 1.0, "audio": 0.0, "flops": 0.0, "wait": 0.0}
+    for a, b in (([6.0, 4.0, 2.0], [1.0]), ([5.0], []), ([], [])):
+        of = {"loss/a": sum(a), "tokens/a": len(a), "loss/b": sum(b), "tokens/b": len(b)}
+        losses = [*a, *b]
+        mean = sum(losses) / max(1, len(losses))
+        meters.add({"answer_loss": mean}, counts | of | {"answers": len(losses)}, True)
+    found = meters.report(0.0)
+    assert found["answer_loss"] == (4 * found["loss/a"] + found["loss/b"]) / 5
+    meters.add({"answer_loss": 0.0}, counts | {"answers": 0.0}, True)
+    assert "answer_loss" not in meters.report(0.0)
 
 
 def test_the_peak_is_no_less_than_another_products_rate() -> None:

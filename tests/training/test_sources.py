@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import soundfile
 
 from afnext.errors import AfnextError, AudioError
-from afnext.training.data.conversations import RecordError, conversation
+from afnext.training.data.conversations import TooManyBroken, conversation
 from afnext.training.data.entries import Entry, Place
 from afnext.training.data.shards import Recording, write_shard
 from afnext.training.data.sources import Source
@@ -138,15 +139,15 @@ def test_recordings_that_cannot_be_read_are_named(folder: Path) -> None:
 def test_broken_records_end_it_or_are_counted(broken: Any, why: str, tmp_path: Path) -> None:
     good = record("What?", "A dog.", "a.wav", 1.0)
     path = lines(tmp_path / "x.jsonl", good, broken, good, broken)
-    with pytest.raises(RecordError, match=rf"^x.jsonl, .*{why}") as caught:
+    with pytest.raises(TooManyBroken, match=rf"^1 sample .* is 0; the last one: x.jsonl, .*{why}"):
         Source(path)
-    assert caught.value.kind == why
     source = Source(path, broken_limit=2)
     assert [len(e.records) for e in source.entries] == [2]
     assert source.skipped.counts == {why: 2}
     assert all(str(error).startswith("x.jsonl, ") for error in source.skipped.errors)
-    with pytest.raises(AfnextError, match=rf"2 samples .* is 1; the last one: x.jsonl, .*{why}"):
+    with pytest.raises(TooManyBroken, match=rf"2 samples .* is 1; .*: x.jsonl, .*{why}") as caught:
         Source(path, broken_limit=1)
+    assert [error.kind for error in pickle.loads(pickle.dumps(caught.value)).errors] == [why, why]
     with pytest.raises(AfnextError, match="no conversations at"):
         Source(lines(path, broken), broken_limit=9)
 

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from afnext.audio.windows import AudioWindow
 from afnext.chat import ChatTemplate, Tokenizer
-from afnext.errors import AfnextError
+from afnext.errors import AfnextError, AudioError
 from afnext.model import AudioBatch
 from afnext.training.config import StageConfig, TrainConfig, mixture_of
 from afnext.training.data.broken import Sample
@@ -197,7 +197,7 @@ class Batches(Dataset[Step]):
                 found = self._conversations(draw, heard)
             except AfnextError as error:
                 where = self.sources[draw.source].where(draw.entry.records[draw.chosen[0]])
-                why = error.why if isinstance(error, RecordError) else str(error)
+                why = error.why if isinstance(error, RecordError | AudioError) else str(error)
                 broken.append(Sample(draw.source, where, why))
                 continue
             fitting = [item for item in found if len(item.ids) <= stage.context_tokens]

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from afnext.errors import AfnextError
+from afnext.training.data.conversations import too_many
 
 LISTED = "broken.jsonl"
 
@@ -29,7 +30,8 @@ class Broken:
     """Those of a run, each once, however often it was drawn.
 
     Args:
-        folder: of the run; ``broken.jsonl`` there lists them. What is listed already counts too.
+        folder: of the run; ``broken.jsonl`` there lists them. What is listed already counts too: a run that
+            begins anew has removed the list.
         limits: how many samples of each source may be broken.
         writes: whether this process adds to the list.
     """
@@ -55,12 +57,11 @@ class Broken:
         if new and self.writes:
             with self.path.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(asdict(s), ensure_ascii=False) + "\n" for s in new)
-        for sample in new:
+        for sample in reversed(new):
             count, limit = self.counts[sample.source], self.limits.get(sample.source, 0)
             if count > limit:
-                what = "sample" if count == 1 else "samples"
                 raise AfnextError(
-                    f"{sample.source}: {count} {what} cannot be read, broken_limit is {limit}; "
+                    f"{sample.source}: {too_many(count, limit)} ({self.path} lists them); "
                     f"the last one: {sample.key}: {sample.why}"
                 )
         return new

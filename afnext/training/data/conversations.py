@@ -93,20 +93,14 @@ class Skipped:
     errors: list[RecordError] = field(default_factory=list)
 
     def add(self, error: RecordError) -> None:
-        """Raises the error itself where none may be left out, and an ``AfnextError`` that names it where
-        there are more than may be."""
+        """Raises :class:`TooManyBroken` where there are more than may be."""
         self.counts[error.kind] += 1
         self.examples.setdefault(error.kind, str(error))
         if self.limit is None:
             return
         self.errors.append(error)
-        if not self.limit:
-            raise error
         if len(self.errors) > self.limit:
-            raise AfnextError(
-                f"{len(self.errors)} samples cannot be read, broken_limit is {self.limit}; the last "
-                f"one: {error}"
-            )
+            raise TooManyBroken(self.errors, self.limit)
 
     def __str__(self) -> str:
         lines = (f"{count} x {self.examples[kind]}" for kind, count in self.counts.most_common())
@@ -132,6 +126,23 @@ class RecordError(AfnextError):
 
     def __str__(self) -> str:
         return f"{self.where}: {self.why}"
+
+
+class TooManyBroken(AfnextError):
+    """More records cannot be read than may be left out. ``errors``: all of them, the last one too."""
+
+    def __init__(self, errors: list[RecordError], limit: int) -> None:
+        super().__init__(errors, limit)  # what it is pickled by
+        self.errors, self.limit = errors, limit
+
+    def __str__(self) -> str:
+        return f"{too_many(len(self.errors), self.limit)}; the last one: {self.errors[-1]}"
+
+
+def too_many(count: int, limit: int) -> str:
+    """How a message begins that says so."""
+    what = "sample" if count == 1 else "samples"
+    return f"{count} {what} cannot be read, broken_limit is {limit}"
 
 
 def read(path: str | Path, skipped: Skipped | None = None) -> Iterator[Conversation]:
@@ -228,7 +239,8 @@ def _records(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise AfnextError(f"cannot read conversations from {path}: {error}") from None
+        why = getattr(error, "strerror", None) or error
+        raise AfnextError(f"cannot read conversations from {path}: {why}") from None
     lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
     if lines and (len(lines) == 1 or not _is_json(lines[0][1])):
         yield from _whole(path, _parse(path, text))

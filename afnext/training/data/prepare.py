@@ -8,7 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from afnext.errors import AfnextError
-from afnext.training.config import SynthesisConfig, TrainConfig
+from afnext.training.config import RecipeError, SourceConfig, SynthesisConfig, TrainConfig
+from afnext.training.data.broken import Broken, Sample
+from afnext.training.data.conversations import TooManyBroken
 from afnext.training.data.sources import Source
 from afnext.training.run.monitor import Journal
 from afnext.training.synthesis import banks
@@ -19,19 +21,33 @@ CORPUS = 30_000  # texts that a tokenizer is trained on
 
 
 def prepare(
-    config: TrainConfig, folder: Path, journal: Journal
+    config: TrainConfig, folder: Path, journal: Journal, broken: Broken | None = None
 ) -> tuple[dict[str, Source], dict[str, Source]]:
-    """The sources for training, and those held out, by name; what is not yet under ``folder`` is made."""
+    """The sources for training, and those held out, by name; what is not yet under ``folder`` is made.
+
+    Raises:
+        AfnextError: a source cannot be read, or has more broken samples than it may have; ``broken`` lists
+            them.
+    """
     workers = config.workers or os.cpu_count() or 1
+    # First: what is made may take hours.
+    given = {name: _given(name, wanted, broken) for name, wanted in config.sources.items()}
     made = _synthesise(config.synthesis, folder, workers, journal)
     held_out = _synthesise(config.held_out, folder, workers, journal)
-    given = {
-        name: Source(s.path, Path(s.root) if s.root else None, s.broken_limit)
-        for name, s in config.sources.items()
-    }
     if double := made.keys() & given.keys():
-        raise AfnextError(f"{config.name}: two sources are called {double.pop()!r}")
+        raise RecipeError(f"sources: synthesis makes one of the name {double.pop()!r} too")
     return made | given, held_out
+
+
+def _given(name: str, wanted: SourceConfig, broken: Broken | None) -> Source:
+    try:
+        return Source(wanted.path, Path(wanted.root) if wanted.root else None, wanted.broken_limit)
+    except TooManyBroken as error:
+        if broken:  # which says the same with the source's name
+            broken.add(Sample(name, e.where, e.why) for e in error.errors)
+        raise
+    except AfnextError as error:
+        raise RecipeError(f"sources: {name}: {error}") from None
 
 
 def _synthesise(

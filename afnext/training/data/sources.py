@@ -113,7 +113,7 @@ class Source:
                 stated = probe(Path(self._folder) / path).duration
             except AudioError as error:
                 why = "a recording cannot be read"
-                raise RecordError(why, item.where, str(error)) from None
+                raise RecordError(why, item.where, error.why) from None
             if stated is None:
                 raise RecordError(
                     "no duration is given, nor in a recording's header", item.where, path

@@ -21,7 +21,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from afnext.errors import AfnextError
 from afnext.model.config import TextConfig
 from afnext.parallel import Alone, GroupLink, Link, Shape, choose
-from afnext.training.config import StageConfig, TrainConfig
+from afnext.training.config import RecipeError, StageConfig, TrainConfig
 from afnext.training.distributed.watch import GONE, GRACE, SILENCE, Unwatched, Watch
 
 PATIENCE = timedelta(days=1)
@@ -219,7 +219,7 @@ def mesh_of(stage: StageConfig, text: TextConfig, processes: int) -> tuple[int, 
     """How a stage groups processes: (groups with batches of their own, ring, Ulysses).
 
     Raises:
-        AfnextError: the processes, or the step's batches, cannot be shared out evenly, or there are more
+        RecipeError: the processes, or the step's batches, cannot be shared out evenly, or there are more
             Ulysses ranks than heads of the decoder ``text``.
     """
     if processes == 1:
@@ -229,16 +229,16 @@ def mesh_of(stage: StageConfig, text: TextConfig, processes: int) -> tuple[int, 
         shape = Shape(stage.batch_tokens, heads, text.num_key_value_heads, text.head_dim)
         ulysses, ring = choose(shape, stage.parallel.ranks)
     if ulysses > heads:
-        raise AfnextError(f"{stage.name}: ulysses {ulysses} is more than the {heads} query heads")
+        raise RecipeError(f"{stage.name}: ulysses {ulysses} is more than the {heads} query heads")
     together = ulysses * ring
     if processes % together:
-        raise AfnextError(
+        raise RecipeError(
             f"{stage.name}: ulysses {ulysses} x ring {ring} takes {together} processes for each "
             f"sequence, which {processes} cannot be shared out to"
         )
     groups = processes // together
     if stage.accumulate % groups:
-        raise AfnextError(
+        raise RecipeError(
             f"{stage.name}: {stage.accumulate} batches a step (accumulate) cannot be shared out to "
             f"{groups} groups of processes"
         )

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -67,6 +70,19 @@ def model_config(shape: ModelShape, tokenizer: Tokenizer) -> dict[str, Any]:
         "tie_word_embeddings": True,
         "dtype": "float32",
     }
+
+
+@contextmanager
+def appearing(folder: Path) -> Iterator[Path]:
+    """Where to write what is to be in ``folder``: a new one appears when it is whole, or not at all."""
+    if folder.exists():
+        yield folder
+        return
+    with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
+        made = Path(beside) / folder.name
+        made.mkdir()
+        yield made
+        made.rename(folder)
 
 
 def save(net: AudioLanguageModel, folder: Path, dtype: str) -> None:

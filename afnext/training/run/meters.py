@@ -8,6 +8,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+ANSWER = "answer_loss"
+OF_ANSWERS = ("answers", "loss/", "tokens/")
+"""How counts begin whose sums losses are means over."""
+
 
 class SourceLosses:
     """Losses of answers' tokens, summed for each source; nothing waits for the device until they are taken.
@@ -53,22 +57,30 @@ class Meters:
         self._steps = self._skipped = 0
 
     def add(self, losses: Mapping[str, float], counts: Mapping[str, float], usable: bool) -> None:
-        """A step's ``losses`` and norm of gradients, which count where it was ``usable``, and its other
-        ``counts``: ``seconds``, ``tokens``, seconds of ``audio``, ``flops``, of the seconds those waited for
-        data (``wait``) and for messages (``messages``), and what :class:`SourceLosses` gives.
+        """A step's ``losses`` and norm of gradients, and its other ``counts``: ``seconds``, ``tokens``,
+        seconds of ``audio``, ``flops``, of the seconds those waited for data (``wait``) and for messages
+        (``messages``), what its learnt tokens weigh (``answers``), and what :class:`SourceLosses` gives.
+
+        Losses count where the step was ``usable``. That of answers is a mean over the step's learnt tokens:
+        a step that lost some of its samples, or all of them, counts for as much as is left.
         """
         self._steps += 1
         self._skipped += not usable
         for name, value in losses.items() if usable else ():
-            self._losses[name] += value
+            self._losses[name] += value * (counts["answers"] if name == ANSWER else 1)
         for name, value in counts.items():
-            self._counts[name] += value
+            if usable or not name.startswith(OF_ANSWERS):
+                self._counts[name] += value
 
     def report(self, rate: float) -> dict[str, float]:
         """What was added since the last call, for the log; ``rate``: of learning, the highest of any part."""
         used, counts = self._steps - self._skipped, self._counts
         seconds = counts["seconds"]
-        found = {name: value / used for name, value in self._losses.items()}
+        found = {
+            name: value / (counts["answers"] if name == ANSWER else used)
+            for name, value in self._losses.items()
+            if name != ANSWER or counts["answers"]
+        }
         for name in sorted(n.removeprefix("tokens/") for n in counts if n.startswith("tokens/")):
             if counts[f"tokens/{name}"]:
                 found[f"loss/{name}"] = counts[f"loss/{name}"] / counts[f"tokens/{name}"]
