@@ -107,11 +107,15 @@ class Bench:
                     rounds=3,
                 )
             yield self.steps(engine, format)
+            if quantization is None:
+                yield self.steps(engine, f"{format}, drawn", temperature=0.7, top_p=0.95, seed=1)
             del engine
             gc.collect()
 
-    def steps(self, engine: Engine, format: str) -> Case:
-        """The time of a token in the middle of a stream, and what it reads at least."""
+    def steps(self, engine: Engine, format: str, **options: Any) -> Case:
+        """The time of a token in the middle of a stream, and what it reads at least; ``options`` say how
+        tokens are chosen.
+        """
 
         runner = engine.runner
         handles: list[Handle] = []
@@ -119,7 +123,7 @@ class Bench:
         def step() -> list[int]:
             if not handles or handles[0].finished:
                 engine.clear_caches()
-                params = GenerationParams(max_tokens=2000)
+                params = GenerationParams(max_tokens=2000, **options)
                 handles[:] = [engine.submit([*self.ids, 100], self.windows, params)]
                 next(handles[0])
             return [next(handles[0]) for _ in range(TOKENS)]
@@ -136,15 +140,24 @@ class Bench:
 
 
 def check_nano(device: torch.device) -> None:
-    """nano in float32: greedy answers about a recording are those of the whole model, token by token."""
+    """nano in float32: greedy answers about a recording are those of the whole model, token by token, and
+    drawn ones the same in a row and one by one.
+    """
 
     net = AudioLanguageModel.from_pretrained(find_model("nano"), dtype=torch.float32, device=device)
     windows = list(cut_windows([noise(4.0)]))
     ids = [1, *[net.config.audio_token_id] * windows[0].num_tokens, 2, 3]
-    said = Engine(net, []).submit(ids, windows, GenerationParams(max_tokens=24)).result().tokens
+    engine = Engine(net, [])
+    said = engine.submit(ids, windows, GenerationParams(max_tokens=24)).result().tokens
     audio = AudioBatch.collate([windows]).to(device, torch.float32)
     with torch.inference_mode():
         logits = net(torch.tensor([ids + said], device=device), audio)[0, len(ids) - 1 : -1]
     taken = logits.gather(1, torch.tensor(said, device=device)[:, None])[:, 0]
     lost = float((logits.max(-1).values - taken).max())
     assert lost < 1e-3, f"nano said a token that is less likely than another, by {lost:.2g}"
+    drawn = GenerationParams(max_tokens=24, temperature=1.0, top_p=0.95, seed=1)
+    # Whoever wants log-probabilities is served token by token.
+    ways = (drawn, replace(drawn, logprobs=1))
+    row, single = (engine.submit(ids, windows, way).result().tokens for way in ways)
+    assert row == single, f"drawn in a row {row}, one by one {single}"
+    assert row != said, "what was drawn are the likeliest tokens"

@@ -92,6 +92,28 @@ def rotate(lab: Lab, tokens: int, heads: int, dim: int) -> Case:
     )
 
 
+def sample(lab: Lab, rows: int, width: int) -> Case:
+    """top_p 0.95; the peer's draw is its sort, cut and multinomial."""
+    size = BF16 * rows * width
+    inputs = lab.rotated(lambda: lab.random(rows, width), size)
+    temperature, top_p = (torch.full((rows,), x, device=lab.device) for x in (0.7, 0.95))
+    top_k = torch.zeros(rows, dtype=torch.int32, device=lab.device)
+    min_p, uniform = (torch.full((rows,), x, device=lab.device) for x in (0.0, 0.5))
+
+    def theirs() -> object:
+        ordered, order = (inputs().float() / 0.7).softmax(-1).sort(-1, descending=True)
+        kept = ordered * (ordered.cumsum(-1) - ordered < 0.95)
+        return order.gather(1, torch.multinomial(kept, 1))
+
+    return Case(
+        f"[{rows}, {width}]",
+        ours=lambda: ops.sample(inputs(), temperature, top_k, top_p, min_p, uniform),
+        peers={"torch": theirs},
+        bytes=size,
+        dtype="bfloat16",
+    )
+
+
 def merge_attention(lab: Lab, tokens: int, heads: int, dim: int) -> Case:
     size = 3 * (BF16 * dim + 4) * tokens * heads
 
@@ -152,6 +174,7 @@ ROWS = [
     Row("layer_norm", layer_norm, {"rows": 15000, "width": 1280}, {"rows": 3, "width": 64}),
     Row("silu_mul", silu_mul, {"rows": 4096, "width": 18944}, {"rows": 3, "width": 64}),
     Row("rotate", rotate, {"tokens": 8192, "heads": 28, "dim": 128}, {"tokens": 5, "heads": 2}),
+    *(Row("sample", sample, {"rows": rows, "width": 152_064}, {"rows": 2, "width": 70}) for rows in (1, 32)),
     Row("merge_attention", merge_attention, {"tokens": 8192, "heads": 28, "dim": 128},
         {"tokens": 5, "heads": 2}),
 ]  # fmt: skip
