@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from afnext.training.data.targets import LABELS, ONSETS, Words, frame_targets
 from afnext.training.data.tokenizer import train_tokenizer
 from afnext.training.network.loss import (
+    SOUNDING,
     Heads,
     alignment_loss,
     answer_losses,
@@ -145,6 +146,28 @@ def test_the_clock_wants_each_token_near_its_own_time(words: Words) -> None:
     due = F.normalize(embedding[words.times][tenths % 100], dim=-1) + names[tenths // 100]
     right = clock_loss(due, embedding, words, targets)
     assert right < 1.0 < 5 < clock_loss(due.flip(0), embedding, words, targets)
+
+
+def test_the_clock_counts_more_where_something_sounds(words: Words) -> None:
+    scene = Scene(SILENT, (Event("bell", 0.4, 0.8),))
+    targets = words.targets([scene, None], [50, 50])
+    sounding = targets.labelled[(targets.active > 0).any(1)]
+    embedding = torch.randn(600, 512)
+    tenths = (10 * targets.seconds).long()
+    due = F.normalize(embedding[words.times][tenths % 100], dim=-1)
+    due = due + F.normalize(ten_names(embedding, words), dim=-1)[tenths // 100]
+
+    def lost(rows: torch.Tensor) -> float:
+        """What tokens that tell no time add."""
+        audio = due.clone()
+        audio[rows] = -due[rows]
+        return float(
+            clock_loss(audio, embedding, words, targets)
+            - clock_loss(due, embedding, words, targets)
+        )
+
+    assert 5 < len(sounding) < 15
+    assert lost(sounding) == pytest.approx(SOUNDING * lost(sounding + 50), rel=0.01)
 
 
 def test_the_clock_reads_tens_alone_where_times_have_no_tokens() -> None:

@@ -22,6 +22,8 @@ BLANK = 0.01
 """What a token that spells nothing weighs."""
 LONGEST = 1.5
 """That an audio token may be, in mean lengths of embeddings."""
+SOUNDING = 4.0
+"""What an audio token where something sounds weighs, in reading times, against one of silence."""
 READING, SHARPNESS = 16.0, 20.0
 """What a product with an embedding, and a cosine with one, are multiplied with to be a logit."""
 
@@ -168,7 +170,8 @@ def size_loss(audio: Tensor, embedding: Tensor) -> Tensor:
 
 def clock_loss(audio: Tensor, embedding: Tensor, words: Words, targets: Targets) -> Tensor:
     """Cross-entropy of cosines with the embeddings of the times and of the tens before them, against each
-    token's own; the embeddings are not moved by it. Of the tens alone where no times have tokens.
+    token's own; the embeddings are not moved by it. Of the tens alone where no times have tokens. Where
+    something sounds, whose time may be asked for, a token counts for several.
     """
     unit = F.normalize(audio.float(), dim=-1)
     tenths = (10 * targets.seconds).long()
@@ -177,8 +180,10 @@ def clock_loss(audio: Tensor, embedding: Tensor, words: Words, targets: Targets)
     readings = [(ten_names(table, words), tens)]
     if len(words.times):
         readings.append((table[words.times], tenths % 100))
+    weights = torch.ones_like(targets.seconds)
+    weights[targets.labelled] += (SOUNDING - 1) * (targets.active > 0).any(1)
     losses = [
-        F.cross_entropy(SHARPNESS * unit @ F.normalize(names, dim=-1).T, right)
+        F.cross_entropy(SHARPNESS * unit @ F.normalize(names, dim=-1).T, right, reduction="none")
         for names, right in readings
     ]
-    return torch.stack(losses).sum()
+    return (torch.stack(losses).sum(0) * weights).sum() / weights.sum()
