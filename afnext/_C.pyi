@@ -324,6 +324,8 @@ class Decoder:
         hidden: _Tensor,
         k_pages: list[_Tensor],
         v_pages: list[_Tensor],
+        k_scales: list[_Tensor],
+        v_scales: list[_Tensor],
         page_table: _Tensor,
         cu_seqlens: _Tensor,
         start: _Tensor,

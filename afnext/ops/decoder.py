@@ -1,23 +1,15 @@
-"""The layers of a Qwen2 decoder over a paged cache, for inference: one call into C++ a step.
-
-Over pages of 8 bits it is a call an op: the C++ of a whole step knows pages of the activations' dtype.
-"""
+"""The layers of a Qwen2 decoder over a paged cache, for inference: one call into C++ a step."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from . import _check as check
 from ._compiled import compiled
-from .linear import linear
 from .pack import PackedWeight
-from .paged_append import check_pages, paged_append
-from .paged_attention import paged_attention
-from .rms_norm import rms_norm
 from .runtime import named_range
 
 
@@ -117,53 +109,6 @@ class Decoder:
         """
         check.require(not hidden.requires_grad, "decoder: hidden must not require gradients")
         with named_range("afnext::decoder"):  # torch does not see this call otherwise
-            if k_scales is None and v_scales is None:
-                self._compiled.run(
-                    hidden, list(k_pages), list(v_pages), page_table, cu_seqlens, start
-                )
-                return hidden
-            pages = [k_pages, v_pages, k_scales or (), v_scales or ()]
-            return self._run_by_op(hidden, pages, page_table, cu_seqlens, start)
-
-    def _run_by_op(
-        self,
-        hidden: Tensor,
-        cache: Sequence[Sequence[Tensor]],
-        page_table: Tensor,
-        cu_seqlens: Tensor,
-        start: Tensor,
-    ) -> Tensor:
-        """As the C++ does, over pages with scales; ``cache``: keys, values, and their scales."""
-        check.require(
-            all(len(part) == len(self.layers) for part in cache),
-            "decoder: k_pages, v_pages, k_scales and v_scales must hold one tensor a layer",
-        )
-        heads, kv_heads, dim = self._shape
-        check.floating("decoder", "hidden", hidden, 2)
-        check.offsets("decoder", "cu_seqlens", cu_seqlens)
-        requests = cu_seqlens.shape[0] - 1
-        check.typed("decoder", "start", start, torch.int32, (requests,))
-        for keys, values, k_scale, v_scale in zip(*cache, strict=True):
-            check_pages("decoder", hidden, keys, values, k_scale, v_scale, page_table, requests)
-            # What the first layer's table is checked against holds for all of them.
-            check.typed("decoder", "k_pages", keys, keys.dtype, tuple(cache[0][0].shape))
-        ends = check.offset_values("decoder", "cu_seqlens", cu_seqlens, len(hidden))
-        lengths = start + cu_seqlens.diff()
-        first = (start - cu_seqlens[:-1]).repeat_interleave(cu_seqlens.diff(), output_size=ends[-1])
-        rotation = ((first + torch.arange(ends[-1])).float(), self._inv_freq)
-        x = hidden
-        for layer, keys, values, k_scale, v_scale in zip(self.layers, *cache, strict=True):
-            scales = {"k_scales": k_scale, "v_scales": v_scale}
-            qkv = linear(rms_norm(x, layer.input_norm, self._eps), layer.qkv, layer.qkv_bias)
-            q, k, v = qkv.unflatten(-1, (-1, dim)).split((heads, kv_heads, kv_heads), 1)
-            paged_append(
-                k, v, keys, values, page_table, cu_seqlens, start, rotation=rotation, **scales
-            )
-            mixed, _ = paged_attention(
-                q, keys, values, page_table, cu_seqlens, lengths, rotation=rotation, **scales
-            )
-            x = linear(mixed.flatten(1), layer.out, residual=x)
-            normed = rms_norm(x, layer.post_attention_norm, self._eps)
-            wide = linear(normed, layer.gate_up, activation="silu_mul")
-            x = linear(wide, layer.down, residual=x)
-        return hidden.copy_(x)
+            cache = (list(part or ()) for part in (k_pages, v_pages, k_scales, v_scales))
+            self._compiled.run(hidden, *cache, page_table, cu_seqlens, start)
+            return hidden

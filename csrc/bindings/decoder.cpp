@@ -20,6 +20,12 @@ PackedView packed_weight(py::handle weight) {
 
 TensorView tensor(py::handle object, const char* name) { return Tensor(object, op, name); }
 
+std::vector<TensorView> tensors(const py::list& objects, const char* name) {
+  std::vector<TensorView> views;
+  for (py::handle object : objects) views.push_back(tensor(object, name));
+  return views;
+}
+
 // afnext.ops.DecoderLayer
 DecoderLayer decoder_layer(py::handle layer) {
   const py::object bias = layer.attr("qkv_bias");
@@ -45,14 +51,16 @@ class HeldDecoder {
   }
 
   void run(py::handle hidden, const py::list& k_pages, const py::list& v_pages,
-           py::handle page_table, py::handle cu_seqlens, py::handle start) {
+           const py::list& k_scales, const py::list& v_scales, py::handle page_table,
+           py::handle cu_seqlens, py::handle start) {
     const Tensor hidden_(hidden, op, "hidden"), table(page_table, op, "page_table"),
         ends(cu_seqlens, op, "cu_seqlens"), start_(start, op, "start");
-    std::vector<TensorView> keys, values;
-    for (py::handle t : k_pages) keys.push_back(tensor(t, "k_pages"));
-    for (py::handle t : v_pages) values.push_back(tensor(t, "v_pages"));
+    const std::vector<TensorView> keys = tensors(k_pages, "k_pages"),
+                                  values = tensors(v_pages, "v_pages"),
+                                  key_scales = tensors(k_scales, "k_scales"),
+                                  value_scales = tensors(v_scales, "v_scales");
     const py::gil_scoped_release release;
-    decoder_->run(hidden_, keys, values, {table, ends, start_});
+    decoder_->run(hidden_, {keys, values, key_scales, value_scales}, {table, ends, start_});
   }
 
  private:

@@ -115,14 +115,21 @@ Decoder::Decoder(const DecoderGeometry& geometry, std::vector<DecoderLayer> laye
 
 Decoder::~Decoder() = default;
 
-void Decoder::run(const TensorView& hidden, const std::vector<TensorView>& k_pages,
-                  const std::vector<TensorView>& v_pages, const DecoderStep& step) {
+void Decoder::run(const TensorView& hidden, const DecoderPages& pages, const DecoderStep& step) {
   const Check check("decoder");
   const DecoderGeometry& g = geometry_;
   check.floating(hidden, "hidden", 2);
   check.contiguous(hidden, "hidden");
-  check.require(k_pages.size() == layers_.size() && v_pages.size() == layers_.size(),
-                "k_pages and v_pages must hold one tensor a layer");
+  const std::vector<TensorView>&k_pages = pages.keys, &v_pages = pages.values;
+  const auto scaled = [&](const std::vector<TensorView>& scales) {
+    return scales.empty() || scales.size() == layers_.size();
+  };
+  check.require(k_pages.size() == layers_.size() && v_pages.size() == layers_.size() &&
+                    scaled(pages.k_scales) && scaled(pages.v_scales),
+                "k_pages, v_pages and their scales must hold one tensor a layer");
+  const auto scales_of = [](const std::vector<TensorView>& scales, size_t layer) {
+    return scales.empty() ? nullptr : &scales[layer];
+  };
   const int64_t tokens = hidden.shape[0], groups = g.heads + 2 * g.kv_heads;
   check.offsets(step.cu_seqlens, "cu_seqlens", DType::i32, tokens);
   const int64_t requests = step.cu_seqlens.shape[0] - 1;
@@ -143,14 +150,15 @@ void Decoder::run(const TensorView& hidden, const std::vector<TensorView>& k_pag
   }
   const TensorView sample = heads(hidden, 0, g.kv_heads, g.head_dim);
   for (size_t i = 0; i < layers_.size(); ++i) {
-    check_pages(check, sample, k_pages[i], v_pages[i], nullptr, nullptr);
-    check.exact(k_pages[i], "k_pages", hidden.dtype,
+    check_pages(check, sample, k_pages[i], v_pages[i], scales_of(pages.k_scales, i),
+                scales_of(pages.v_scales, i));
+    check.exact(k_pages[i], "k_pages", k_pages[i].dtype,
                 {k_pages[i].shape[0], g.kv_heads, k_pages[i].shape[2], g.head_dim});
   }
   check_table(check, step.page_table, requests);
   for (int64_t n = 0; n < requests; ++n) {
-    for (const TensorView& pages : k_pages) {
-      check_tokens(check, step.page_table, pages, n, 0, lengths.as<int32_t>()[n], "length");
+    for (const TensorView& of_layer : k_pages) {
+      check_tokens(check, step.page_table, of_layer, n, 0, lengths.as<int32_t>()[n], "length");
     }
   }
   if (tokens == 0) return;
@@ -163,23 +171,25 @@ void Decoder::run(const TensorView& hidden, const std::vector<TensorView>& k_pag
   const TensorView v = heads(qkv, g.heads + g.kv_heads, g.kv_heads, g.head_dim);
   const TensorView mixed = m.mixed.view(dtype, {tokens, g.heads, g.head_dim});
   const TensorView lse = m.lse.view(DType::f32, {g.heads, tokens});
-  const PagedAttentionOptions options{&times,
-                                      &g.inv_freq,
-                                      false,
-                                      true,
-                                      -1,
-                                      -1,
-                                      1.0 / __builtin_sqrt(static_cast<double>(g.head_dim)),
-                                      nullptr,
-                                      nullptr};
+  PagedAttentionOptions options{&times,
+                                &g.inv_freq,
+                                false,
+                                true,
+                                -1,
+                                -1,
+                                1.0 / __builtin_sqrt(static_cast<double>(g.head_dim)),
+                                nullptr,
+                                nullptr};
   for (size_t i = 0; i < layers_.size(); ++i) {
     const DecoderLayer& l = layers_[i];
     const TensorView wide = m.wide.view(dtype, {tokens, l.down.k});
     rms_norm(hidden, nullptr, l.input_norm, g.eps, normed, nullptr);
     packed_linear(normed, l.qkv, l.qkv_bias.data ? &l.qkv_bias : nullptr, nullptr, Activation::none,
                   qkv);
+    options.k_scales = scales_of(pages.k_scales, i);
+    options.v_scales = scales_of(pages.v_scales, i);
     paged_append(k, v, k_pages[i], v_pages[i], step.page_table, step.cu_seqlens, step.start, &times,
-                 &g.inv_freq, false, nullptr, nullptr);
+                 &g.inv_freq, false, options.k_scales, options.v_scales);
     paged_attention(q, k_pages[i], v_pages[i], step.page_table, step.cu_seqlens, lengths, options,
                     mixed, lse);
     packed_linear(flat_heads(mixed), l.out, nullptr, &hidden, Activation::none, hidden);

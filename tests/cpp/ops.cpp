@@ -112,7 +112,7 @@ Packed quantized_and_packed(const afnext::TensorView& weight, const std::string&
 void decoder(const Case& c) {
   std::vector<Packed> weights;
   std::vector<afnext::DecoderLayer> layers;
-  std::vector<afnext::TensorView> k_pages, v_pages;
+  std::vector<afnext::TensorView> k_pages, v_pages, k_scales, v_scales;
   for (int64_t i = 0; i < whole(c, "layers"); ++i) {
     const auto of_layer = [&](const char* name) { return name + ("." + std::to_string(i)); };
     const auto weight = [&](const char* name, bool gate_up = false) {
@@ -124,11 +124,16 @@ void decoder(const Case& c) {
                       weight("down")});
     k_pages.push_back(c[of_layer("k_pages")]);
     v_pages.push_back(c[of_layer("v_pages")]);
+    if (k_pages.back().dtype == afnext::DType::i8) {
+      k_scales.push_back(c[of_layer("k_scales")]);
+      v_scales.push_back(c[of_layer("v_scales")]);
+    }
   }
   afnext::Decoder decoder({whole(c, "heads"), whole(c, "kv_heads"), whole(c, "head_dim"),
                            c.number("eps"), c["inv_freq"]},
                           std::move(layers));
-  decoder.run(c["hidden"], k_pages, v_pages, {c["page_table"], c["cu_seqlens"], c["start"]});
+  decoder.run(c["hidden"], {k_pages, v_pages, k_scales, v_scales},
+              {c["page_table"], c["cu_seqlens"], c["start"]});
 }
 
 afnext::HeadShards shards(const Case& c) {

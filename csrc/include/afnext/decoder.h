@@ -34,6 +34,12 @@ struct DecoderStep {
   const TensorView& start;       // int32 [N]
 };
 
+// Keys and values of all layers, a tensor for each: [P, Hkv, slot, D] of the activations' dtype, or
+// int8 with scales [P, Hkv, slot] beside them (empty otherwise).
+struct DecoderPages {
+  const std::vector<TensorView>&keys, &values, &k_scales, &v_scales;
+};
+
 // Holds views: what they point at must outlive it. Its working memory grows with the longest step
 // and is kept, so that a step allocates nothing once it has seen its like.
 class Decoder {
@@ -43,10 +49,9 @@ class Decoder {
   ~Decoder();
 
   // Runs every layer over hidden, float32 or bfloat16 [T, H], contiguous, in place (the final norm
-  // is the caller's), and appends its keys and values: k_pages and v_pages hold a layer each,
-  // [P, Hkv, slot, D] of hidden's dtype. Everything is checked before the first write.
-  void run(const TensorView& hidden, const std::vector<TensorView>& k_pages,
-           const std::vector<TensorView>& v_pages, const DecoderStep& step);
+  // is the caller's), and appends its keys and values. Everything is checked before the first
+  // write.
+  void run(const TensorView& hidden, const DecoderPages& pages, const DecoderStep& step);
 
  private:
   struct Memory;
