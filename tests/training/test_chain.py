@@ -18,8 +18,9 @@ SHAPE = ModelShape(
     pieces=500, audio_width=32, audio_layers=1, audio_heads=2, audio_ffn=48,
     width=32, layers=2, heads=4, kv_heads=2, ffn=48,
 )  # fmt: skip
-CLOSE = 5e-6
-"""By the order of sums, and what some steps of AdamW make of that: measured are 4e-7."""
+CLOSE = 2e-5
+"""By the order of sums, and what some steps of AdamW make of that: measured are 4e-7 to 7e-6 (of the spelling, in
+the last step), depending on what is drawn."""
 
 
 def smoke(parallel: ParallelConfig) -> TrainConfig:
