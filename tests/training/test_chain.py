@@ -19,8 +19,8 @@ SHAPE = ModelShape(
     width=32, layers=2, heads=4, kv_heads=2, ffn=48,
 )  # fmt: skip
 CLOSE = 2e-5
-"""By the order of sums, and what some steps of AdamW make of that: measured are 4e-7 to 7e-6 (of the spelling, in
-the last step), depending on what is drawn."""
+"""By the order of sums, and what some steps of AdamW make of that: measured are 4e-7 to 7e-6 (of the
+spelling, in the last step), depending on what is drawn."""
 
 
 def smoke(parallel: ParallelConfig) -> TrainConfig:
