@@ -52,7 +52,7 @@ def convert(
     """
     from .assistant import DTYPES
     from .chat.variants import detect_variant, mark_variant
-    from .engine.packed import FORMATS, STORED
+    from .engine.packed import FORMATS, require_stored
     from .engine.quantize_network import quantize_network
     from .model import AudioLanguageModel
     from .model.checkpoint import read_json
@@ -60,8 +60,8 @@ def convert(
 
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype: must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    if quantization is not None and quantization not in STORED:
-        raise ValueError(f"quantization: must be one of {', '.join(STORED)}, got {quantization!r}")
+    if quantization is not None:
+        require_stored(quantization)
     if calibrate and quantization != "int4":
         raise ValueError(f"calibrate: is for quantization int4, got {quantization}")
     source, target = find_model(model), Path(out)

@@ -55,6 +55,16 @@ def require_quantization(quantization: str | None, device: torch.device | None =
         raise ValueError(f"quantization: {quantization} needs a CPU or CUDA, got device {device!s}")
 
 
+def require_stored(quantization: str) -> None:
+    """``quantization`` must be one that a folder may hold.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if quantization not in STORED:
+        raise ValueError(f"quantization: must be one of {', '.join(STORED)}, got {quantization!r}")
+
+
 def stored_quantization(net: AudioLanguageModel) -> str | None:
     """The quantization whose integers ``net`` carries in its decoder's layers; None for none."""
     layers = "language_model.model.layers."

@@ -12,7 +12,7 @@ from afnext.model import AudioLanguageModel
 from afnext.model.quantized import keep
 
 from .calibrate import calibrated
-from .packed import STORED
+from .packed import STORED, require_stored
 
 
 @torch.no_grad()
@@ -41,8 +41,7 @@ def quantize_network(
     Raises:
         ValueError: no such quantization, or one that is not calibrated.
     """
-    if quantization not in STORED:
-        raise ValueError(f"quantization: must be one of {', '.join(STORED)}, got {quantization!r}")
+    require_stored(quantization)
     layers, head, encoder = STORED[quantization]
     if len(embeddings) and quantization != "int4":
         raise ValueError(f"calibrate: is for int4; {quantization} loses nothing that it could mend")

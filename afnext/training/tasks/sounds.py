@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from itertools import chain, pairwise
+from itertools import pairwise
 
 from afnext.training.synthesis.scenes import Event
 from afnext.training.synthesis.sounds import CLASSES
@@ -79,11 +79,14 @@ def _when_each(events: Events, rng: random.Random) -> Exchange | None:
     labels = rng.sample(present, rng.randint(2, min(EACH, len(present))))
     if rng.random() < 0.3:
         labels.insert(rng.randint(0, len(labels)), absent_label(events, rng))
-    found = [[f"{e.label} {span(e)}" for e in events if e.label == label] for label in labels]
-    parts = [spans or [f"no {label}"] for label, spans in zip(labels, found, strict=True)]
+    heard = [[e for e in events if e.label == label] for label in labels]
+    told = [
+        listing(hits).removesuffix(".") if hits else f"no {label}"
+        for label, hits in zip(labels, heard, strict=True)
+    ]
     nouns = [f"the {WORDS[label].nouns[0] if label in WORDS else label}" for label in labels]
     named = f"{', '.join(nouns[:-1])} and {nouns[-1]}"
-    return ask("when_each", ", ".join(chain.from_iterable(parts)) + ".", rng, nouns=named)
+    return ask("when_each", ", ".join(told) + ".", rng, nouns=named)
 
 
 def _presence(events: Events, rng: random.Random) -> Exchange:
