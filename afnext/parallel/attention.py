@@ -5,6 +5,9 @@ pieces behind those that they read (an all-to-all, DeepSpeed Ulysses, arXiv 2309
 to the keys that are here while those of the ring's neighbour come in (Ring Attention, arXiv 2310.01889);
 partial results merge in float32. A piece of heads that is done goes back while the next is computed. Backward
 the keys go round again, under the log-sum-exp over all keys, and their gradients follow one message behind.
+
+What the first and the last message would leave uncovered, a rank spends on its own tokens: their queries and
+keys are here before anything is sent, and what comes of them stays.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from afnext.ops.attention import BACKWARD, OP, window_bounds
 from .bands import Call, Mask
 from .heads import Blocks, HeadPlan, Piece, head_plan
 from .link import Done, Link, Work, world_link
-from .plan import SequencePlan
+from .plan import Calls, SequencePlan, Shares
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,18 @@ class _How:
         """Tokens of each Ulysses rank of this ring rank."""
         first = self.link.rank - self.link.rank % self.plan.ulysses
         return self.plan.lengths[first : first + self.plan.ulysses]
+
+    @property
+    def apart(self) -> bool:
+        """Whether this rank's own tokens are computed apart from the others', to cover messages."""
+        return self.overlap and self.plan.ulysses > 1
+
+    def shares(self, step: int) -> Shares:
+        """What is computed at a ring step."""
+        plan, rank = self.plan, self.link.rank
+        if self.apart:
+            return plan.shares(rank, step, self.mask)
+        return Shares((), (), (), (), plan.steps(rank // plan.ulysses, self.mask)[step])
 
     def begun(self, work: Work) -> Work:
         """Without overlap every message is waited for at once."""
@@ -134,9 +149,14 @@ class _Attention(torch.autograd.Function):
         kv = _Keys(k, v, how)
         queries = []
         for i, blocks in enumerate(how.heads.queries):
-            kv.send_before(i)
+            # The first piece meets this rank's own keys while others' come; a ring needs all to begin.
+            keys_first = i > 0 or how.plan.ring > 1 or not how.apart
+            if keys_first:
+                kv.send_before(i)
             queries.append(_to_heads(q, blocks, how))
-        outs, lses, out = _forward(kv, queries, how, q)
+            if not keys_first:
+                kv.send_before(i)
+        outs, lses, out = _forward(kv, queries, how, q.detach())
         ctx.how, ctx.key_heads = how, k.shape[1]
         ctx.save_for_backward(kv.all, *(x for x, _ in queries), *outs, *lses)
         return out
@@ -149,7 +169,7 @@ class _Attention(torch.autograd.Function):
         queries, outs, lses = rest[:n], rest[n : 2 * n], rest[2 * n :]
         grad = grads[0] if grads[0].stride(-1) == 1 else grads[0].contiguous()
         arriving = [_to_heads(grad, blocks, how) for blocks in how.heads.queries]
-        dq, dk, dv = _backward(kv, queries, outs, lses, arriving, how, ctx.key_heads)
+        dq, dk, dv = _backward(kv, queries, outs, lses, grad, arriving, how, ctx.key_heads)
         return dq, dk.to(kv.dtype), dv.to(kv.dtype), None
 
 
@@ -222,7 +242,7 @@ class _Keys:
     """Keys and values of a rank's heads as they come: ``all [own key heads, 2, T of the ring rank, D]``."""
 
     def __init__(self, k: Tensor, v: Tensor, how: _How) -> None:
-        self.kv, self.how = (k, v), how
+        self.kv, self.how = (k.detach(), v.detach()), how
         self.count = how.heads.keys.counts[how.link.rank % how.plan.ulysses]
         self.all = k.new_empty(self.count, 2, sum(how.lengths), k.shape[2])
         self.coming: list[tuple[int, Work]] = []
@@ -299,45 +319,123 @@ def _rows(buffer: Tensor, count: int) -> Tensor:
 
 
 def _forward(
-    kv: _Keys, queries: Sequence[tuple[Tensor, Work]], how: _How, like: Tensor
+    kv: _Keys, queries: Sequence[tuple[Tensor, Work]], how: _How, q: Tensor
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    pieces = how.heads.own(how.link.rank % how.plan.ulysses)
-    steps = how.plan.steps(how.link.rank // how.plan.ulysses, how.mask)
-    partials = [_Partial(q) for q, _ in queries]
+    """Of each piece the results over all keys ``[T of the ring rank, own heads, D]`` with their lse, and this
+    rank's tokens' results of all heads; ``q [T, Hq, D]`` are its own queries.
+
+    Its own tokens' results are sent to nobody: of half of the pieces they are made last, behind messages.
+    """
+    plan, rank = how.plan, how.link.rank
+    pieces = how.heads.own(rank % plan.ulysses)
+    own = _Own(how)
+    partials = [_Partial(x) for x, _ in queries]
     works: list[Work] = []
-    home = _Homecoming(how.heads.queries, like, like.shape[0], how, works)
+    home = _Homecoming(how.heads.queries, q, len(q), how, works)
     outs: list[Tensor] = []
-    if how.plan.ring > 1:
+    late = range((len(pieces) + 1) // 2 if how.apart else len(pieces), len(pieces))
+    first = how.shares(0)
+
+    def attend(number: int, calls: Calls, own_queries: bool, keys: Tensor | None = None) -> None:
+        """A piece's, to ``keys``, or to its own tokens'."""
+        piece, partial = pieces[number], partials[number]
+        for call in calls if piece.queries else ():
+            arrived = queries[number][0]
+            rows = own.queries(q, piece, call) if own_queries else _queries(arrived, call)
+            k, v = own.keys(kv.kv, piece, call) if keys is None else _keys(keys, piece, call)
+            partial.add(call, *_attend(rows, k, v, piece, call, how))
+
+    for i in range(len(pieces)):
+        attend(i, first.near, True)
+    if plan.ring > 1:
         kv.wait(0)
     ring = _Ring(kv.all, how)
-    for step, calls in enumerate(steps):
+    for step in range(plan.ring):
         keys = ring.begin()
-        for i, (piece, (q, came), partial) in enumerate(
-            zip(pieces, queries, partials, strict=True)
-        ):
+        is_last = step == plan.ring - 1
+        share = how.shares(step)
+        for i, (_, came) in enumerate(queries):
+            others = share.rest
+            if how.apart and plan.ring == 1 and i == 0:
+                came.wait()
+                attend(i, share.yours, False)
+                others = share.theirs
             if step == 0:
                 kv.wait(i)
+            if not (is_last and i in late):
+                attend(i, share.mine, True, keys)
+            if step == 0:
                 came.wait()
-            for call in calls if piece.queries else ():
-                partial.add(call, *_attend(q, keys, piece, call, how))
-            if step == how.plan.ring - 1:
-                outs.append(partial.out.to(like.dtype))
+            attend(i, others, False, keys)
+            if is_last:
+                outs.append(partials[i].out.to(q.dtype))
                 home.send(i, outs[-1])
+        if is_last:
+            for i in late:
+                attend(i, share.mine, True, keys)
         ring.end()
     _All(works).wait()
-    return outs, [partial.lse for partial in partials], home.heads(like.shape[1])
+    out = home.heads(q.shape[1])
+    for i in late:
+        outs[i][own.rows] = partials[i].out[own.rows].to(q.dtype)
+    if late:
+        own.finish(out, outs, pieces)
+    return outs, [partial.lse for partial in partials], out
 
 
-def _own(kv: Tensor, piece: Piece, call: Call) -> tuple[Tensor, Tensor]:
+class _Own:
+    """This rank's tokens among those of its ring rank, and its heads among all."""
+
+    def __init__(self, how: _How) -> None:
+        plan, rank = how.plan, how.link.rank
+        ulysses_rank = rank % plan.ulysses
+        self.first = sum(how.lengths[:ulysses_rank])
+        self.rows = slice(self.first, self.first + plan.lengths[rank])
+        self.first_key = how.heads.keys.heads[how.heads.keys.offsets[ulysses_rank]]
+
+    def queries(self, x: Tensor, piece: Piece, call: Call) -> Tensor:
+        """A piece's heads of ``x [T, Hq, D]``, a call's queries of them."""
+        rows = x[call.q_start - self.first : call.q_stop - self.first]
+        return rows[:, piece.q_start : piece.q_stop]
+
+    def keys(self, kv: tuple[Tensor, Tensor], piece: Piece, call: Call) -> list[Tensor]:
+        """Keys and values that a piece's heads read, of ``[T, Hkv, D]``, a call's."""
+        rows = slice(call.k_start - self.first, call.k_stop - self.first)
+        heads = slice(self.first_key + piece.k_start, self.first_key + piece.k_stop)
+        return [x[rows, heads] for x in kv]
+
+    def finish(self, into: Tensor, found: Sequence[Tensor], pieces: Sequence[Piece]) -> None:
+        """Have ``into [T, Hq, D]`` hold its own tokens' and heads' of ``found``, of each piece."""
+        for x, piece in zip(found, pieces, strict=True):
+            into[:, piece.q_start : piece.q_stop] = x[self.rows].to(into.dtype)
+
+    def of_near(self, near: Tensor, piece: Piece, call: Call) -> tuple[Tensor, Tensor]:
+        """As :func:`_keys`, out of ``[H, 2, T, D]`` of its own tokens."""
+        shifted = call._replace(k_start=call.k_start - self.first, k_stop=call.k_stop - self.first)
+        return _keys(near, piece, shifted)
+
+    def add(self, dk: Tensor, dv: Tensor, near: Tensor) -> None:
+        """Add to ``[T, Hkv, D]`` what its own tokens are to one another, of ``[H, 2, T, D]``."""
+        heads = slice(self.first_key, self.first_key + near.shape[0])
+        for into, found in zip((dk, dv), near.unbind(1), strict=True):
+            into[:, heads] += found.transpose(0, 1).to(into.dtype)
+
+
+def _queries(q: Tensor, call: Call) -> Tensor:
+    return q[call.q_start : call.q_stop]
+
+
+def _keys(kv: Tensor, piece: Piece, call: Call) -> tuple[Tensor, Tensor]:
     """Keys and values of a piece and a call, ``[T, H, D]`` each, out of ``[H, 2, T, D]``."""
     k, v = kv[piece.k_start : piece.k_stop, :, call.k_start : call.k_stop].permute(1, 2, 0, 3)
     return k, v
 
 
-def _attend(q: Tensor, kv: Tensor, piece: Piece, call: Call, how: _How) -> tuple[Tensor, Tensor]:
-    k, v = _own(kv, piece, call)
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, piece: Piece, call: Call, how: _How
+) -> tuple[Tensor, Tensor]:
     out, lse = OP.no_grad(
-        q[call.q_start : call.q_stop], k, v, call.cu_q, call.cu_k, None, None, None, None, False,
+        q, k, v, call.cu_q, call.cu_k, None, None, None, None, False,
         call.causal, call.left, -1, how.scale, True,
     )  # fmt: skip
     return out, lse
@@ -368,19 +466,22 @@ def _backward(
     queries: Sequence[Tensor],
     outs: Sequence[Tensor],
     lses: Sequence[Tensor],
+    grad: Tensor,
     grads: Sequence[tuple[Tensor, Work]],
     how: _How,
     key_heads: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dq ``[T, Hq, D]``, dk and dv ``[T, Hkv, D]``, these in ``grad_dtype``, all at home.
+    """dq ``[T, Hq, D]``, dk and dv ``[T, Hkv, D]``, these in ``grad_dtype``, all at home; ``grad [T, Hq, D]``
+    is of this rank's tokens, ``grads`` of its heads as they come.
 
-    This rank's own keys are taken in two parts, half of the heads first and half last: the first covers the
-    keys that come in, the last the gradients that come home. Without a ring a key head's gradients go home
-    as soon as its last piece is done.
+    In a ring this rank's own keys are taken in two parts, half of the heads first and half last: the first
+    covers the keys that come in, the last the gradients that come home. Without one a key head's gradients go
+    home as soon as its last piece is done. Its own tokens cover the first gradients that come in, and those
+    that go home last.
     """
-    rank, plan = how.link.rank, how.plan
-    pieces = how.heads.own(rank % plan.ulysses)
-    steps = plan.steps(rank // plan.ulysses, how.mask)
+    plan, rank = how.plan, how.link.rank
+    pieces, own = how.heads.own(rank % plan.ulysses), _Own(how)
+    shares = [how.shares(step) for step in range(plan.ring)]
     works: list[Work] = []
     tokens, width = plan.lengths[rank], kv.new_empty(0, kv.shape[3])
     home = _Homecoming(how.heads.queries, width, tokens, how, works)
@@ -388,69 +489,97 @@ def _backward(
     key_homes = [_Homecoming(rounds, width, tokens, how, works) for _ in range(2)]
     sums = [torch.zeros_like(q, dtype=torch.float32) for q in queries]
 
-    def add(step: int, which: range, keys: Tensor, into: Tensor) -> None:
-        for i in which:
-            grads[i][1].wait()
-            part = (queries[i], keys, outs[i], lses[i], grads[i][0], pieces[i])
-            for call in steps[step] if pieces[i].queries else ():
-                _attend_backward(*part, call, how, sums[i], into)
-            if step == (0 if i in last else plan.ring - 1):
-                home.send(i, sums[i].to(kv.dtype))
-            if plan.ring == 1:
-                keys_home(i)
+    def add(calls: Calls, number: int, keys: Tensor, into: Tensor, here: bool = False) -> None:
+        """A piece's gradients; with ``here`` of this rank's own queries, whose are not waited for."""
+        piece = pieces[number]
+        if not here:
+            grads[number][1].wait()
+        for call in calls if piece.queries else ():
+            arrived = grads[number][0]
+            of_call = own.queries(grad, piece, call) if here else _queries(arrived, call)
+            there = own.of_near(into, piece, call) if into is near else _keys(into, piece, call)
+            part = queries[number], keys, outs[number], lses[number], of_call
+            _attend_backward(*part, piece, call, how, sums[number], there)
+
+    def home_from(number: int) -> None:
+        home.send(number, sums[number].to(kv.dtype))
 
     def keys_home(piece: int) -> None:
         for number, found in enumerate(how.heads.rounds):
             if found.last == piece:
-                there = own[number : number + 1].to(how.grad_dtype)  # none where this rank has none
+                # Of none where this rank has none.
+                there = summed[number : number + 1].to(how.grad_dtype)
                 for x, way in zip(there.permute(1, 2, 0, 3), key_homes, strict=True):
                     way.send(number, x)
 
     count = len(pieces)
+    every = range(count)
+    early = range((count + 2) // 4)  # own tokens of the other pieces are kept for the end
     first = range((count + 1) // 2 if plan.ring > 1 else 0)
-    last, every = range(len(first), count), range(count)
+    last = range(len(first), count)
     ring = _Ring(kv, how)
     ring.begin()
-    own = torch.zeros_like(kv, dtype=torch.float32)
-    add(0, first, kv, own)
+    summed = torch.zeros_like(kv, dtype=torch.float32)
+    # Apart from the others: those are on their way home when it is finished.
+    near = summed.new_zeros(kv.shape[0], 2, tokens, kv.shape[3])
+    for i in every:
+        if i in early:
+            add(shares[0].near, i, kv, near, here=True)
+        add(shares[0].mine, i, kv, summed, here=True)
+    for i in first:
+        add(shares[0].rest, i, kv, summed)
     follows: Work = _All(())
     carried: Tensor | None = None  # gradients of the keys that are here, from where they have been
     for step in range(1, plan.ring):
         ring.end()
         keys = ring.begin()
         here = torch.zeros_like(keys, dtype=torch.float32)
-        add(step, every, keys, here)
+        for i in every:
+            add(shares[step].mine + shares[step].rest, i, keys, here)
+            if step == plan.ring - 1 and i in first:
+                home_from(i)
         if carried is not None:
             follows.wait()
             here += carried
         away = here.to(how.grad_dtype)
         carried = away.new_empty(kv.shape[0], 2, ring.length(step + 1), kv.shape[3])
         follows = how.begun(how.link.shift([carried], [away]))
-    add(0, last, kv, own)
+    for i in last:
+        add(shares[0].rest, i, kv, summed)
+        home_from(i)
+        if plan.ring == 1:
+            keys_home(i)
     if carried is not None:
         follows.wait()
-        own += carried
-        for piece in every:
-            keys_home(piece)
+        summed += carried
+        for i in every:
+            keys_home(i)
+    for i in every[len(early) :]:
+        add(shares[0].near, i, kv, near, here=True)
     _All(works).wait()
-    queries_home = home.heads(sum(blocks.offsets[-1] for blocks in how.heads.queries))
+    dq = home.heads(grad.shape[1])
     dk, dv = (way.heads(key_heads) for way in key_homes)
-    return queries_home, dk, dv
+    if how.apart:
+        own.finish(dq, sums, pieces)
+        own.add(dk, dv, near)
+    return dq, dk, dv
 
 
 def _attend_backward(
     q: Tensor, kv: Tensor, out: Tensor, lse: Tensor, grad: Tensor, piece: Piece, call: Call,
-    how: _How, dq: Tensor, dkv: Tensor,
+    how: _How, dq: Tensor, dkv: tuple[Tensor, Tensor],
 ) -> None:  # fmt: skip
-    """Add a call's gradients; ``out`` and ``lse`` are over all keys, so that they add up to the whole's."""
+    """Add a call's gradients; ``out`` and ``lse`` are over all keys, so that they add up to the whole's.
+    ``grad`` and ``dkv`` are of the call's queries and keys.
+    """
     rows = slice(call.q_start, call.q_stop)
-    k, v = _own(kv, piece, call)
+    k, v = _keys(kv, piece, call)
     grad_q, grad_k, grad_v = BACKWARD.default(
-        grad[rows], None, q[rows], k, v, out[rows], lse[:, rows].contiguous(), call.cu_q, call.cu_k,
+        grad, None, q[rows], k, v, out[rows], lse[:, rows].contiguous(), call.cu_q, call.cu_k,
         None, None, None, None, False, call.causal, call.left, -1, how.scale, False,
     )  # fmt: skip
     dq[rows] += grad_q
-    for into, found in zip(_own(dkv, piece, call), (grad_k, grad_v), strict=True):
+    for into, found in zip(dkv, (grad_k, grad_v), strict=True):
         into += found
 
 

@@ -91,9 +91,9 @@ def cost(
     """Model of :func:`afnext.parallel.attention` and its backward.
 
     Neighbours are within a node as far as it goes; a ring with a hop between nodes goes at that hop's speed.
-    Of what is exchanged of heads the first piece of queries with the keys that it reads, and the last piece
-    of results (backward with the gradients of its keys), have nothing to hide behind, in a ring no keys have;
-    a ring's step hides behind its computing, as far as that lasts.
+    Of what is exchanged of heads the first piece of queries with the keys that it reads (in a ring all keys),
+    backward the first and the last piece with the gradients of its keys, have nothing to hide behind but a
+    rank's own tokens; a ring's step hides behind its computing, as far as that lasts.
 
     Raises:
         ValueError: more Ulysses ranks than query heads.
@@ -124,14 +124,20 @@ def cost(
         return size / speed + messages * moves
 
     sizes, rounds = [max(blocks.counts) / most for blocks in heads.queries], len(heads.rounds)
-    both, ends = seconds(2 * queries, 2 * count), seconds(queries * (sizes[0] + sizes[-1]), 2)
+    both = seconds(2 * queries, 2 * count)
+    # Forward the last results hide behind queries of the rank's own tokens; the rank whose tokens are the
+    # first has few, but waits less for the first message.
+    at_ends = seconds(queries * sizes[0], 1), seconds(queries * (sizes[0] + sizes[-1]), 2)
     first = sum(found.first == 0 or ring > 1 for found in heads.rounds)
     last = sum(found.last == count - 1 or ring > 1 for found in heads.rounds)
     there, heads_exposed = [], []
-    for size, uncovered, compute in ((keys, first, forward), (grads, last, backward)):
+    directions = (keys, first, forward), (grads, last, backward)
+    for (size, uncovered, compute), ends in zip(directions, at_ends, strict=True):
         there.append(seconds(size, 2 * rounds) + both)
+        near = compute / ring / ulysses**2  # own queries and own keys
         alone = seconds(size * uncovered / rounds, 2 * uncovered) + ends
-        heads_exposed.append(alone + max(0.0, there[-1] - alone - compute * (1 - sizes[-1])))
+        others = max(0.0, there[-1] - alone - compute * (1 - sizes[-1]))
+        heads_exposed.append(max(0.0, alone - near) + others)
 
     # The ring: a step's keys behind a step's computing; backward their gradients follow on the same wire.
     wire = machine.within if ranks <= machine.node else machine.across

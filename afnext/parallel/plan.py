@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -16,6 +16,27 @@ from .bands import Call, Mask, Positions, bands, calls
 
 Layout = Literal["contiguous", "zigzag", "striped"]
 CAUSAL = Mask()
+Calls = tuple[Call, ...]
+
+
+class Shares(NamedTuple):
+    """What a rank's heads compute at a ring step, by whose tokens these are: its own, or those of the other
+    ranks of its Ulysses group.
+
+    Attributes:
+        near: of the first step, own queries to own keys: nothing is waited for, and nothing sent of what
+            comes of it.
+        mine: of the first and the last step, own queries to all other keys.
+        yours: of the first step, others' queries to own keys.
+        theirs: of the first step, others' queries to others' keys.
+        rest: all but near and mine.
+    """
+
+    near: Calls
+    mine: Calls
+    yours: Calls
+    theirs: Calls
+    rest: Calls
 
 
 @dataclass(frozen=True)
@@ -113,9 +134,15 @@ class SequencePlan:
         rows = torch.cat(list(parts))
         return torch.empty_like(rows).index_copy(0, order.to(rows.device), rows)
 
-    def steps(self, ring_rank: int, mask: Mask = CAUSAL) -> tuple[tuple[Call, ...], ...]:
+    def steps(self, ring_rank: int, mask: Mask = CAUSAL) -> tuple[Calls, ...]:
         """What a ring rank computes at each step: at step s on the keys of ring rank ``ring_rank - s``."""
         return _steps(self, ring_rank, mask)
+
+    def shares(self, rank: int, step: int, mask: Mask = CAUSAL) -> Shares:
+        """A step's calls by whose tokens they are about; all are ``rest`` of steps between the first and the
+        last, and where a ring rank is one rank.
+        """
+        return _shares(self, rank, step, mask)
 
     def work(self, mask: Mask = CAUSAL) -> list[list[int]]:
         """(query, key) pairs that each ring rank computes at each ring step: ``[ring][step]``."""
@@ -154,22 +181,53 @@ class SequencePlan:
         return np.minimum(chunk, 2 * ring - 1 - chunk)
 
 
+Rows = Sequence[tuple[int, int]]
+
+
 @lru_cache(maxsize=256)
-def _steps(plan: SequencePlan, ring_rank: int, mask: Mask) -> tuple[tuple[Call, ...], ...]:
+def _steps(plan: SequencePlan, ring_rank: int, mask: Mask) -> tuple[Calls, ...]:
+    every: Rows = ((0, plan.total),)
+    return tuple(_calls(plan, ring_rank, step, mask, every, every) for step in range(plan.ring))
+
+
+@lru_cache(maxsize=256)
+def _shares(plan: SequencePlan, rank: int, step: int, mask: Mask) -> Shares:
+    ring_rank, ulysses_rank = divmod(rank, plan.ulysses)
+    if plan.ulysses == 1 or 0 < step < plan.ring - 1:
+        return Shares((), (), (), (), plan.steps(ring_rank, mask)[step])
+    cuts = plan._cuts(ring_rank)
+    first, stop = cuts[ulysses_rank : ulysses_rank + 2]
+    own: Rows = ((first, stop),)
+    others: Rows = ((0, first), (stop, cuts[-1]))
+    every: Rows = ((0, plan.total),)
+
+    def of(queries: Rows, keys: Rows) -> Calls:
+        return _calls(plan, ring_rank, step, mask, queries, keys)
+
+    if step > 0:
+        return Shares((), of(own, every), (), (), of(others, every))
+    return Shares(
+        of(own, own), of(own, others), of(others, own), of(others, others), of(others, every)
+    )
+
+
+def _calls(
+    plan: SequencePlan, ring_rank: int, step: int, mask: Mask, queries: Rows, keys: Rows
+) -> Calls:
+    """What some rows of a ring rank's queries compute at a step on some rows of the keys there."""
     here = plan._ring_tokens[ring_rank]
-    q_ends = np.searchsorted(here, plan.cu_seqlens)
+    there = plan._ring_tokens[(ring_rank - step) % plan.ring]
     found = []
-    for step in range(plan.ring):
-        there = plan._ring_tokens[(ring_rank - step) % plan.ring]
-        k_ends = np.searchsorted(there, plan.cu_seqlens)
-        step_bands = []
-        for (q0, q1), (k0, k1) in zip(pairwise(q_ends), pairwise(k_ends), strict=True):
-            for band in bands(here[q0:q1], there[k0:k1], mask):
-                step_bands.append(
-                    band._replace(
-                        q_start=band.q_start + int(q0), q_stop=band.q_stop + int(q0),
-                        k_start=band.k_start + int(k0), k_stop=band.k_stop + int(k0),
-                    )
-                )  # fmt: skip
-        found.append(calls(step_bands))
-    return tuple(found)
+    for q_first, q_stop in queries:
+        q_ends = q_first + np.searchsorted(here[q_first:q_stop], plan.cu_seqlens)
+        for k_first, k_stop in keys:
+            k_ends = k_first + np.searchsorted(there[k_first:k_stop], plan.cu_seqlens)
+            for (q0, q1), (k0, k1) in zip(pairwise(q_ends), pairwise(k_ends), strict=True):
+                for band in bands(here[q0:q1], there[k0:k1], mask):
+                    found.append(
+                        band._replace(
+                            q_start=band.q_start + int(q0), q_stop=band.q_stop + int(q0),
+                            k_start=band.k_start + int(k0), k_stop=band.k_stop + int(k0),
+                        )
+                    )  # fmt: skip
+    return calls(found)

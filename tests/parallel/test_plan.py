@@ -41,18 +41,41 @@ def test_every_token_has_one_rank(plan: SequencePlan) -> None:
 def test_every_pair_that_may_see_is_computed_once(
     plan: SequencePlan, causal: bool, left: int, right: int
 ) -> None:
-    """The calls of all ranks and steps, as the kernel masks them, against the mask itself."""
+    """The calls of all ranks and steps, as the kernel masks them, against the mask itself; also those that
+    set a rank's own tokens apart, for each rank of the Ulysses group.
+    """
+    mask = Mask(causal, (left, right))
     document = np.repeat(np.arange(len(plan.cu_seqlens) - 1), np.diff(plan.cu_seqlens))
     i, j = np.ogrid[: plan.total, : plan.total]
     wanted = document[:, None] == document[None]
     wanted &= (not causal) | (j <= i)
     wanted &= (left < 0) | (j >= i - left)
     wanted &= (right < 0) | (j <= i + right)
-    computed, pairs = np.zeros_like(wanted, int), 0
+    for apart in (None, *range(plan.ulysses)):
+        for whole in (True, False):
+            computed, pairs = computed_by(plan, mask, apart, whole)
+            assert np.array_equal(computed, wanted.astype(int))
+            assert pairs == wanted.sum()
+
+
+def computed_by(
+    plan: SequencePlan, mask: Mask, apart: int | None, whole: bool
+) -> tuple[np.ndarray, int]:
+    """How often each query meets each key ``[total, total]``, and how many pairs calls say they have."""
+    computed, pairs = np.zeros((plan.total, plan.total), int), 0
     for r in range(plan.ring):
         ranks = [plan.tokens(r * plan.ulysses + u) for u in range(plan.ulysses)]
         here = torch.cat(ranks).numpy()
-        for step, calls in enumerate(plan.steps(r, Mask(causal, (left, right)))):
+        for step, together in enumerate(plan.steps(r, mask)):
+            calls = together
+            if apart is not None:
+                share = plan.shares(r * plan.ulysses + apart, step, mask)
+                between = 0 < step < plan.ring - 1 or plan.ulysses == 1
+                others = share.rest if whole or step or between else share.yours + share.theirs
+                calls = share.near + share.mine + others
+                own = plan.tokens(r * plan.ulysses + apart).numpy()
+                near = [here[c.q_start : c.q_stop] for c in share.near + share.mine]
+                assert all(np.isin(rows, own).all() for rows in near)
             other = (r - step) % plan.ring
             there = torch.cat(
                 [plan.tokens(other * plan.ulysses + u) for u in range(plan.ulysses)]
@@ -68,8 +91,7 @@ def test_every_pair_that_may_see_is_computed_once(
                     seen = (off <= 0) | (not call.causal)
                     seen = seen & ((off >= -call.left) | (call.left < 0))
                     computed[np.ix_(q_rows[q0:q1], k_rows[k0:k1])] += seen
-    assert np.array_equal(computed, wanted.astype(int))
-    assert pairs == wanted.sum()
+    return computed, pairs
 
 
 @pytest.mark.parametrize("layout", ["zigzag", "striped"])

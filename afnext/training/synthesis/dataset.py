@@ -43,7 +43,8 @@ class SceneSet:
 
     Lengths are drawn evenly on a logarithmic scale and are whole tenths of a second. Each scene has
     ``questions`` questions and one more for every ``7`` seconds, and one of at most ``15`` seconds on average
-    ``pairs`` about it and one before it; with ``alone`` false there are none but these.
+    ``pairs`` about it and one before it; with ``alone`` false there are none but these. ``asked`` replaces
+    the weights of the kinds of question about one recording (:func:`afnext.training.tasks.about`).
     """
 
     kind: str
@@ -53,10 +54,13 @@ class SceneSet:
     questions: int = 4
     pairs: float = 0.15
     alone: bool = True
+    asked: dict[str, float] | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"SceneSet: kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
+        if unknown := [task for task in self.asked or {} if task not in tasks.TASKS]:
+            raise ValueError(f"SceneSet: asked: no kind of question is called {unknown[0]!r}")
         if not 0.5 <= self.shortest <= self.longest:
             raise ValueError("SceneSet: lengths must be at least 0.5 s, shortest first")
 
@@ -85,7 +89,8 @@ def generate(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = {"seed": seed, "sets": [asdict(s) for s in sets]}
+    given = [{k: v for k, v in asdict(s).items() if v is not None} for s in sets]
+    wanted = {"seed": seed, "sets": given}
     manifest = folder / "dataset.json"
     if not manifest.exists():
         manifest.write_text(json.dumps(wanted, indent=1))
@@ -140,7 +145,7 @@ def _write_part(
             key = f"{number:05}-{index:06}"
             sound = f"{path.name}/{key}.wav"
             if scenes.alone:
-                said.extend(_conversations(scene, seconds, sound, scenes.questions, rng))
+                said.extend(_conversations(scene, seconds, sound, scenes, rng))
             made = (scene, seconds, sound)
             if before and seconds <= PAIR_SECONDS:
                 for _ in range(int(scenes.pairs + rng.random())):
@@ -158,13 +163,13 @@ def _write_part(
 
 
 def _conversations(
-    scene: Scene, seconds: float, sound: str, questions: int, rng: random.Random
+    scene: Scene, seconds: float, sound: str, scenes: SceneSet, rng: random.Random
 ) -> Iterator[Conversation]:
     turns: list[Turn] = []
     kinds: list[str] = []
-    count = questions + int(seconds / 7)
+    count = scenes.questions + int(seconds / 7)
     for number in range(count):
-        exchange = tasks.about(scene, rng)
+        exchange = tasks.about(scene, rng, scenes.asked)
         opening = () if turns else (Sound(sound),)
         turns += (
             Turn("user", (*opening, exchange.question)),

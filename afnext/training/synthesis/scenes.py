@@ -267,9 +267,22 @@ def _sparse(track: _Track) -> None:
             track.tune(6.0)
 
 
+def _dense(track: _Track) -> None:
+    """Something every two to four seconds, sounds as different as there are: each must be told from many."""
+    deck = [*CLASSES]
+    track.rng.shuffle(deck)
+    for number in range(max(2, round(track.seconds / track.rng.uniform(2, 4)))):
+        if track.rng.random() < 0.9:
+            track.sound(deck[number % len(deck)])
+        else:
+            item = track.pick(track.speaker(), 4.0)
+            if item and (onset := track.free("speech", item.seconds)) is not None:
+                track.say(item, onset, track.rng.uniform(-6, 2))
+
+
 KINDS: dict[str, Callable[[_Track], None]] = {
     "sounds": _sounds, "monologue": _monologue, "dialogue": _dialogue,
-    "music": _music, "mixed": _mixed, "sparse": _sparse,
+    "music": _music, "mixed": _mixed, "sparse": _sparse, "dense": _dense,
 }  # fmt: skip
 """What a scene can be made of."""
 

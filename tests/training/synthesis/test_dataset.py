@@ -246,6 +246,11 @@ def test_impossible_sets_are_refused(arguments: tuple[str, int, float, float], s
         SceneSet(*arguments)
 
 
+def test_a_set_that_asks_for_no_known_kind_of_question_is_refused() -> None:
+    with pytest.raises(ValueError, match="asked: no kind of question is called 'where'"):
+        SceneSet("dense", 1, 20.0, 30.0, asked={"when": 1.0, "where": 1.0})
+
+
 def test_the_manifest_says_what_was_asked_for(folder: Path) -> None:
     content = json.loads((folder / "dataset.json").read_text())
     assert content["seed"] == SEED
@@ -300,3 +305,13 @@ def test_a_set_of_pairs_asks_about_two_alone(banks: Banks, tmp_path: Path) -> No
     said = list(conversations.read(path))
     assert [len(item.sounds) for item in said] == [2] * 2 * 3  # the first has none before it
     assert {item.task for item in said} <= set(several.MAKERS)
+
+
+def test_a_set_asks_what_it_is_to_ask(banks: Banks, tmp_path: Path) -> None:
+    wanted = {"when": 1.0, "when_each": 3.0}
+    list(generate(tmp_path, [SceneSet("dense", 2, 20.0, 20.0, 20, asked=wanted)], banks, SEED))
+    said = [item for path in tmp_path.glob("*.jsonl") for item in conversations.read(path)]
+    kinds = Counter(kind for item in said if len(item.sounds) == 1 for kind in item.task.split("+"))
+    assert sum(kinds.values()) == 2 * (20 + 20 // 7)
+    assert kinds.keys() == wanted.keys()
+    assert kinds["when_each"] > kinds.total() / 2

@@ -31,6 +31,7 @@ FRAME = 160
 LENGTHS = {
     "sounds": (1.0, 5.0, 30.0), "monologue": (4.0, 12.0), "dialogue": (8.0, 30.0),
     "music": (3.0, 14.0, 28.0), "mixed": (6.0, 30.0), "sparse": (60.0,),
+    "dense": (20.0, 60.0),
 }  # fmt: skip
 CASES = [(kind, seconds) for kind, lengths in LENGTHS.items() for seconds in lengths]
 Span = Event | Utterance | Melody
@@ -212,6 +213,11 @@ def test_kinds_hold_what_they_are_named_after(banks: Banks) -> None:
         counts = Counter(e.label for e in track.events)
         assert 1 in counts.values()
         assert 2 <= len(spans(track)) <= 9
+    for track in scenes("dense", 40.0):
+        assert 6 <= len(spans(track)) <= 20
+        assert (
+            max(Counter(e.label for e in track.events).values()) == 1
+        )  # fewer than there are classes
 
 
 def test_every_class_occurs_and_some_clips_hold_nothing(banks: Banks) -> None:
