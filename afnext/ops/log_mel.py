@@ -81,6 +81,9 @@ def log_mel(
     if cu_samples is None:
         ends = [0, shape[0]]
     else:
+        if not isinstance(cu_samples, Tensor):
+            got = type(cu_samples).__name__
+            raise ValueError(f"log_mel: cu_samples must be a tensor, got {got}")
         check.offsets("log_mel", "cu_samples", cu_samples, torch.int64)
         ends = cu_samples.tolist()
     if ends[0] != 0 or ends[-1] != shape[0]:

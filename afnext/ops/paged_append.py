@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -181,8 +182,14 @@ def paged_append(
             "v_scales": v_scales,
         }
         for name, pages in changed.items():
-            writeable = pages is None or isinstance(pages, Tensor) or pages.flags.writeable
-            check.require(writeable, f"paged_append: {name} must be writeable")
+            if not isinstance(pages, np.ndarray):
+                continue
+            check.require(pages.flags.writeable, f"paged_append: {name} must be writeable")
+            # Else torch would hold a copy, and the caller's pages would stay as they are.
+            check.require(
+                pages.flags.c_contiguous and pages.dtype.isnative,
+                f"paged_append: {name} must be contiguous and in this machine's byte order",
+            )
         through_torch(
             paged_append, k, v, k_pages, v_pages, page_table, cu_seqlens, start,
             rotation=rotation, interleaved=interleaved, k_scales=k_scales, v_scales=v_scales,

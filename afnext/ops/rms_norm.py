@@ -114,17 +114,18 @@ def rms_norm(
     Args:
         x: float32 or bfloat16 ``[..., D]``.
         weight: ``[D]``, of x's dtype.
-        eps: added to the mean square.
+        eps: added to the mean square; 0 or more.
         residual: ``[..., D]``, added to x first.
 
     Returns:
         The norm; with ``residual``, the pair (norm, x + residual).
 
     Raises:
-        ValueError: naming the argument whose dtype, shape, stride or device is wrong.
+        ValueError: naming the argument whose dtype, shape, stride, device or value is wrong.
     """
     if not isinstance(x, Tensor):
         return through_torch(rms_norm, x, weight, eps, residual)
+    check.epsilon("rms_norm", eps)
     if residual is None:
         return call(OP, any_requires_grad(x, weight), x, weight, eps)
     return call(OP_ADD, any_requires_grad(x, residual, weight), x, residual, weight, eps)

@@ -30,8 +30,10 @@ class Rotation(NamedTuple):
 
 
 def as_times(times: Tensor) -> Tensor:
-    """Times as float32; integers up to 2**24 are exact."""
-    return times if times.dtype is torch.float32 else times.to(torch.float32)
+    """Times as float32; integers up to 2**24 are exact. What is no tensor is refused by the call."""
+    if not isinstance(times, Tensor) or times.dtype is torch.float32:
+        return times
+    return times.to(torch.float32)
 
 
 def _fake(
