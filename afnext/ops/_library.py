@@ -14,14 +14,20 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from inspect import signature
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.compiler import is_compiling
 
 from ._compiled import compiled
+
+Array = TypeVar("Array", Tensor, NDArray[Any])
+"""What ops take and return: torch's or NumPy's, one of the two throughout a call."""
+AnyArray: TypeAlias = Tensor | NDArray[Any]
+"""An argument of another dtype than the first one's: a type checker would find no common type of the two."""
 
 LIBRARY = torch.library.Library("afnext", "DEF")
 _references: dict[str, Callable[..., Any]] = {}

@@ -10,7 +10,7 @@ from torch import Tensor
 from . import _check as check
 from . import reference
 from ._compiled import compiled
-from ._library import any_requires_grad, call, define, through_torch
+from ._library import AnyArray, Array, any_requires_grad, call, define, through_torch
 
 
 def _fake(x: Tensor, weight: Tensor, bias: Tensor, eps: float, pooled: Tensor | None) -> Tensor:
@@ -83,8 +83,8 @@ OP = define(
 
 
 def layer_norm(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, pooled: Tensor | None = None
-) -> Tensor:
+    x: Array, weight: Array, bias: Array, eps: float = 1e-5, pooled: AnyArray | None = None
+) -> Array:
     """``weight * (t - mean(t)) / sqrt(var(t) + eps) + bias`` over the last axis.
 
     Computed in float32 and rounded once. ``t`` is each row of ``x``; with ``pooled``, the mean of the

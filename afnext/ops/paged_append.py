@@ -12,7 +12,7 @@ from torch import Tensor
 from . import _check as check
 from . import reference
 from ._compiled import compiled
-from ._library import call_detached, define, through_torch
+from ._library import AnyArray, Array, call_detached, define, through_torch
 from .rotate import as_times
 
 
@@ -141,18 +141,18 @@ OP = define(
 
 
 def paged_append(
-    k: Tensor,
-    v: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    page_table: Tensor,
-    cu_seqlens: Tensor,
-    start: Tensor,
+    k: Array,
+    v: Array,
+    k_pages: AnyArray,
+    v_pages: AnyArray,
+    page_table: AnyArray,
+    cu_seqlens: AnyArray,
+    start: AnyArray,
     *,
-    rotation: tuple[Tensor, Tensor] | None = None,
+    rotation: tuple[AnyArray, Array] | None = None,
     interleaved: bool = False,
-    k_scales: Tensor | None = None,
-    v_scales: Tensor | None = None,
+    k_scales: Array | None = None,
+    v_scales: Array | None = None,
 ) -> None:
     """Write new keys and values into their pages, in place.
 

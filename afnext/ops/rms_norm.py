@@ -10,7 +10,7 @@ from torch import Tensor
 from . import _check as check
 from . import reference
 from ._compiled import compiled
-from ._library import any_requires_grad, call, define, through_torch
+from ._library import Array, any_requires_grad, call, define, through_torch
 
 
 def _check_args(x: Tensor, weight: Tensor, residual: Tensor | None) -> None:
@@ -100,12 +100,12 @@ OP_ADD = define(
 
 
 @overload
-def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: None = None) -> Tensor: ...
+def rms_norm(x: Array, weight: Array, eps: float, residual: None = None) -> Array: ...
 @overload
-def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor) -> tuple[Tensor, Tensor]: ...
+def rms_norm(x: Array, weight: Array, eps: float, residual: Array) -> tuple[Array, Array]: ...
 def rms_norm(
-    x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None
-) -> Tensor | tuple[Tensor, Tensor]:
+    x: Array, weight: Array, eps: float, residual: Array | None = None
+) -> Array | tuple[Array, Array]:
     """``weight * (t / sqrt(mean(t**2) + eps))`` over the last axis, with ``t = x + residual``.
 
     The norm is taken in float32, rounded to x's dtype, then multiplied by ``weight``: the order of

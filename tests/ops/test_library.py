@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import get_origin, get_type_hints
 
 import numpy as np
 import pytest
@@ -13,6 +14,11 @@ from afnext import ops
 
 X, TIMES, INV_FREQ, WEIGHT = torch.ones(2, 1, 8), torch.zeros(2), torch.ones(4), torch.ones(8)
 LSE = torch.zeros(1, 2)
+
+TAKE_ARRAYS = (
+    "all_to_all_pack", "all_to_all_unpack", "attention", "layer_norm", "linear", "log_mel",
+    "merge_attention", "paged_append", "paged_attention", "rms_norm", "rotate", "sample", "silu_mul",
+)  # fmt: skip
 
 MISUSES: list[tuple[str, Callable[[], object]]] = [
     ("rotate: interleaved must be a bool, got str",
@@ -88,6 +94,14 @@ def test_a_first_argument_of_numpys_has_the_result_be_numpys() -> None:
     out = ops.rms_norm(X.numpy(), weight, 1e-6)
     assert isinstance(out, np.ndarray)
     assert np.array_equal(out, ops.rms_norm(X, WEIGHT, 1e-6).numpy())
+
+
+@pytest.mark.parametrize("name", TAKE_ARRAYS)
+def test_ops_are_typed_for_arrays(name: str) -> None:
+    """The package ships its types: a checker of the caller's must let NumPy's arrays in."""
+    first = next(iter(get_type_hints(getattr(ops, name)).values()))
+    assert first.__constraints__[0] is torch.Tensor
+    assert get_origin(first.__constraints__[1]) is np.ndarray
 
 
 def test_arrays_without_elements() -> None:
