@@ -23,6 +23,7 @@ from .chat.messages import AudioSource, as_messages
 from .chat.variants import detect_variant, get_variant
 from .engine import DiskCache, Engine, GenerationParams
 from .engine.constraint import Constraints
+from .engine.disk_cache import require_folder
 from .engine.gpu_model import place
 from .engine.packed import require_quantization, stored_quantization
 from .engine.packed_cache import PackedCache, identity
@@ -156,8 +157,13 @@ class Assistant:
             options: see ``stream``.
 
         Raises:
-            ChatError: the question is empty; else see ``stream``.
+            ChatError: the question is empty, or there is no recording (``reply`` takes a question alone);
+                else see ``stream``.
         """
+        if not isinstance(question, str):
+            raise ChatError(f"question: must be a string, got {type(question).__name__}")
+        if isinstance(audio, list | tuple) and not audio:
+            raise ChatError("audio: holds no recording; reply(question) asks about none")
         if not question.strip():
             raise ChatError("question: is empty")
         return self.reply([Message("user", question, audio)], **options)
@@ -417,7 +423,10 @@ def load_model(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     device = usable_device(device)
     require_quantization(quantization, device)
-    kv_dtype(kv_cache_dtype, torch.float32, device)  # refused before the weights are read
+    # Refused before the weights are read.
+    kv_dtype(kv_cache_dtype, torch.float32, device)
+    if disk_cache is not None:
+        require_folder(disk_cache)
     return Assistant.from_folder(
         find_model(model, revision=revision),
         device=device,

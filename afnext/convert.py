@@ -31,7 +31,8 @@ def convert(
     """Write a model in another dtype, or in fewer bits, with its tokenizer and templates.
 
     Args:
-        model: "nano", a folder, or a Hugging Face id.
+        model: "nano", a folder, or a Hugging Face id. Of a quantised one, the numbers are written that its
+            integers stand for.
         out: a folder that does not exist yet, or is empty.
         dtype: "float32" or "bfloat16"; by default the model's own.
         quantization: "int8" or "int4": weights of linear layers become integers with scales, as
@@ -56,7 +57,7 @@ def convert(
     from .engine.quantize_network import quantize_network
     from .model import AudioLanguageModel
     from .model.checkpoint import read_json
-    from .model.quantized import kept_in
+    from .model.quantized import forget_in, kept_in
 
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype: must be one of {', '.join(DTYPES)}, got {dtype!r}")
@@ -75,6 +76,8 @@ def convert(
         quantize_network(
             net, quantization, heard, lambda share: told("rounding", share), integers_alone=True
         )
+    else:
+        forget_in(net)  # transformers cannot read integers
     net.save_pretrained(target)
     mark_variant(target, detect_variant(source, read_json(source / "config.json")).name)
     copy_companions(source, target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from os import PathLike
 from pathlib import Path
 
 from .errors import CheckpointError
@@ -39,6 +40,9 @@ def find_model(source: str | Path, *, revision: str | None = None) -> Path:
     Raises:
         CheckpointError: there is no such model, or it is neither cached nor reachable.
     """
+    if not isinstance(source, str | PathLike):
+        got = type(source).__name__
+        raise CheckpointError(f"model: must be a name, a folder or a hub id, got {got}")
     if str(source) in EMBEDDED:
         return EMBEDDED[str(source)]
     path = Path(source).expanduser()

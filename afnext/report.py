@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import platform
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from .errors import CheckpointError
 from .hub import find_model
 from .model.config import ModelConfig
 from .model.info import ModelInfo
@@ -35,9 +37,20 @@ def installation() -> dict[str, Any]:
 
 
 def model(source: str | Path) -> dict[str, Any]:
-    """What a model folder weighs, from its config alone."""
+    """What a model folder weighs, from its config and, where there are weights, their headers.
+
+    ``stored_bytes`` are those of the weights' files, ``stored_formats`` those of integers in them.
+    """
+    from .model.checkpoint import Weights
+
     folder = find_model(source)
-    return {"model": str(source), **_sizes(ModelConfig.from_folder(folder))}
+    facts = {"model": str(source), **_sizes(ModelConfig.from_folder(folder))}
+    if files := list(folder.glob("*.safetensors")):
+        facts["stored_bytes"] = sum(file.stat().st_size for file in files)
+        with suppress(CheckpointError):  # loading says what is wrong with a file
+            if formats := Weights.open(folder).formats():
+                facts["stored_formats"] = formats
+    return facts
 
 
 def geometry(name: str) -> dict[str, Any]:

@@ -114,11 +114,28 @@ def test_stop_strings_hold_back_no_more_than_they_must() -> None:
         (b"not audio at all", "audio"),
         (np.full(16_000, np.nan, np.float32), "NaN"),
         (np.zeros(0, np.float32), "no samples"),
+        (np.zeros(320, np.float32), r"^audio array: is too short to be heard \(20 ms, needs more"),
     ],
 )
 def test_bad_audio_is_one_clear_error(nano: afnext.Assistant, audio: object, said: str) -> None:
     with pytest.raises(afnext.AudioError, match=said):
         nano.ask(audio, "What is this?")
+
+
+def test_an_answer_about_no_recording_is_refused(nano: afnext.Assistant) -> None:
+    for ask in (
+        lambda: nano.ask([], "What?"),
+        lambda: nano.caption(()),
+        lambda: nano.transcribe([]),
+    ):
+        with pytest.raises(afnext.ChatError, match=r"^audio: holds no recording"):
+            ask()
+
+
+@pytest.mark.parametrize("question", [None, 5, ["a"]])
+def test_a_question_is_a_string(nano: afnext.Assistant, scene_file: Path, question: object) -> None:
+    with pytest.raises(afnext.ChatError, match=r"^question: must be a string, got "):
+        nano.ask(scene_file, question)
 
 
 def test_bad_options_are_refused(nano: afnext.Assistant, scene_file: Path) -> None:
@@ -130,6 +147,10 @@ def test_bad_options_are_refused(nano: afnext.Assistant, scene_file: Path) -> No
         afnext.load("nano", dtype="int3")
     with pytest.raises(ValueError, match="device"):
         afnext.load("nano", device="abacus")
+    with pytest.raises(ValueError, match=r"^disk_cache: .*\.wav is a file; give a folder$"):
+        afnext.load("nano", disk_cache=scene_file)
+    with pytest.raises(afnext.CheckpointError, match=r"^model: must be a name, .* got NoneType$"):
+        afnext.load(None)
 
 
 def test_longer_than_the_limit_is_refused_or_cut(nano: afnext.Assistant) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from afnext import report
+from afnext.convert import convert
 from tests.command import afnext, installed
 
 pytestmark = pytest.mark.slow  # every test starts processes
@@ -116,6 +118,15 @@ def test_info_describes_the_release() -> None:
     here = json.loads(afnext("info", "--json").stdout)
     assert {"afnext", "cpu_isa", "threads", "cuda_kernels"} <= here.keys()
     assert "parameters" in afnext("info", "--model", "nano").stdout
+
+
+def test_info_tells_what_a_quantised_folder_holds(tmp_path: Path) -> None:
+    small = convert("nano", tmp_path / "small", quantization="int8")
+    facts = report.model(small)
+    assert facts["stored_formats"] == ["int8"]
+    assert facts["stored_bytes"] == (small / "model.safetensors").stat().st_size
+    assert "stored formats" in report.as_text(facts)
+    assert "stored_formats" not in report.model("nano")
 
 
 def test_a_recipe_is_planned_before_it_runs() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from safetensors.torch import load_file
 
 import afnext
 from afnext import ops
@@ -38,6 +39,19 @@ def test_it_answers_as_one_quantised_at_load(
         afnext.load(out, quantization=other)
     with pytest.raises(afnext.CheckpointError, match="quantised already"):
         convert(out, tmp_path / "again", quantization="int8")
+
+
+def test_without_quantization_a_quantised_folder_becomes_numbers(tmp_path: Path) -> None:
+    """They are those that its integers stand for, under the names that transformers reads."""
+    small = convert("nano", tmp_path / "small", quantization="int8")
+    out = convert(small, tmp_path / "out", dtype="float32")
+    plain, integers = load_file(out / "model.safetensors"), load_file(small / "model.safetensors")
+    assert plain.keys() == load_file(find_model("nano") / "model.safetensors").keys()
+    assert {t.dtype for t in plain.values()} == {torch.float32}
+    name = "language_model.model.layers.0.mlp.down_proj.weight"
+    [stored] = {n.removesuffix(".values") for n in integers if n.endswith(f"{name}.values")}
+    expected = ops.QuantizedWeight.from_tensors(integers, stored).dequantize()
+    assert torch.equal(plain[stored], expected)
 
 
 def test_fp8_is_for_cuda(tmp_path: Path) -> None:

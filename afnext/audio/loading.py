@@ -81,16 +81,18 @@ def stream_windows(
     recording: int = 0,
     sample_rate: int | None = None,
     told: Callable[[AudioInfo], None] = lambda info: None,
+    audible: bool = False,
 ) -> Iterator[AudioWindow]:
     """As ``load``, a window at a time: about one window is held in memory.
 
     What is wrong far into a file is found when decoding gets there, after windows were yielded.
-    ``told`` is called with what the header states before the first one.
+    ``told`` is called with what the header states before the first one. ``audible`` refuses a recording
+    without an audio token.
     """
     max_seconds = _checked_limit(max_seconds)
     if isinstance(recording, bool) or not isinstance(recording, int) or recording < 0:
         raise AudioError(f"recording: must be an index from 0, got {recording!r}")
-    return _windows(source, max_seconds, truncate, partial, recording, sample_rate, told)
+    return _windows(source, max_seconds, truncate, partial, recording, sample_rate, told, audible)
 
 
 def probe(source: AudioSource, *, sample_rate: int | None = None) -> AudioInfo:
@@ -111,6 +113,7 @@ def _windows(
     recording: int,
     sample_rate: int | None,
     told: Callable[[AudioInfo], None],
+    audible: bool,
 ) -> Iterator[AudioWindow]:
     with open_audio(source, sample_rate) as (decoder, name):
         told(decoder.info)
@@ -122,6 +125,11 @@ def _windows(
         empty = True
         for window in cut_windows(samples, recording):
             empty = False
+            if audible and window.num_tokens == 0:  # only where there is no other
+                length = 1000 * window.valid_samples / SAMPLE_RATE
+                raise AudioError(
+                    f"{name}: is too short to be heard ({length:.3g} ms, needs more than 20)"
+                )
             yield window
         if empty:
             raise AudioError(f"{name}: holds no audio samples")

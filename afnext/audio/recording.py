@@ -29,7 +29,8 @@ class Recording:
         seconds: of the windows that were read so far.
 
     Raises:
-        AudioError: as ``load``.
+        AudioError: as ``load``; also one that is too short for an audio token, since the model would
+            answer as if there were no recording.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Recording:
             "Generator[AudioWindow]",
             stream_windows(
                 source, max_seconds=max_seconds, truncate=truncate, partial=partial,
-                recording=recording, sample_rate=sample_rate, told=header.append,
+                recording=recording, sample_rate=sample_rate, told=header.append, audible=True,
             ),
         )  # fmt: skip
         self.first: list[AudioWindow] = []

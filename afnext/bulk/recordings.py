@@ -18,8 +18,8 @@ SUFFIXES = frozenset((
 def find_recordings(folder: str | Path) -> list[str]:
     """Recordings below a folder, as sorted paths relative to it with ``/`` between their parts.
 
-    A recording is a file with the suffix of an audio or video format. Hidden files and folders are left
-    out; links to folders are not followed.
+    A recording is a regular file, or a link to one, with the suffix of an audio or video format; a pipe would
+    be waited for without end. Hidden files and folders are left out; links to folders are not followed.
 
     Raises:
         AfnextError: the folder is missing, cannot be read, or holds no recording.
@@ -33,7 +33,10 @@ def find_recordings(folder: str | Path) -> list[str]:
         found += [
             Path(parent, file).relative_to(root).as_posix()
             for file in files
-            if not file.startswith(".") and Path(file).suffix.lower() in SUFFIXES
+            if not file.startswith(".")
+            and Path(file).suffix.lower() in SUFFIXES
+            # What is gone by now, or leads nowhere, is listed: its own line says so.
+            and (not (path := Path(parent, file)).exists() or path.is_file())
         ]
     if not found:
         raise AfnextError(f"{root}: holds no recording (.wav, .flac, .mp3, ...)")

@@ -21,6 +21,18 @@ MAX_BYTES = 16 << 30
 NAME = "tensor"
 
 
+def require_folder(folder: str | Path) -> Path:
+    """``folder`` as a path, which may not be there yet.
+
+    Raises:
+        ValueError: it is a file.
+    """
+    path = Path(folder).expanduser()
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"disk_cache: {path} is a file; give a folder")
+    return path
+
+
 class DiskCache:
     """A folder with one file for each encoded window and each page, the least recently used leaving first.
 
@@ -37,13 +49,13 @@ class DiskCache:
         hits, misses: files that were found, or not.
 
     Raises:
-        ValueError: ``max_bytes`` is negative.
+        ValueError: ``max_bytes`` is negative, or ``folder`` is a file.
     """
 
     def __init__(self, folder: str | Path, model: str, max_bytes: int = MAX_BYTES) -> None:
         if max_bytes < 0:
             raise ValueError(f"max_bytes: must not be negative, got {max_bytes}")
-        self.folder, self.max_bytes = Path(folder).expanduser(), max_bytes
+        self.folder, self.max_bytes = require_folder(folder), max_bytes
         self._model = hashlib.blake2b(f"{LAYOUT} {model}".encode(), digest_size=16).hexdigest()
         self.writable = True
         self._held: int | None = None

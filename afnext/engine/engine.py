@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from operator import index
+from reprlib import repr as shortened
 from threading import Condition
 
 from afnext.audio.windows import AudioWindow
@@ -201,11 +203,18 @@ class Engine:
             expected: tokens of the whole prompt, about, so that it begins when there are pages for them.
 
         Raises:
-            ValueError: an empty prompt, one with its answer too long for the model or the cache, an id
-                outside of the vocabulary, or placeholders that do not match the audio.
+            ValueError: an empty prompt, ids that are no whole numbers or outside of the vocabulary, a prompt
+                with its answer too long for the model or the cache, or placeholders that do not match the
+                audio.
         """
         params = params or GenerationParams()
-        ids, config = list(ids), self.runner.net.config
+        config = self.runner.net.config
+        try:
+            ids = list(map(index, ids))
+        except TypeError:
+            raise ValueError(
+                f"ids: must be a list of whole numbers, got {shortened(ids)}"
+            ) from None
         self.check_prompt(ids)
         audio = PromptAudio(ids, windows, config.audio_token_id)
         feed = None if more is None else Feed(more, ids, audio)

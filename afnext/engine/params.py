@@ -83,11 +83,12 @@ class GenerationParams:
             "timeout": (1 if self.timeout is None else self.timeout, "above 0", lambda v: v > 0),
         }
         for name, (number, wanted, holds) in ranges.items():
-            real = isinstance(number, int | float) and math.isfinite(number)
-            if not real or not holds(number):
+            real = isinstance(number, int | float) and not isinstance(number, bool)
+            if not real or not math.isfinite(number) or not holds(number):
                 raise ValueError(f"{name}: must be {wanted}, got {number!r}")
         seed = self.seed
-        if seed is not None and (not isinstance(seed, int) or not 0 <= seed < SEED_LIMIT):
+        whole_seed = isinstance(seed, int) and not isinstance(seed, bool)
+        if seed is not None and (not whole_seed or not 0 <= seed < SEED_LIMIT):
             raise ValueError(f"seed: must be a whole number from 0 below 2**63, got {seed!r}")
         if not all(isinstance(s, str) and s for s in stop):
             raise ValueError(f"stop: must be non-empty strings, got {self.stop!r}")

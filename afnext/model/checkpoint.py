@@ -175,6 +175,24 @@ class Weights:
         found |= {name: weight.dequantize(dtype) for name, weight in integers.items()}
         return {name.removeprefix(prefix): tensor for name, tensor in found.items()}
 
+    def formats(self) -> list[str]:
+        """Formats of the weights that are stored as integers; no others are read.
+
+        Raises:
+            CheckpointError: one cannot be read.
+        """
+        tags = [name for name in self.tensors if name.endswith(".quantization")]
+        try:
+            found = {
+                str(json.loads(bytes(tag.tolist()))["format"])
+                for tag in self._read(tags, None, torch.device("cpu")).values()
+            }
+        except (ValueError, TypeError, KeyError) as error:
+            raise CheckpointError(
+                f"{self.folder}: a quantization is not readable ({error})"
+            ) from None
+        return sorted(found)
+
     def _quantized(self, names: Iterable[str]) -> dict[str, QuantizedWeight]:
         """Those of the named weights that are stored as integers."""
         names = [name for name in names if f"{name}.quantization" in self.tensors]

@@ -28,6 +28,12 @@ def kept(parameter: Tensor) -> QuantizedWeight | None:
     return weight if version == _version(parameter) else None
 
 
+def forget_in(model: nn.Module) -> None:
+    """Have the parameters of a model stand for themselves."""
+    for parameter in model.parameters():
+        parameter.__dict__.pop("_quantized", None)
+
+
 def kept_together(parameters: Sequence[Tensor]) -> QuantizedWeight | None:
     """The integers of several parameters, one above the other; None where not all have them in one format."""
     weights = [w for w in map(kept, parameters) if w is not None]

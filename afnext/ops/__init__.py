@@ -1,7 +1,8 @@
 """Fast ops for audio language models: C++ kernels on CPU, plain torch where there are none.
 
-Torch tensors or NumPy arrays in, the same out. Shapes are tokens first; every op's docstring gives its
-contract, and ``afnext.ops.reference`` states each one in a few lines of torch.
+Torch tensors or NumPy arrays in, the same out: the first argument decides, and beside a tensor the others
+must be tensors, too. Shapes are tokens first; every op's docstring gives its contract, and
+``afnext.ops.reference`` states each one in a few lines of torch.
 """
 
 from ._library import force_reference

@@ -52,6 +52,12 @@ def typed(op: str, name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[i
     )
 
 
+def epsilon(op: str, eps: float) -> None:
+    """``eps`` must keep a root real; what is no number is refused by the call."""
+    if isinstance(eps, int | float) and not eps >= 0:
+        raise ValueError(f"{op}: eps must be 0 or more, got {eps}")
+
+
 def offsets(op: str, name: str, cu_seqlens: Tensor, dtype: torch.dtype = torch.int32) -> None:
     """``cu_seqlens`` must be a 1-D integer tensor of at least one entry."""
     if cu_seqlens.dtype != dtype or cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 1:

@@ -13,14 +13,21 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from inspect import signature
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.compiler import is_compiling
 
 from ._compiled import compiled
+
+Array = TypeVar("Array", Tensor, NDArray[Any])
+"""What ops take and return: torch's or NumPy's, one of the two throughout a call."""
+AnyArray: TypeAlias = Tensor | NDArray[Any]
+"""An argument of another dtype than the first one's: a type checker would find no common type of the two."""
 
 LIBRARY = torch.library.Library("afnext", "DEF")
 _references: dict[str, Callable[..., Any]] = {}
@@ -174,31 +181,55 @@ def outputs(q: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor
 
 
 def any_requires_grad(*tensors: Tensor | None) -> bool:
-    """Whether autograd is on and one of ``tensors`` asks for it."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    """Whether autograd is on and one of ``tensors`` asks for it; what is none is refused by the call."""
+    return torch.is_grad_enabled() and any(
+        isinstance(t, Tensor) and t.requires_grad for t in tensors
+    )
+
+
+def from_numpy(op: str, name: str, value: np.ndarray) -> Tensor:
+    """An array as a tensor, without a copy where torch can hold it as it lies in memory.
+
+    Raises:
+        ValueError: its dtype is none of torch's.
+    """
+    if not value.dtype.isnative:
+        value = value.astype(value.dtype.newbyteorder("="))
+    if not value.flags.writeable or any(s < 0 or s % (value.itemsize or 1) for s in value.strides):
+        value = value.copy()
+    try:
+        tensor = torch.from_numpy(value)
+    except TypeError:
+        raise ValueError(
+            f"{op}: {name} must be of a dtype that torch has, got {value.dtype}"
+        ) from None
+    # NumPy gives an array without elements strides of 0, torch those of a contiguous one.
+    return tensor if value.size else torch.empty(value.shape, dtype=tensor.dtype)
 
 
 def through_torch(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Run ``function`` on NumPy arguments: arrays in (no copy), arrays out."""
+    op = function.__name__
 
-    def tensor(value: Any) -> Any:
+    def tensor(value: Any, name: str) -> Any:
         if isinstance(value, np.ndarray):
-            return torch.from_numpy(value if value.flags.writeable else value.copy())
+            return from_numpy(op, name, value)
         if isinstance(value, tuple):  # a rotation
-            parts = map(tensor, value)
+            parts = (tensor(part, name) for part in value)
             return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
         return value
 
     def array(value: Any) -> Any:
         if isinstance(value, tuple):
             return tuple(array(v) for v in value)
-        return value.numpy() if isinstance(value, Tensor) else value
+        return value.detach().numpy() if isinstance(value, Tensor) else value
 
-    args = tuple(tensor(a) for a in args)
-    kwargs = {k: tensor(v) for k, v in kwargs.items()}
+    names = signature(function).parameters
+    args = tuple(map(tensor, args, names))
+    kwargs = {k: tensor(v, k) for k, v in kwargs.items()}
     if not args or not isinstance(args[0], Tensor):
         got = type(args[0]).__name__ if args else "nothing"
         raise ValueError(
-            f"{function.__name__}: the first argument must be a torch tensor or NumPy array, got {got}"
+            f"{op}: the first argument must be a torch tensor or NumPy array, got {got}"
         )
     return array(function(*args, **kwargs))

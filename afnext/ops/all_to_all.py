@@ -16,7 +16,7 @@ from torch import Tensor
 from . import _check as check
 from . import reference
 from ._compiled import compiled
-from ._library import any_requires_grad, call, define, through_torch
+from ._library import Array, any_requires_grad, call, define, through_torch
 
 NOWHERE: list[int] = []  # peers: none, into a buffer of one's own
 
@@ -105,8 +105,8 @@ OP_UNPACK = define(
 
 
 def all_to_all_pack(
-    x: Tensor, head_offsets: Sequence[int], heads: Sequence[int] | None = None
-) -> Tensor:
+    x: Array, head_offsets: Sequence[int], heads: Sequence[int] | None = None
+) -> Array:
     """Lay ``x [T, H, D]`` out by the rank that each head goes to: what an all-to-all sends.
 
     Rank p is given ``heads[head_offsets[p]:head_offsets[p + 1]]``; ranks may have different numbers of
@@ -133,11 +133,11 @@ def all_to_all_pack(
 
 
 def all_to_all_unpack(
-    x: Tensor,
+    x: Array,
     head_offsets: Sequence[int],
     heads: Sequence[int] | None = None,
     num_heads: int | None = None,
-) -> Tensor:
+) -> Array:
     """The way back: ``[T, H, D]`` from the ``[T, heads of rank p, D]`` of each rank p, one after another.
 
     A head that several ranks have is summed, in float32 and in the order of ranks; one that none has is 0.

@@ -10,7 +10,7 @@ from torch import Tensor
 from . import _check as check
 from . import reference
 from ._compiled import compiled
-from ._library import any_requires_grad, define, outputs, refusal, through_torch
+from ._library import AnyArray, Array, any_requires_grad, define, outputs, refusal, through_torch
 from .rotate import Rotation, as_times
 
 HEAD_DIM_MAX = 256
@@ -197,19 +197,19 @@ def window_bounds(op: str, window: tuple[int, int]) -> tuple[int, int]:
 
 
 def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    q: Array,
+    k: Array,
+    v: Array,
     *,
-    cu_seqlens_q: Tensor | None = None,
-    cu_seqlens_k: Tensor | None = None,
-    key_lengths: Tensor | None = None,
+    cu_seqlens_q: AnyArray | None = None,
+    cu_seqlens_k: AnyArray | None = None,
+    key_lengths: AnyArray | None = None,
     causal: bool = False,
     window: tuple[int, int] | None = None,
     softmax_scale: float | None = None,
     rotation: Rotation | None = None,
     out_dtype: torch.dtype | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Array, Array]:
     """Attention over packed sequences without an S x S buffer. Differentiable in q, k, v; gradients are
     the same to the bit each time, on CUDA too.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from . import _check as check
 from . import reference
 from ._compiled import compiled
-from ._library import any_requires_grad, call, define, through_torch
+from ._library import AnyArray, Array, any_requires_grad, call, define, through_torch
 
 
 def _fake(x: Tensor, weight: Tensor, bias: Tensor, eps: float, pooled: Tensor | None) -> Tensor:
@@ -83,8 +83,8 @@ OP = define(
 
 
 def layer_norm(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, pooled: Tensor | None = None
-) -> Tensor:
+    x: Array, weight: Array, bias: Array, eps: float = 1e-5, pooled: AnyArray | None = None
+) -> Array:
     """``weight * (t - mean(t)) / sqrt(var(t) + eps) + bias`` over the last axis.
 
     Computed in float32 and rounded once. ``t`` is each row of ``x``; with ``pooled``, the mean of the
@@ -94,7 +94,7 @@ def layer_norm(
     Args:
         x: float32 or bfloat16 (CUDA: float16 too) ``[..., D]``.
         weight, bias: ``[D]``, of x's dtype.
-        eps: added to the variance.
+        eps: added to the variance; 0 or more.
         pooled: int64 ``[n, P]`` on x's device, indices of rows of x, or None. On CUDA they are not read
             before the kernel runs: one that is out of range makes its row NaN.
 
@@ -102,8 +102,9 @@ def layer_norm(
         x's shape and dtype; with ``pooled``, ``[n, D]``.
 
     Raises:
-        ValueError: naming the argument whose dtype, shape, stride, device or index is wrong.
+        ValueError: naming the argument whose dtype, shape, stride, device, index or value is wrong.
     """
     if not isinstance(x, Tensor):
         return through_torch(layer_norm, x, weight, bias, eps, pooled)
+    check.epsilon("layer_norm", eps)
     return call(OP, any_requires_grad(x, weight, bias), x, weight, bias, eps, pooled)

@@ -12,7 +12,7 @@ from torch import Tensor
 from . import _check as check
 from . import reference
 from ._compiled import compiled
-from ._library import any_requires_grad, call, call_detached, define, through_torch
+from ._library import Array, any_requires_grad, call, call_detached, define, through_torch
 from .pack import DTYPES, PackedWeight, unpack
 from .quantize import QuantizedWeight
 
@@ -171,13 +171,13 @@ PACKED_OP = define(
 
 
 def linear(
-    x: Tensor,
-    weight: Tensor | PackedWeight,
-    bias: Tensor | None = None,
+    x: Array,
+    weight: Array | PackedWeight,
+    bias: Array | None = None,
     *,
     activation: str | None = None,
-    residual: Tensor | None = None,
-) -> Tensor:
+    residual: Array | None = None,
+) -> Array:
     """``activation(x @ weight.T + bias) + residual`` with float32 accumulation, rounded once.
 
     Differentiable with a plain weight; a packed one is for inference. On CUDA, products of a packed weight

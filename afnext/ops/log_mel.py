@@ -11,7 +11,7 @@ from torch import Tensor
 from . import _check as check
 from . import reference
 from ._compiled import compiled
-from ._library import call_detached, define, through_torch
+from ._library import AnyArray, Array, call_detached, define, through_torch
 
 WINDOW_SAMPLES = reference.WINDOW_SAMPLES
 WINDOW_FRAMES = 3000
@@ -48,10 +48,10 @@ OP = define(
 
 
 def log_mel(
-    samples: Tensor,
-    cu_samples: Tensor | None = None,
-    frames: Tensor | Sequence[int] | None = None,
-) -> Tensor:
+    samples: Array,
+    cu_samples: AnyArray | None = None,
+    frames: AnyArray | Sequence[int] | None = None,
+) -> Array:
     """Log-mel features of packed windows, each zero-padded to 30 s as Whisper does.
 
     Periodic Hann window of 400 samples, hop 160, reflected ends of the 30 s, power spectrum, 128 slaney
@@ -81,6 +81,9 @@ def log_mel(
     if cu_samples is None:
         ends = [0, shape[0]]
     else:
+        if not isinstance(cu_samples, Tensor):
+            got = type(cu_samples).__name__
+            raise ValueError(f"log_mel: cu_samples must be a tensor, got {got}")
         check.offsets("log_mel", "cu_samples", cu_samples, torch.int64)
         ends = cu_samples.tolist()
     if ends[0] != 0 or ends[-1] != shape[0]:

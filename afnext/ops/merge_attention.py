@@ -10,7 +10,7 @@ from torch import Tensor
 from . import _check as check
 from . import reference
 from ._compiled import compiled
-from ._library import any_requires_grad, call, define, outputs, through_torch
+from ._library import Array, any_requires_grad, call, define, outputs, through_torch
 
 
 def _fake(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,9 +56,7 @@ OP = define(
 )
 
 
-def merge_attention(
-    out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor
-) -> tuple[Tensor, Tensor]:
+def merge_attention(out_a: Array, lse_a: Array, out_b: Array, lse_b: Array) -> tuple[Array, Array]:
     """Attention over the union of two disjoint sets of keys, from the results over each.
 
     Args:

@@ -11,6 +11,7 @@ from torch import Tensor
 from . import _check as check
 from . import reference
 from ._compiled import compiled
+from ._library import from_numpy
 from .quantize import QuantizedWeight, quantize
 from .reference_quantized import FORMATS
 
@@ -155,7 +156,7 @@ def pack(
         format is None or isinstance(format, str), f"pack: format must be a name, got {format!r}"
     )
     if isinstance(weight, np.ndarray):
-        weight = torch.from_numpy(weight if weight.flags.writeable else weight.copy())
+        weight = from_numpy("pack", "weight", weight)
     if isinstance(weight, QuantizedWeight):
         check.require(
             format is None or format == weight.format,

@@ -5,13 +5,14 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from . import _check as check
 from . import reference
 from ._compiled import compiled
-from ._library import call_detached, define, through_torch
+from ._library import AnyArray, Array, call_detached, define, through_torch
 from .rotate import as_times
 
 
@@ -140,18 +141,18 @@ OP = define(
 
 
 def paged_append(
-    k: Tensor,
-    v: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    page_table: Tensor,
-    cu_seqlens: Tensor,
-    start: Tensor,
+    k: Array,
+    v: Array,
+    k_pages: AnyArray,
+    v_pages: AnyArray,
+    page_table: AnyArray,
+    cu_seqlens: AnyArray,
+    start: AnyArray,
     *,
-    rotation: tuple[Tensor, Tensor] | None = None,
+    rotation: tuple[AnyArray, Array] | None = None,
     interleaved: bool = False,
-    k_scales: Tensor | None = None,
-    v_scales: Tensor | None = None,
+    k_scales: Array | None = None,
+    v_scales: Array | None = None,
 ) -> None:
     """Write new keys and values into their pages, in place.
 
@@ -181,8 +182,14 @@ def paged_append(
             "v_scales": v_scales,
         }
         for name, pages in changed.items():
-            writeable = pages is None or isinstance(pages, Tensor) or pages.flags.writeable
-            check.require(writeable, f"paged_append: {name} must be writeable")
+            if not isinstance(pages, np.ndarray):
+                continue
+            check.require(pages.flags.writeable, f"paged_append: {name} must be writeable")
+            # Else torch would hold a copy, and the caller's pages would stay as they are.
+            check.require(
+                pages.flags.c_contiguous and pages.dtype.isnative,
+                f"paged_append: {name} must be contiguous and in this machine's byte order",
+            )
         through_torch(
             paged_append, k, v, k_pages, v_pages, page_table, cu_seqlens, start,
             rotation=rotation, interleaved=interleaved, k_scales=k_scales, v_scales=v_scales,

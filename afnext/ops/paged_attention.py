@@ -10,7 +10,7 @@ from torch import Tensor
 from . import _check as check
 from . import reference
 from ._compiled import compiled
-from ._library import call_detached, define, outputs, through_torch
+from ._library import AnyArray, Array, call_detached, define, outputs, through_torch
 from .attention import HEAD_DIM_MAX, NO_WINDOW, window_bounds
 from .paged_append import check_pages, check_table
 from .rotate import as_times
@@ -116,21 +116,21 @@ OP = define(
 
 
 def paged_attention(
-    q: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    page_table: Tensor,
-    cu_seqlens_q: Tensor,
-    kv_lengths: Tensor,
+    q: Array,
+    k_pages: AnyArray,
+    v_pages: AnyArray,
+    page_table: AnyArray,
+    cu_seqlens_q: AnyArray,
+    kv_lengths: AnyArray,
     *,
     causal: bool = True,
     window: tuple[int, int] | None = None,
     softmax_scale: float | None = None,
-    rotation: tuple[Tensor, Tensor] | None = None,
+    rotation: tuple[AnyArray, Array] | None = None,
     interleaved: bool = False,
-    k_scales: Tensor | None = None,
-    v_scales: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+    k_scales: Array | None = None,
+    v_scales: Array | None = None,
+) -> tuple[Array, Array]:
     """Attention of each request's last queries over its pages.
 
     The queries of request n are its last ``cu_seqlens_q[n + 1] - cu_seqlens_q[n]`` tokens, which were

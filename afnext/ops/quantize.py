@@ -16,7 +16,7 @@ from torch import Tensor
 from . import _check as check
 from . import reference_quantized as reference
 from ._compiled import compiled
-from ._library import call_detached, define
+from ._library import call_detached, define, from_numpy
 from .reference_quantized import FORMATS
 
 VERSION = 1
@@ -207,7 +207,7 @@ def quantize(
         ValueError: naming the argument that is wrong; also where the weight has a NaN or infinity.
     """
     if isinstance(weight, np.ndarray):
-        weight = torch.from_numpy(weight if weight.flags.writeable else weight.copy())
+        weight = from_numpy("quantize", "weight", weight)
     check.require(
         isinstance(weight, Tensor), "quantize: weight must be a torch tensor or NumPy array"
     )

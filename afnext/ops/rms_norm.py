@@ -10,7 +10,7 @@ from torch import Tensor
 from . import _check as check
 from . import reference
 from ._compiled import compiled
-from ._library import any_requires_grad, call, define, through_torch
+from ._library import Array, any_requires_grad, call, define, through_torch
 
 
 def _check_args(x: Tensor, weight: Tensor, residual: Tensor | None) -> None:
@@ -100,12 +100,12 @@ OP_ADD = define(
 
 
 @overload
-def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: None = None) -> Tensor: ...
+def rms_norm(x: Array, weight: Array, eps: float, residual: None = None) -> Array: ...
 @overload
-def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor) -> tuple[Tensor, Tensor]: ...
+def rms_norm(x: Array, weight: Array, eps: float, residual: Array) -> tuple[Array, Array]: ...
 def rms_norm(
-    x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None
-) -> Tensor | tuple[Tensor, Tensor]:
+    x: Array, weight: Array, eps: float, residual: Array | None = None
+) -> Array | tuple[Array, Array]:
     """``weight * (t / sqrt(mean(t**2) + eps))`` over the last axis, with ``t = x + residual``.
 
     The norm is taken in float32, rounded to x's dtype, then multiplied by ``weight``: the order of
@@ -114,17 +114,18 @@ def rms_norm(
     Args:
         x: float32 or bfloat16 ``[..., D]``.
         weight: ``[D]``, of x's dtype.
-        eps: added to the mean square.
+        eps: added to the mean square; 0 or more.
         residual: ``[..., D]``, added to x first.
 
     Returns:
         The norm; with ``residual``, the pair (norm, x + residual).
 
     Raises:
-        ValueError: naming the argument whose dtype, shape, stride or device is wrong.
+        ValueError: naming the argument whose dtype, shape, stride, device or value is wrong.
     """
     if not isinstance(x, Tensor):
         return through_torch(rms_norm, x, weight, eps, residual)
+    check.epsilon("rms_norm", eps)
     if residual is None:
         return call(OP, any_requires_grad(x, weight), x, weight, eps)
     return call(OP_ADD, any_requires_grad(x, residual, weight), x, residual, weight, eps)

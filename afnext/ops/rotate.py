@@ -10,7 +10,7 @@ from torch import Tensor
 from . import _check as check
 from . import reference
 from ._compiled import compiled
-from ._library import any_requires_grad, call, define, through_torch
+from ._library import AnyArray, Array, any_requires_grad, call, define, through_torch
 
 
 class Rotation(NamedTuple):
@@ -29,9 +29,11 @@ class Rotation(NamedTuple):
     interleaved: bool = False
 
 
-def as_times(times: Tensor) -> Tensor:
-    """Times as float32; integers up to 2**24 are exact."""
-    return times if times.dtype is torch.float32 else times.to(torch.float32)
+def as_times(times: AnyArray) -> Any:
+    """Times as float32; integers up to 2**24 are exact. What is no tensor is refused by the call."""
+    if not isinstance(times, Tensor) or times.dtype is torch.float32:
+        return times
+    return times.to(torch.float32)
 
 
 def _fake(
@@ -100,14 +102,14 @@ OP = define(
 
 
 def rotate(
-    x: Tensor,
-    times: Tensor | None = None,
-    inv_freq: Tensor | None = None,
+    x: Array,
+    times: AnyArray | None = None,
+    inv_freq: Array | None = None,
     *,
-    angles: Tensor | None = None,
+    angles: Array | None = None,
     interleaved: bool = False,
     inverse: bool = False,
-) -> Tensor:
+) -> Array:
     """Turn pairs of channels of ``x`` by ``times * inv_freq`` radians.
 
     ``(a, b) -> (a cos p - b sin p, b cos p + a sin p)``. Phases are range-reduced: within 1e-6 rad of

@@ -8,7 +8,7 @@ from torch import Tensor
 from . import _check as check
 from . import reference
 from ._compiled import compiled
-from ._library import call_detached, define, through_torch
+from ._library import AnyArray, Array, call_detached, define, through_torch
 
 
 def _fake(
@@ -59,13 +59,13 @@ OP = define(
 
 
 def sample(
-    logits: Tensor,
-    temperature: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
-    min_p: Tensor,
-    uniform: Tensor,
-) -> tuple[Tensor, Tensor]:
+    logits: Array,
+    temperature: Array,
+    top_k: AnyArray,
+    top_p: Array,
+    min_p: Array,
+    uniform: Array,
+) -> tuple[Array, Array]:
     """Draw a token a row from ``softmax(logits / temperature)``, cut to its likeliest tokens.
 
     The cuts are transformers' (``TopKLogitsWarper``, ``TopPLogitsWarper``, ``MinPLogitsWarper``) in its

@@ -10,7 +10,7 @@ from torch import Tensor
 from . import _check as check
 from . import reference
 from ._compiled import compiled
-from ._library import any_requires_grad, call, define, through_torch
+from ._library import Array, any_requires_grad, call, define, through_torch
 
 
 def _fake(gate: Tensor, up: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ OP = define(
 )
 
 
-def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
+def silu_mul(gate: Array, up: Array) -> Array:
     """``gate * sigmoid(gate) * up``, elementwise in float32. Differentiable.
 
     Args:

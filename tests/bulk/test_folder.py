@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from pathlib import Path
 from threading import Event
@@ -36,6 +37,14 @@ def never() -> Answer:
 
 def test_recordings_are_found_by_suffix(folder: Path) -> None:
     assert find_recordings(folder) == ["b.wav", "sub/a.MP3", "sub/deep/c.flac"]
+
+
+def test_pipes_are_no_recordings_and_links_to_files_are(folder: Path) -> None:
+    os.mkfifo(folder / "pipe.wav")
+    (folder / "link.wav").symlink_to("b.wav")
+    (folder / "stale.wav").symlink_to("nowhere.wav")
+    found = find_recordings(folder)
+    assert found == ["b.wav", "link.wav", "stale.wav", "sub/a.MP3", "sub/deep/c.flac"]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -213,10 +215,14 @@ def test_the_time_outside_of_the_model_is_told(net: AudioLanguageModel) -> None:
         ([1, 2], [window(0.5)], "placeholders"),
         ([1, 64], [], "from 0 to 63"),
         ([-1], [], "from 0 to 63"),
+        ([1.5], [], r"^ids: must be a list of whole numbers, got \[1\.5\]$"),
+        ("abc", [], "^ids: must be a list of whole numbers, got 'abc'$"),
+        ([[1, 2]], [], "^ids: must be a list of whole numbers"),
+        (None, [], "^ids: must be a list of whole numbers, got None$"),
     ],
 )
 def test_bad_prompts_are_refused(
-    net: AudioLanguageModel, ids: list[int], windows: list[AudioWindow], said: str
+    net: AudioLanguageModel, ids: Any, windows: list[AudioWindow], said: str
 ) -> None:
     engine = Engine(net, [])
     with pytest.raises(ValueError, match=said):

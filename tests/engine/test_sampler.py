@@ -107,6 +107,7 @@ def test_what_is_no_number_is_not_drawn_from() -> None:
         ("max_tokens", 0), ("max_tokens", 1.5), ("temperature", -0.1), ("temperature", float("nan")),
         ("top_k", -1), ("top_p", 0.0), ("top_p", 1.1), ("min_p", 1.0), ("repetition_penalty", 0.0),
         ("seed", -1), ("seed", 2**63), ("stop", ("",)), ("stop", (3,)), ("temperature", "hot"),
+        ("temperature", True), ("seed", True),
     ],
 )  # fmt: skip
 def test_nonsense_is_refused_by_name(name: str, value: Any) -> None:

@@ -149,6 +149,9 @@ def test_numpy_pages_change_in_place() -> None:
     ops.paged_append(**arrays)
     assert torch.equal(torch.from_numpy(arrays["k_pages"]), args["k_pages"])
     assert arrays["v_pages"].any()
+    for pages in (arrays["v_pages"][::-1], arrays["v_pages"].astype(">f4")):
+        with pytest.raises(ValueError, match=r"v_pages must be contiguous and in .* byte order"):
+            ops.paged_append(**arrays | {"v_pages": pages})
     arrays["v_pages"].flags.writeable = False
     with pytest.raises(ValueError, match="v_pages"):
         ops.paged_append(**arrays)
