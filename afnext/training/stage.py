@@ -72,6 +72,8 @@ class StageRun:
         run, stage, progress = self.run, self.stage, self.progress
         batches = run.batches(stage, run.sources, self.team)
         self.by_source = run.by_source = SourceLosses(batches.mixture.names, run.device)
+        for line in batches.mixture.left_out():
+            run.journal.say(f"{stage.name}: {line}")
         held_out = self._held_out()
         on_cpu = run.device.type == "cpu"
         workers = 0 if on_cpu else (run.config.workers or max(1, (os.cpu_count() or 1) - 1))

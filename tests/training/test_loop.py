@@ -122,6 +122,7 @@ def test_what_is_neither_trained_nor_frozen_is_an_error_before_anything_runs(
     assert list(tmp_path.iterdir()) == []
 
 
+SAID = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A dog."}]
 WRITTEN = """
 name: x
 model: {pieces: 400, audio_width: 32, audio_layers: 1, audio_heads: 2, audio_ffn: 48, width: 32, layers: 1,
@@ -146,13 +147,27 @@ stages:
 def test_a_recipe_that_cannot_be_run_is_told_with_its_file_and_leaves_nothing(
     tmp_path: Path, change: tuple[str, str], message: str
 ) -> None:
-    said = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A dog."}]
-    (tmp_path / "x.jsonl").write_text(json.dumps({"conversations": said}) + "\n")
+    (tmp_path / "x.jsonl").write_text(json.dumps({"conversations": SAID}) + "\n")
     file, out = tmp_path / "r.yaml", tmp_path / "out"
     file.write_text(WRITTEN.replace("FOLDER", str(tmp_path)).replace(*change))
     with pytest.raises(AfnextError, match=f"^{file}: {message}"):
         loop.train(file, out)
     assert list(out.iterdir()) == []
+
+
+def test_a_stage_says_before_its_first_step_how_many_records_are_too_long(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    text = {"conversations": SAID}
+    long = {"conversations": SAID, "sound": "never-read.wav", "duration": 31.0}
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(r) + "\n" for r in (text, long, long)))
+    file = tmp_path / "r.yaml"
+    file.write_text(WRITTEN.replace("FOLDER", str(tmp_path)))
+    loop.train(file, tmp_path / "out")
+    line = "a: mine: 2 of 3 records are longer than audio_seconds: 30 and are left out"
+    said = capfd.readouterr().err
+    assert said.count(line) == 1
+    assert said.index(line) < said.index("train: stage=a")
 
 
 def test_a_model_folder_appears_when_it_is_whole(tmp_path: Path) -> None:
