@@ -13,6 +13,7 @@ import typing
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +30,13 @@ ADAPTER = "lora"
 
 class RecipeError(AfnextError):
     """A recipe asks for what cannot be, as is found where it is run; :func:`train` adds the recipe's file."""
+
+
+def _check(where: str, key: str, value: float, low: float, high: float = inf) -> None:
+    """Refuse a number that is not from ``low`` to ``high``, nor one at all."""
+    if not low <= value <= high:
+        bounds = f"at least {low:g}" if high == inf else f"from {low:g} to {high:g}"
+        raise AfnextError(f"{where}: {key} must be {bounds}, got {value:g}")
 
 
 @dataclass(frozen=True)
@@ -226,8 +234,11 @@ class StageConfig:
     activations: Activations = "keep"
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch_tokens < 1 or self.accumulate < 1:
-            raise AfnextError(f"{self.name}: steps, batch_tokens and accumulate must be at least 1")
+        for key in ("steps", "batch_tokens", "accumulate", "audio_seconds", "context_tokens",
+                    "per_recording"):  # fmt: skip
+            _check(self.name, key, getattr(self, key), 1)
+        for source, records in self.per_recording_of.items():
+            _check(self.name, f"per_recording_of: {source}", records, 1)
         if not self.train:
             raise AfnextError(f"{self.name}: train names nothing")
         if self.lora and not any(ADAPTER in pattern for pattern in self.train):

@@ -97,6 +97,7 @@ class StageRun:
             self._waits_for_data()
         run.world.watch.at(f"at the end of {stage.name}")
         self._report_left_out()
+        self._check_learnt()
         progress.stage, progress.step = self.index + 1, 0
         run.checkpoints.save(run.trained, [], progress)
         self._show()
@@ -208,9 +209,18 @@ class StageRun:
     def _report_left_out(self) -> None:
         left_out = {f"{name}: broken": count for name, count in self.run.broken.counts.items()}
         if self.too_long:
-            left_out["longer than the context"] = self.too_long
+            left_out["longer than context_tokens (times drawn)"] = self.too_long
         if left_out:
             self.run.journal.write("left out", stage=self.stage.name, **left_out)
+
+    def _check_learnt(self) -> None:
+        """Raises where no step had gradients: the weights are what they were when the stage began."""
+        if self.progress.norm:
+            return
+        why = "the gradients of each were 0 or could not be used"
+        if self.too_long:
+            why = f"all that was drawn is longer than context_tokens: {self.stage.context_tokens}"
+        raise AfnextError(f"{self.stage.name}: no step has learnt anything: {why}")
 
     def _held_out(self) -> list[Batch]:
         run = self.run
