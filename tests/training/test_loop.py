@@ -47,6 +47,9 @@ def test_a_run_from_data_to_model_folder(
         assert torch.equal(parameter, saved[f"weights/net.{name}"])
     with pytest.raises(AfnextError, match="resume it or choose another"):
         loop.train(recipe, trained, data=shared_data)
+    more = [*recipe.stages[:-1], dataclasses.replace(recipe.stages[-1], steps=9)]
+    with pytest.raises(AfnextError, match="all has ended after 4 steps and cannot go on to 9"):
+        loop.train(dataclasses.replace(recipe, stages=more), trained, data=shared_data, resume=True)
 
 
 def test_a_resumed_run_ends_where_an_unbroken_one_does(
