@@ -273,11 +273,15 @@ def plan(
     ring: Annotated[
         int | None, typer.Option(min=1, help="Groups that share keys; by default the recipe's.")
     ] = None,
-    device_memory: Annotated[float, typer.Option(help="GB of a device: say what fits.")] = 0.0,
+    device_memory: Annotated[
+        float, typer.Option(min=0.0, help="GB of a device: say what fits.")
+    ] = 0.0,
     utilisation: Annotated[
         float, typer.Option(min=0.01, max=1.0, help="Share of the peak that computing reaches.")
     ] = 0.4,
-    peak: Annotated[float, typer.Option(help="T operations/s of a device (H100: 989).")] = 989.0,
+    peak: Annotated[
+        float, typer.Option(min=0.001, help="T operations/s of a device (H100: 989).")
+    ] = 989.0,
     geometry: Annotated[
         str | None, typer.Option(help="7b, where the folder a recipe begins with is not here.")
     ] = None,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -28,6 +29,19 @@ ADAPTER = "lora"
 """In the names of adapters' parameters, and in the patterns that match them."""
 
 
+LEAST = {
+    "threads": 0,
+    "workers": 0,
+    "replicate": 1,
+    "evaluate_every": 0,
+    "save_every": 0,
+    "keep": 1,
+}
+"""Of a chain's numbers."""
+MOST = sys.float_info.max
+"""What a rate may be: not infinite."""
+
+
 class RecipeError(AfnextError):
     """A recipe asks for what cannot be, as is found where it is run; :func:`train` adds the recipe's file."""
 
@@ -35,8 +49,9 @@ class RecipeError(AfnextError):
 def _check(where: str, key: str, value: float, low: float, high: float = inf) -> None:
     """Refuse a number that is not from ``low`` to ``high``, nor one at all."""
     if not low <= value <= high:
-        bounds = f"at least {low:g}" if high == inf else f"from {low:g} to {high:g}"
-        raise AfnextError(f"{where}: {key} must be {bounds}, got {value:g}")
+        bounds = f"from {low:g} to {high:g}" if high < MOST else f"at least {low:g}"
+        at = f"{where}: " if where else ""
+        raise AfnextError(f"{at}{key} must be {bounds}, got {value:g}")
 
 
 @dataclass(frozen=True)
@@ -63,6 +78,9 @@ class SourceConfig:
     path: str
     root: str = ""
     broken_limit: int = 0
+
+    def __post_init__(self) -> None:
+        _check("", "broken_limit", self.broken_limit, 0)
 
 
 @dataclass(frozen=True)
@@ -144,6 +162,11 @@ class LossWeights:
     size: float = 0.0
     length_power: float = 0.0
     captions: float = 0.0
+
+    def __post_init__(self) -> None:
+        for key, weight in dataclasses.asdict(self).items():
+            if key != "length_power":
+                _check("", key, weight, 0, MOST)
 
 
 @dataclass(frozen=True)
@@ -239,8 +262,16 @@ class StageConfig:
             _check(self.name, key, getattr(self, key), 1)
         for source, records in self.per_recording_of.items():
             _check(self.name, f"per_recording_of: {source}", records, 1)
+        for key in ("warmup", "flat", "final_rate"):
+            _check(self.name, key, getattr(self, key), 0, 1)
+        for key in ("weight_decay", "spike"):
+            _check(self.name, key, getattr(self, key), 0)
+        if not self.clip > 0:
+            raise AfnextError(f"{self.name}: clip must be above 0, got {self.clip:g}")
         if not self.train:
             raise AfnextError(f"{self.name}: train names nothing")
+        for pattern, rate in self.train.items():
+            _check(self.name, f"train: {pattern}", rate, 0, MOST)
         if self.lora and not any(ADAPTER in pattern for pattern in self.train):
             raise AfnextError(
                 f"{self.name}: lora is given, and train has no rate for it, as lora: 1e-4"
@@ -314,6 +345,8 @@ class TrainConfig:
             raise AfnextError(
                 f"{self.name}: prefetch must be at least 1, timeout above 0, peak_tflops at least 0"
             )
+        for key, least in LEAST.items():
+            _check(self.name, key, getattr(self, key), least)
         for stage in self.stages:
             mixture_of(stage, self.stages)
         if len({stage.lora for stage in self.stages} - {None}) > 1:

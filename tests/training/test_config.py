@@ -148,6 +148,16 @@ def test_a_mistake_is_told_with_the_file_that_it_is_in(
         (("steps: 1", "steps: 1, audio_seconds: .nan"), "a: audio_seconds must .*, got nan"),
         (("steps: 1", "steps: 1, per_recording: 0"), "a: per_recording must be at least 1, got 0"),
         (("steps: 1", "steps: 1, per_recording_of: {short: 0}"), "a: per_recording_of: short must be at"),
+        (("1e-3", "-1e-3"), r"a: train: . must be at least 0, got -0.001"),
+        (("1e-3", ".inf"), r"a: train: . must be at least 0, got inf"),
+        (("steps: 1", "steps: 1, clip: 0"), "a: clip must be above 0, got 0"),
+        (("steps: 1", "steps: 1, warmup: 3"), "a: warmup must be from 0 to 1, got 3"),
+        (("steps: 1", "steps: 1, flat: 1.5"), "a: flat must be from 0 to 1, got 1.5"),
+        (("steps: 1", "steps: 1, final_rate: -1"), "a: final_rate must be from 0 to 1, got -1"),
+        (("steps: 1", "steps: 1, weight_decay: -1"), "a: weight_decay must be at least 0, got -1"),
+        (("steps: 1", "steps: 1, losses: {answer: -1}"), "losses: answer must be at least 0, got -1"),
+        (("name: x", "name: x\nsave_every: -1"), "x: save_every must be at least 0, got -1"),
+        (("name: x", "name: x\nsources: {s: {path: p, broken_limit: -1}}"), r"sources.s: broken_limit must"),
         (('{".": 1e-3}', "{}"), "a: train names nothing"),
         (('{".": 1e-3}', "[x]"), "train: expected dict"),
         (("steps: 1", "steps: 1, optimizer: sgd"), "optimizer: must be one of muon, adamw, got 'sgd'"),
@@ -158,8 +168,9 @@ def test_a_mistake_is_told_with_the_file_that_it_is_in(
 )  # fmt: skip
 def test_mistakes_are_named(tmp_path: Path, change: tuple[str, str], message: str) -> None:
     (tmp_path / "r.yaml").write_text(MINIMAL.replace(*change))
-    with pytest.raises(AfnextError, match=message):
+    with pytest.raises(AfnextError, match=message) as error:
         load_recipe(tmp_path / "r.yaml")
+    assert str(tmp_path / "r.yaml") in str(error.value)
 
 
 def test_two_stages_of_one_name_are_refused(tmp_path: Path) -> None:
