@@ -293,6 +293,7 @@ def plan(
     from .model.info import geometry as known_geometry
     from .training import load_recipe, planner
     from .training.config import ParallelConfig
+    from .training.data.store import is_remote
 
     parallel = None
     if ulysses is not None or ring is not None:
@@ -302,13 +303,17 @@ def plan(
         device_memory=device_memory * 1e9,
     )  # fmt: skip
     model = None if geometry is None else known_geometry(geometry)
-    found = planner.plan(load_recipe(_chain(recipe)), resources, model)
+    config = load_recipe(_chain(recipe))
+    found = planner.plan(config, resources, model)
     if json:
         import json as writer
 
         _print(writer.dumps(planner.as_dict(found, resources)))
     else:
         _print(planner.as_text(found, resources))
+    for name, source in config.sources.items():
+        if not is_remote(source.path) and not Path(source.path).exists():
+            _note(f"sources: {name}: nothing is at {Path(source.path).absolute()} yet")
 
 
 @app.command("eval")

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import yaml
 
 from afnext.errors import AfnextError
+from afnext.training.data.store import is_remote
 from afnext.training.synthesis.dataset import SceneSet
 
 Activations = Literal["keep", "selective", "recompute"]
@@ -71,8 +72,10 @@ class SynthesisConfig:
 class SourceConfig:
     """Conversations on disk: a folder of ``*.conversations.jsonl`` or a file of published records.
 
-    ``root`` is where relative paths of recordings begin. Up to ``broken_limit`` records that cannot be read,
-    or whose recordings cannot, are left out and listed in the run's ``broken.jsonl``; one more ends the run.
+    Relative paths are of the current folder, or where it has none such of the recipe's. ``root`` is where
+    relative paths of recordings begin, by default beside the records. Up to ``broken_limit`` records that
+    cannot be read, or whose recordings cannot, are left out and listed in the run's ``broken.jsonl``; one
+    more ends the run.
     """
 
     path: str
@@ -390,14 +393,29 @@ def load_recipe(path: str | Path) -> TrainConfig:
     """Read a chain: a YAML file, or a folder with its ``chain.yaml``. A stage may be a mapping or the name of
     a YAML file beside the chain's; a mapping with ``of`` is that file's stage with other values for the keys
     that it names. ``of`` on the chain itself is another chain's file, whose keys it has where it has none of
-    its own.
+    its own. Relative paths of sources are looked up from the current folder, then beside the file that has
+    them.
 
     Raises:
         AfnextError: naming the file and the key at fault.
     """
     path = recipe_file(path)
     values, files = _chain(path)
-    return _build(TrainConfig, values, str(path), files)
+    recipe: TrainConfig = _build(TrainConfig, values, str(path), files)
+    folder = Path(files.get("sources", path)).parent
+    return dataclasses.replace(
+        recipe, sources={name: _placed(source, folder) for name, source in recipe.sources.items()}
+    )
+
+
+def _placed(source: SourceConfig, folder: Path) -> SourceConfig:
+    """With paths that are not there from the current folder, and are from the recipe's, as found there."""
+
+    def placed(path: str) -> str:
+        there = not path or is_remote(path) or Path(path).exists()
+        return path if there or not (folder / path).exists() else str(folder / path)
+
+    return dataclasses.replace(source, path=placed(source.path), root=placed(source.root))
 
 
 def recipe_file(path: str | Path) -> Path:

@@ -107,6 +107,31 @@ def test_a_chain_of_another_has_what_it_does_not_change(tmp_path: Path) -> None:
     assert load_recipe(below) == one
 
 
+def test_sources_lie_in_the_current_folder_or_beside_the_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside, here = tmp_path / "recipes", tmp_path / "here"
+    for folder in (beside, here, beside / "below"):
+        folder.mkdir()
+    written = "sources: {short: {path: x.json, root: wav}, far: {path: 's3://b/x.json'}}"
+    (beside / "r.yaml").write_text(MINIMAL + written)
+    (beside / "below" / "r.yaml").write_text("of: ../r.yaml")
+    monkeypatch.chdir(here)
+
+    def found(file: str = "r.yaml") -> tuple[str, str]:
+        sources = load_recipe(beside / file).sources
+        assert sources["far"].path == "s3://b/x.json"
+        return sources["short"].path, sources["short"].root
+
+    assert found() == ("x.json", "wav")  # nowhere: as it is written
+    (beside / "x.json").touch()
+    (beside / "wav").mkdir()
+    assert found() == (f"{beside}/x.json", f"{beside}/wav")
+    assert [Path(p).resolve() for p in found("below/r.yaml")] == [beside / "x.json", beside / "wav"]
+    (here / "x.json").touch()
+    assert found() == ("x.json", f"{beside}/wav")
+
+
 @pytest.mark.parametrize(
     ("stage", "chain", "said"),
     [

@@ -141,6 +141,7 @@ stages:
     [
         (("{net: 1e-3}", "{nett: 1e-3}"), "a: the pattern 'nett' matches no parameter"),
         (("x.jsonl", "none"), "sources: mine: cannot read conversations from .*/none: No such file"),
+        (("FOLDER/x.jsonl", "no/where"), f"sources: mine: cannot read .* from {Path.cwd()}/no/where: "),
         (("mixture: {mine", "mixture: {yours"), "a: mixture: no source is called 'yours'"),
         (("name: x", "name: x\ninit: no/such/folder"), "init: model no/such/folder: no such folder"),
         (("name: x", "name: x\naudio_tower: no/such/folder"), "audio_tower: model no/such/folder: "),
@@ -152,7 +153,7 @@ def test_a_recipe_that_cannot_be_run_is_told_with_its_file_and_leaves_nothing(
 ) -> None:
     (tmp_path / "x.jsonl").write_text(json.dumps({"conversations": SAID}) + "\n")
     file, out = tmp_path / "r.yaml", tmp_path / "out"
-    file.write_text(WRITTEN.replace("FOLDER", str(tmp_path)).replace(*change))
+    file.write_text(WRITTEN.replace(*change).replace("FOLDER", str(tmp_path)))
     with pytest.raises(AfnextError, match=f"^{file}: {message}"):
         loop.train(file, out)
     assert list(out.iterdir()) == []
