@@ -234,10 +234,11 @@ def train(
             help="A recipe's name (nano, nano-more, af-whisper, 7b, ..) or a YAML file."
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")],
+    out: Annotated[Path, typer.Option("--out", "-o", file_okay=False, help="Folder of the run.")],
     resume: Annotated[bool, typer.Option("--resume", help="Go on where it stopped.")] = False,
     data: Annotated[
-        Path | None, typer.Option(help="Folder for synthesised recordings, kept between runs.")
+        Path | None,
+        typer.Option(file_okay=False, help="Folder for synthesised recordings, kept between runs."),
     ] = None,
     stage: Annotated[
         list[str] | None, typer.Option(help="Stop after this stage; may be given several times.")

@@ -203,6 +203,7 @@ def test_convert_to_fewer_bits_by_recordings(tmp_path: Path, scene_file: Path) -
         ),
         (["info", "--geometry", "900b"], 1, "900b"),
         (["train", "no-such-recipe", "--out", "x"], 1, "no-such-recipe"),
+        (["train", "nano", "--out", __file__], 2, "--out"),
         (["plan", "7b", "--processes", "3"], 1, "cannot be shared out to 3 groups"),
         (["plan", "nano", "--device-memory", "-1"], 2, "--device-memory"),
         (["plan", "nano", "--peak", "0"], 2, "--peak"),

@@ -100,6 +100,8 @@ def train(
     if device is not None:
         config = replace(config, device=device)
     out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise AfnextError(f"out: {out} is a file, and a run needs a folder")
     if unknown := set(stages) - {stage.name for stage in config.stages}:
         raise AfnextError(f"{config.name}: no stage is called {unknown.pop()!r}")
     world = World(config.device, config.timeout, config.offload)

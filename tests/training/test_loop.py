@@ -144,6 +144,7 @@ stages:
         (("FOLDER/x.jsonl", "no/where"), f"sources: mine: cannot read .* from {Path.cwd()}/no/where: "),
         (("mixture: {mine", "mixture: {yours"), "a: mixture: no source is called 'yours'"),
         (("name: x", "name: x\ninit: no/such/folder"), "init: model no/such/folder: no such folder"),
+        (("name: x", "name: x\ninit: FOLDER/tuned"), "init: model .*/tuned: is a run's .*/tuned/model$"),
         (("name: x", "name: x\naudio_tower: no/such/folder"), "audio_tower: model no/such/folder: "),
         (("name: x", "name: x\naudio_tower: nano"), "audio_tower: that of nano has another geometry"),
     ],
@@ -152,11 +153,24 @@ def test_a_recipe_that_cannot_be_run_is_told_with_its_file_and_leaves_nothing(
     tmp_path: Path, change: tuple[str, str], message: str
 ) -> None:
     (tmp_path / "x.jsonl").write_text(json.dumps({"conversations": SAID}) + "\n")
+    (tmp_path / "tuned" / "model").mkdir(parents=True)
+    (tmp_path / "tuned" / "model" / "config.json").touch()
     file, out = tmp_path / "r.yaml", tmp_path / "out"
     file.write_text(WRITTEN.replace(*change).replace("FOLDER", str(tmp_path)))
     with pytest.raises(AfnextError, match=f"^{file}: {message}"):
         loop.train(file, out)
     assert list(out.iterdir()) == []
+
+
+def test_a_run_is_no_model_but_has_one(trained: Path) -> None:
+    with pytest.raises(AfnextError, match=f"{trained}.*; its model is {trained}/model$"):
+        AudioLanguageModel.from_pretrained(trained)
+
+
+def test_a_run_in_a_file_is_refused(recipe: TrainConfig, tmp_path: Path) -> None:
+    (tmp_path / "clip.wav").touch()
+    with pytest.raises(AfnextError, match=r"^out: .*clip.wav is a file, and a run needs a folder$"):
+        loop.train(recipe, tmp_path / "clip.wav")
 
 
 def test_a_stage_says_before_its_first_step_how_many_records_are_too_long(
