@@ -234,10 +234,11 @@ def train(
             help="A recipe's name (nano, nano-more, af-whisper, 7b, ..) or a YAML file."
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")],
+    out: Annotated[Path, typer.Option("--out", "-o", file_okay=False, help="Folder of the run.")],
     resume: Annotated[bool, typer.Option("--resume", help="Go on where it stopped.")] = False,
     data: Annotated[
-        Path | None, typer.Option(help="Folder for synthesised recordings, kept between runs.")
+        Path | None,
+        typer.Option(file_okay=False, help="Folder for synthesised recordings, kept between runs."),
     ] = None,
     stage: Annotated[
         list[str] | None, typer.Option(help="Stop after this stage; may be given several times.")
@@ -273,11 +274,15 @@ def plan(
     ring: Annotated[
         int | None, typer.Option(min=1, help="Groups that share keys; by default the recipe's.")
     ] = None,
-    device_memory: Annotated[float, typer.Option(help="GB of a device: say what fits.")] = 0.0,
+    device_memory: Annotated[
+        float, typer.Option(min=0.0, help="GB of a device: say what fits.")
+    ] = 0.0,
     utilisation: Annotated[
         float, typer.Option(min=0.01, max=1.0, help="Share of the peak that computing reaches.")
     ] = 0.4,
-    peak: Annotated[float, typer.Option(help="T operations/s of a device (H100: 989).")] = 989.0,
+    peak: Annotated[
+        float, typer.Option(min=0.001, help="T operations/s of a device (H100: 989).")
+    ] = 989.0,
     geometry: Annotated[
         str | None, typer.Option(help="7b, where the folder a recipe begins with is not here.")
     ] = None,
@@ -289,6 +294,7 @@ def plan(
     from .model.info import geometry as known_geometry
     from .training import load_recipe, planner
     from .training.config import ParallelConfig
+    from .training.data.store import is_remote
 
     parallel = None
     if ulysses is not None or ring is not None:
@@ -298,13 +304,17 @@ def plan(
         device_memory=device_memory * 1e9,
     )  # fmt: skip
     model = None if geometry is None else known_geometry(geometry)
-    found = planner.plan(load_recipe(_chain(recipe)), resources, model)
+    config = load_recipe(_chain(recipe))
+    found = planner.plan(config, resources, model)
     if json:
         import json as writer
 
         _print(writer.dumps(planner.as_dict(found, resources)))
     else:
         _print(planner.as_text(found, resources))
+    for name, source in config.sources.items():
+        if not is_remote(source.path) and not Path(source.path).exists():
+            _note(f"sources: {name}: nothing is at {Path(source.path).absolute()} yet")
 
 
 @app.command("eval")

@@ -47,6 +47,9 @@ def find_model(source: str | Path, *, revision: str | None = None) -> Path:
         return EMBEDDED[str(source)]
     path = Path(source).expanduser()
     if path.is_dir():
+        inside = path / "model"  # where a training run has what it made
+        if not (path / "config.json").exists() and (inside / "config.json").exists():
+            raise CheckpointError(f"model {source}: is a run's folder; its model is {inside}")
         return path
     if path.exists():
         raise CheckpointError(f"model {source}: is a file; give the folder that holds it")

@@ -138,6 +138,22 @@ def test_a_recipe_is_planned_before_it_runs() -> None:
     assert sum(last["memory_bytes"].values()) == last["memory_bytes_total"]
 
 
+def test_a_plan_says_which_sources_are_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe, there = tmp_path / "mine.yaml", tmp_path / "mine.json"
+    recipe.write_text(
+        "{name: x, init: nano, sources: {mine: {path: mine.json}}, stages: [{name: a, steps: 1, "
+        "train: {net: 1e-3}, mixture: {mine: 1}}]}"
+    )
+    run = afnext("plan", recipe)
+    said = f"afnext: sources: mine: nothing is at {there} yet\n"
+    assert (run.returncode, run.stderr) == (0, said)
+    there.touch()
+    assert afnext("plan", recipe).stderr == ""
+
+
 def test_isa_cap_is_honoured() -> None:
     assert (
         json.loads(installed("info", "--json", AFNEXT_CPU_ISA="baseline").stdout)["cpu_isa"]
@@ -198,7 +214,10 @@ def test_convert_to_fewer_bits_by_recordings(tmp_path: Path, scene_file: Path) -
         ),
         (["info", "--geometry", "900b"], 1, "900b"),
         (["train", "no-such-recipe", "--out", "x"], 1, "no-such-recipe"),
+        (["train", "nano", "--out", __file__], 2, "--out"),
         (["plan", "7b", "--processes", "3"], 1, "cannot be shared out to 3 groups"),
+        (["plan", "nano", "--device-memory", "-1"], 2, "--device-memory"),
+        (["plan", "nano", "--peak", "0"], 2, "--peak"),
         (["frobnicate"], 2, "frobnicate"),
     ],
 )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from afnext.training.data import conversations
 from tests.command import afnext, program
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -76,6 +77,14 @@ def test_a_shell_runs_them(command: str, folder: Path) -> None:
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip()
+
+
+def test_records_that_the_readme_shows_are_read(tmp_path: Path) -> None:
+    for number, text in enumerate(re.findall(r"```json\n(.*?)```", README, re.DOTALL)):
+        path = tmp_path / f"{number}.json"
+        path.write_text(text)
+        two, none = conversations.read(path)
+        assert (two.sounds, len(two.turns), none.sounds) == (("a.wav", "b.wav"), 4, ())
 
 
 def test_files_that_the_readme_names_exist() -> None:

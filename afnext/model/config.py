@@ -342,7 +342,10 @@ class ModelConfig:
         """Read ``config.json`` of a model folder."""
         path = Path(folder) / "config.json"
         if not path.is_file():
-            raise CheckpointError(f"{folder}: no config.json here; is this a model folder?")
+            inside = Path(folder) / "model"  # where a training run has what it made
+            found = (inside / path.name).is_file()
+            what = f"its model is {inside}" if found else "is this a model folder?"
+            raise CheckpointError(f"{folder}: no config.json here; {what}")
         if path.stat().st_size > CONFIG_BYTES_MAX:
             raise CheckpointError(f"{path}: larger than {CONFIG_BYTES_MAX} bytes")
         try:

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 import types
 import typing
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
 from afnext.errors import AfnextError
+from afnext.training.data.store import is_remote
 from afnext.training.synthesis.dataset import SceneSet
 
 Activations = Literal["keep", "selective", "recompute"]
@@ -27,8 +30,29 @@ ADAPTER = "lora"
 """In the names of adapters' parameters, and in the patterns that match them."""
 
 
+LEAST = {
+    "threads": 0,
+    "workers": 0,
+    "replicate": 1,
+    "evaluate_every": 0,
+    "save_every": 0,
+    "keep": 1,
+}
+"""Of a chain's numbers."""
+MOST = sys.float_info.max
+"""What a rate may be: not infinite."""
+
+
 class RecipeError(AfnextError):
     """A recipe asks for what cannot be, as is found where it is run; :func:`train` adds the recipe's file."""
+
+
+def _check(where: str, key: str, value: float, low: float, high: float = inf) -> None:
+    """Refuse a number that is not from ``low`` to ``high``, nor one at all."""
+    if not low <= value <= high:
+        bounds = f"from {low:g} to {high:g}" if high < MOST else f"at least {low:g}"
+        at = f"{where}: " if where else ""
+        raise AfnextError(f"{at}{key} must be {bounds}, got {value:g}")
 
 
 @dataclass(frozen=True)
@@ -48,13 +72,18 @@ class SynthesisConfig:
 class SourceConfig:
     """Conversations on disk: a folder of ``*.conversations.jsonl`` or a file of published records.
 
-    ``root`` is where relative paths of recordings begin. Up to ``broken_limit`` records that cannot be read,
-    or whose recordings cannot, are left out and listed in the run's ``broken.jsonl``; one more ends the run.
+    Relative paths are of the current folder, or where it has none such of the recipe's. ``root`` is where
+    relative paths of recordings begin, by default beside the records. Up to ``broken_limit`` records that
+    cannot be read, or whose recordings cannot, are left out and listed in the run's ``broken.jsonl``; one
+    more ends the run.
     """
 
     path: str
     root: str = ""
     broken_limit: int = 0
+
+    def __post_init__(self) -> None:
+        _check("", "broken_limit", self.broken_limit, 0)
 
 
 @dataclass(frozen=True)
@@ -136,6 +165,11 @@ class LossWeights:
     size: float = 0.0
     length_power: float = 0.0
     captions: float = 0.0
+
+    def __post_init__(self) -> None:
+        for key, weight in dataclasses.asdict(self).items():
+            if key != "length_power":
+                _check("", key, weight, 0, MOST)
 
 
 @dataclass(frozen=True)
@@ -226,10 +260,21 @@ class StageConfig:
     activations: Activations = "keep"
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch_tokens < 1 or self.accumulate < 1:
-            raise AfnextError(f"{self.name}: steps, batch_tokens and accumulate must be at least 1")
+        for key in ("steps", "batch_tokens", "accumulate", "audio_seconds", "context_tokens",
+                    "per_recording"):  # fmt: skip
+            _check(self.name, key, getattr(self, key), 1)
+        for source, records in self.per_recording_of.items():
+            _check(self.name, f"per_recording_of: {source}", records, 1)
+        for key in ("warmup", "flat", "final_rate"):
+            _check(self.name, key, getattr(self, key), 0, 1)
+        for key in ("weight_decay", "spike"):
+            _check(self.name, key, getattr(self, key), 0)
+        if not self.clip > 0:
+            raise AfnextError(f"{self.name}: clip must be above 0, got {self.clip:g}")
         if not self.train:
             raise AfnextError(f"{self.name}: train names nothing")
+        for pattern, rate in self.train.items():
+            _check(self.name, f"train: {pattern}", rate, 0, MOST)
         if self.lora and not any(ADAPTER in pattern for pattern in self.train):
             raise AfnextError(
                 f"{self.name}: lora is given, and train has no rate for it, as lora: 1e-4"
@@ -303,6 +348,8 @@ class TrainConfig:
             raise AfnextError(
                 f"{self.name}: prefetch must be at least 1, timeout above 0, peak_tflops at least 0"
             )
+        for key, least in LEAST.items():
+            _check(self.name, key, getattr(self, key), least)
         for stage in self.stages:
             mixture_of(stage, self.stages)
         if len({stage.lora for stage in self.stages} - {None}) > 1:
@@ -346,14 +393,29 @@ def load_recipe(path: str | Path) -> TrainConfig:
     """Read a chain: a YAML file, or a folder with its ``chain.yaml``. A stage may be a mapping or the name of
     a YAML file beside the chain's; a mapping with ``of`` is that file's stage with other values for the keys
     that it names. ``of`` on the chain itself is another chain's file, whose keys it has where it has none of
-    its own.
+    its own. Relative paths of sources are looked up from the current folder, then beside the file that has
+    them.
 
     Raises:
         AfnextError: naming the file and the key at fault.
     """
     path = recipe_file(path)
     values, files = _chain(path)
-    return _build(TrainConfig, values, str(path), files)
+    recipe: TrainConfig = _build(TrainConfig, values, str(path), files)
+    folder = Path(files.get("sources", path)).parent
+    return dataclasses.replace(
+        recipe, sources={name: _placed(source, folder) for name, source in recipe.sources.items()}
+    )
+
+
+def _placed(source: SourceConfig, folder: Path) -> SourceConfig:
+    """With paths that are not there from the current folder, and are from the recipe's, as found there."""
+
+    def placed(path: str) -> str:
+        there = not path or is_remote(path) or Path(path).exists()
+        return path if there or not (folder / path).exists() else str(folder / path)
+
+    return dataclasses.replace(source, path=placed(source.path), root=placed(source.root))
 
 
 def recipe_file(path: str | Path) -> Path:

@@ -47,7 +47,7 @@ from afnext.training.network.optimizer import parts_of
 from afnext.training.run import state
 from afnext.training.run.checkpoints import Checkpoints, newest
 from afnext.training.run.export import appearing, export, model_config, save
-from afnext.training.run.kept_recipe import changes, keep
+from afnext.training.run.kept_recipe import changes, keep, resume_refusal
 from afnext.training.run.meters import SourceLosses
 from afnext.training.run.monitor import Journal, Quiet
 from afnext.training.run.signals import termination
@@ -100,13 +100,16 @@ def train(
     if device is not None:
         config = replace(config, device=device)
     out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise AfnextError(f"out: {out} is a file, and a run needs a folder")
     if unknown := set(stages) - {stage.name for stage in config.stages}:
         raise AfnextError(f"{config.name}: no stage is called {unknown.pop()!r}")
     world = World(config.device, config.timeout, config.offload)
     try:
         world.agree(config)
         check_offload(config, world)
-        if why := world.gathered("" if world.rank else refusal(out, resume))[0]:
+        why = "" if world.rank else refusal(out, resume) or resume_refusal(config, out)
+        if why := world.gathered(why)[0]:
             raise AfnextError(why)
         out.mkdir(parents=True, exist_ok=True)
         if not world.rank and newest(out / CHECKPOINTS) is None:

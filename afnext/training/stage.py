@@ -65,6 +65,7 @@ class StageRun:
         peak = 1e12 * run.config.peak_tflops or measured_peak(run.device, dtype)
         self.meters = Meters(peak * run.world.size)
         self.too_long = 0  # conversations beyond the stage's context
+        self.used = 0.0  # learnt tokens and seconds of audio
         self.told = False  # by any process, to end
 
     def train(self) -> None:
@@ -72,6 +73,8 @@ class StageRun:
         run, stage, progress = self.run, self.stage, self.progress
         batches = run.batches(stage, run.sources, self.team)
         self.by_source = run.by_source = SourceLosses(batches.mixture.names, run.device)
+        for line in batches.mixture.left_out():
+            run.journal.say(f"{stage.name}: {line}")
         held_out = self._held_out()
         on_cpu = run.device.type == "cpu"
         workers = 0 if on_cpu else (run.config.workers or max(1, (os.cpu_count() or 1) - 1))
@@ -90,11 +93,13 @@ class StageRun:
                 began = time.perf_counter()
             if self.told:
                 self._stopped()
+            if step == stage.steps:  # before it is kept: a run that goes on comes here again
+                self._report_left_out()
+                self._check_used()
             if run.config.save_every and step % run.config.save_every == 0:
                 run.checkpoints.save(run.trained, self.optimizers, progress)
             self._waits_for_data()
         run.world.watch.at(f"at the end of {stage.name}")
-        self._report_left_out()
         progress.stage, progress.step = self.index + 1, 0
         run.checkpoints.save(run.trained, [], progress)
         self._show()
@@ -130,6 +135,7 @@ class StageRun:
         seen = summed(run.world, seen | self.by_source.take() | self._messages())
         self.told = bool(seen.pop("stop"))
         self.too_long += round(seen.pop("too_long"))
+        self.used += seen["answers"] + seen["audio"]
         if seen.pop("broken"):  # of any process: all note the same, and end together
             run.note_broken(chain.from_iterable(run.world.gathered(made.broken)))
         losses = {name: seen.pop(name) for name in losses}
@@ -206,9 +212,18 @@ class StageRun:
     def _report_left_out(self) -> None:
         left_out = {f"{name}: broken": count for name, count in self.run.broken.counts.items()}
         if self.too_long:
-            left_out["longer than the context"] = self.too_long
+            left_out["longer than context_tokens (times drawn)"] = self.too_long
         if left_out:
             self.run.journal.write("left out", stage=self.stage.name, **left_out)
+
+    def _check_used(self) -> None:
+        """Raises where nothing that was drawn could be used: the weights are as the stage found them."""
+        if self.used or self.progress.norm:  # which has the steps before those of this process too
+            return
+        why = "can be read"
+        if self.too_long:
+            why = f"fits context_tokens: {self.stage.context_tokens}"
+        raise AfnextError(f"{self.stage.name}: no step has learnt anything: nothing drawn {why}")
 
     def _held_out(self) -> list[Batch]:
         run = self.run

@@ -107,13 +107,38 @@ def test_a_chain_of_another_has_what_it_does_not_change(tmp_path: Path) -> None:
     assert load_recipe(below) == one
 
 
+def test_sources_lie_in_the_current_folder_or_beside_the_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside, here = tmp_path / "recipes", tmp_path / "here"
+    for folder in (beside, here, beside / "below"):
+        folder.mkdir()
+    written = "sources: {short: {path: x.json, root: wav}, far: {path: 's3://b/x.json'}}"
+    (beside / "r.yaml").write_text(MINIMAL + written)
+    (beside / "below" / "r.yaml").write_text("of: ../r.yaml")
+    monkeypatch.chdir(here)
+
+    def found(file: str = "r.yaml") -> tuple[str, str]:
+        sources = load_recipe(beside / file).sources
+        assert sources["far"].path == "s3://b/x.json"
+        return sources["short"].path, sources["short"].root
+
+    assert found() == ("x.json", "wav")  # nowhere: as it is written
+    (beside / "x.json").touch()
+    (beside / "wav").mkdir()
+    assert found() == (f"{beside}/x.json", f"{beside}/wav")
+    assert [Path(p).resolve() for p in found("below/r.yaml")] == [beside / "x.json", beside / "wav"]
+    (here / "x.json").touch()
+    assert found() == ("x.json", f"{beside}/wav")
+
+
 @pytest.mark.parametrize(
     ("stage", "chain", "said"),
     [
         ("steps: many", "{of: a.yaml}", r"a.yaml: steps: expected int, got 'many'"),
         ("steps: many", "{of: a.yaml, steps: 1.5}", r"b.yaml: stages\[0\]: steps: .* got 1.5"),
         ("steps: 1, fries: 2", "{of: a.yaml, steps: 3}", r"a.yaml: unknown key 'fries'"),
-        ("steps: 0", "{of: a.yaml, warmup: 0.1}", r"b.yaml: stages\[0\]: a: steps, .* at least 1"),
+        ("steps: 0", "{of: a.yaml, warmup: 0.1}", r"b.yaml: stages\[0\]: a: steps .* at least 1"),
         ("steps: 1", "a.yaml", r"chain.yaml: seed: expected int, got 'x'"),
     ],
 )
@@ -141,7 +166,23 @@ def test_a_mistake_is_told_with_the_file_that_it_is_in(
         (("name: x\n", ""), "missing key 'name'"),
         (("steps: 1", "steps: many"), r"stages\[0\]: steps: expected int, got 'many'"),
         (("steps: 1", "steps: true"), r"expected int, got True"),
-        (("steps: 1", "steps: 0"), "a: steps, batch_tokens and accumulate must be at least 1"),
+        (("steps: 1", "steps: 0"), "a: steps must be at least 1, got 0"),
+        (("steps: 1", "steps: 1, batch_tokens: 0"), "a: batch_tokens must be at least 1, got 0"),
+        (("steps: 1", "steps: 1, context_tokens: 0"), "a: context_tokens must be at least 1, got 0"),
+        (("steps: 1", "steps: 1, audio_seconds: -5"), "a: audio_seconds must be at least 1, got -5"),
+        (("steps: 1", "steps: 1, audio_seconds: .nan"), "a: audio_seconds must .*, got nan"),
+        (("steps: 1", "steps: 1, per_recording: 0"), "a: per_recording must be at least 1, got 0"),
+        (("steps: 1", "steps: 1, per_recording_of: {short: 0}"), "a: per_recording_of: short must be at"),
+        (("1e-3", "-1e-3"), r"a: train: . must be at least 0, got -0.001"),
+        (("1e-3", ".inf"), r"a: train: . must be at least 0, got inf"),
+        (("steps: 1", "steps: 1, clip: 0"), "a: clip must be above 0, got 0"),
+        (("steps: 1", "steps: 1, warmup: 3"), "a: warmup must be from 0 to 1, got 3"),
+        (("steps: 1", "steps: 1, flat: 1.5"), "a: flat must be from 0 to 1, got 1.5"),
+        (("steps: 1", "steps: 1, final_rate: -1"), "a: final_rate must be from 0 to 1, got -1"),
+        (("steps: 1", "steps: 1, weight_decay: -1"), "a: weight_decay must be at least 0, got -1"),
+        (("steps: 1", "steps: 1, losses: {answer: -1}"), "losses: answer must be at least 0, got -1"),
+        (("name: x", "name: x\nsave_every: -1"), "x: save_every must be at least 0, got -1"),
+        (("name: x", "name: x\nsources: {s: {path: p, broken_limit: -1}}"), r"sources.s: broken_limit must"),
         (('{".": 1e-3}', "{}"), "a: train names nothing"),
         (('{".": 1e-3}', "[x]"), "train: expected dict"),
         (("steps: 1", "steps: 1, optimizer: sgd"), "optimizer: must be one of muon, adamw, got 'sgd'"),
@@ -152,8 +193,9 @@ def test_a_mistake_is_told_with_the_file_that_it_is_in(
 )  # fmt: skip
 def test_mistakes_are_named(tmp_path: Path, change: tuple[str, str], message: str) -> None:
     (tmp_path / "r.yaml").write_text(MINIMAL.replace(*change))
-    with pytest.raises(AfnextError, match=message):
+    with pytest.raises(AfnextError, match=message) as error:
         load_recipe(tmp_path / "r.yaml")
+    assert str(tmp_path / "r.yaml") in str(error.value)
 
 
 def test_two_stages_of_one_name_are_refused(tmp_path: Path) -> None:

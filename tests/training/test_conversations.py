@@ -95,11 +95,13 @@ TURN = {"from": "human", "value": "Hm?"}
 ANSWER = {"from": "gpt", "value": "Yes."}
 WRONG = [
     # What the published loaders let pass in silence, or fail on without a word.
-    (said("Same?", "No.", sound=["a", "b"]), "tags must name each sound once: a"),
-    (said("<sound-1>\nSame?", "No.", sound=["a", "b"]), "tags must name each sound once: b"),
+    (said("Same?", "No.", sound=["a", "b"]),
+     'tags must name each sound once, as "<sound-1>", "<sound-2>", ..: a'),
+    (said("<sound-1>\nSame?", "No.", sound=["a", "b"]), "tags must name each sound once, as"),
     (said("<sound-1><sound-1>?", "No.", sound=["a", "b"]), "tags must name each sound once"),
     (said("<sound><sound>?", "No.", sound="a"), "tags must name each sound once: a"),
-    (said("<sound>\nSame?", "No.", sound=["a", "b"]), "turn 1: a list of sounds needs numbered tags"),
+    (said("<sound>\nSame?", "No.", sound=["a", "b"]),
+     'turn 1: a list of sounds needs numbered tags, "<sound-1>", "<sound-2>", ..: <sound>'),
     (said("<sound>\nWhat?", "A dog."), "turn 1: a tag has no sound: <sound>"),
     (said("<sound>\nWhat?", "A dog.", sound=[]), "turn 1: a tag has no sound: <sound>"),
     (said("What?", "A.", "<sound-2>?", "B.", sound="a"), "turn 3: a tag has no sound: <sound-2>"),
@@ -189,6 +191,15 @@ def test_a_single_record_is_a_file_too(indent: int | None, tmp_path: Path) -> No
     path = tmp_path / "one.json"
     path.write_text(json.dumps(ONE, indent=indent))
     assert list(read(path)) == [conversation(ONE)]
+
+
+def test_a_list_as_the_data_of_a_manifest_is_refused_with_what_is_expected(tmp_path: Path) -> None:
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps({"data": [ONE]}))
+    with pytest.raises(
+        AfnextError, match=f"^{path}: data must be an object .*, got a list; a list of conv"
+    ):
+        list(read(path))
 
 
 @pytest.mark.parametrize("indent", [None, 2])

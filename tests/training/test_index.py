@@ -41,6 +41,7 @@ def test_entries(tmp_path: Path) -> None:
     assert index.keys(500) == ["1500", "1501", "1502"]
     part = index.up_to(50.0)
     assert (len(part), part[-1], list(part[::250])) == (501, entry, [index[0], index[250], entry])
+    assert (part.records, index.up_to(200.0).records) == (1503, 3001)
     with pytest.raises(IndexError):
         index[1001]
 
@@ -48,6 +49,7 @@ def test_entries(tmp_path: Path) -> None:
 def test_none(tmp_path: Path) -> None:
     write_index(tmp_path, rows(0), [], [])
     assert len(Index(tmp_path)) == len(Index(tmp_path).up_to(1e9)) == 0
+    assert Index(tmp_path).records == 0
 
 
 def test_what_is_no_index_is_refused(tmp_path: Path) -> None:

@@ -47,6 +47,9 @@ def test_a_run_from_data_to_model_folder(
         assert torch.equal(parameter, saved[f"weights/net.{name}"])
     with pytest.raises(AfnextError, match="resume it or choose another"):
         loop.train(recipe, trained, data=shared_data)
+    more = [*recipe.stages[:-1], dataclasses.replace(recipe.stages[-1], steps=9)]
+    with pytest.raises(AfnextError, match="all has ended after 4 steps and cannot go on to 9"):
+        loop.train(dataclasses.replace(recipe, stages=more), trained, data=shared_data, resume=True)
 
 
 def test_a_resumed_run_ends_where_an_unbroken_one_does(
@@ -122,6 +125,7 @@ def test_what_is_neither_trained_nor_frozen_is_an_error_before_anything_runs(
     assert list(tmp_path.iterdir()) == []
 
 
+SAID = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A dog."}]
 WRITTEN = """
 name: x
 model: {pieces: 400, audio_width: 32, audio_layers: 1, audio_heads: 2, audio_ffn: 48, width: 32, layers: 1,
@@ -137,8 +141,10 @@ stages:
     [
         (("{net: 1e-3}", "{nett: 1e-3}"), "a: the pattern 'nett' matches no parameter"),
         (("x.jsonl", "none"), "sources: mine: cannot read conversations from .*/none: No such file"),
+        (("FOLDER/x.jsonl", "no/where"), f"sources: mine: cannot read .* from {Path.cwd()}/no/where: "),
         (("mixture: {mine", "mixture: {yours"), "a: mixture: no source is called 'yours'"),
         (("name: x", "name: x\ninit: no/such/folder"), "init: model no/such/folder: no such folder"),
+        (("name: x", "name: x\ninit: FOLDER/tuned"), "init: model .*/tuned: is a run's .*/tuned/model$"),
         (("name: x", "name: x\naudio_tower: no/such/folder"), "audio_tower: model no/such/folder: "),
         (("name: x", "name: x\naudio_tower: nano"), "audio_tower: that of nano has another geometry"),
     ],
@@ -146,13 +152,56 @@ stages:
 def test_a_recipe_that_cannot_be_run_is_told_with_its_file_and_leaves_nothing(
     tmp_path: Path, change: tuple[str, str], message: str
 ) -> None:
-    said = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A dog."}]
-    (tmp_path / "x.jsonl").write_text(json.dumps({"conversations": said}) + "\n")
+    (tmp_path / "x.jsonl").write_text(json.dumps({"conversations": SAID}) + "\n")
+    (tmp_path / "tuned" / "model").mkdir(parents=True)
+    (tmp_path / "tuned" / "model" / "config.json").touch()
     file, out = tmp_path / "r.yaml", tmp_path / "out"
-    file.write_text(WRITTEN.replace("FOLDER", str(tmp_path)).replace(*change))
+    file.write_text(WRITTEN.replace(*change).replace("FOLDER", str(tmp_path)))
     with pytest.raises(AfnextError, match=f"^{file}: {message}"):
         loop.train(file, out)
     assert list(out.iterdir()) == []
+
+
+def test_a_run_is_no_model_but_has_one(trained: Path) -> None:
+    with pytest.raises(AfnextError, match=f"{trained}.*; its model is {trained}/model$"):
+        AudioLanguageModel.from_pretrained(trained)
+
+
+def test_a_run_in_a_file_is_refused(recipe: TrainConfig, tmp_path: Path) -> None:
+    (tmp_path / "clip.wav").touch()
+    with pytest.raises(AfnextError, match=r"^out: .*clip.wav is a file, and a run needs a folder$"):
+        loop.train(recipe, tmp_path / "clip.wav")
+
+
+def test_a_stage_says_before_its_first_step_how_many_records_are_too_long(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    text = {"conversations": SAID}
+    long = {"conversations": SAID, "sound": "never-read.wav", "duration": 31.0}
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(r) + "\n" for r in (text, long, long)))
+    file = tmp_path / "r.yaml"
+    file.write_text(WRITTEN.replace("FOLDER", str(tmp_path)))
+    loop.train(file, tmp_path / "out")
+    line = "a: mine: 2 of 3 records are longer than audio_seconds: 30 and are left out"
+    said = capfd.readouterr().err
+    assert said.count(line) == 1
+    assert said.index(line) < said.index("train: stage=a")
+
+
+def test_a_stage_that_learnt_nothing_is_an_error_and_makes_no_model(tmp_path: Path) -> None:
+    """Nor does it where the run goes on."""
+    (tmp_path / "x.jsonl").write_text(json.dumps({"conversations": SAID}) + "\n")
+    file, out = tmp_path / "r.yaml", tmp_path / "out"
+    short = "save_every: 1" + WRITTEN.replace("steps: 1", "steps: 2, context_tokens: 4")
+    file.write_text(short.replace("FOLDER", str(tmp_path)))
+    for _ in range(2):
+        with pytest.raises(
+            AfnextError, match=r"a: no step .* nothing drawn fits context_tokens: 4$"
+        ):
+            loop.train(file, out, resume=True)
+    assert not (out / "model").exists()
+    log = [record for record in _log(out) if record["kind"] == "left out"]
+    assert log[0]["longer than context_tokens (times drawn)"] > 0
 
 
 def test_a_model_folder_appears_when_it_is_whole(tmp_path: Path) -> None:

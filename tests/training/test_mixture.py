@@ -232,9 +232,14 @@ def test_what_is_too_long_is_left_out(tmp_path: Path) -> None:
         record("A?", "B."),
     )
     source = Source(path)
-    (drawn,) = walk(Mixture({"x": source}, {"x": 1.0}, 10.0), 20_000, 1)
+    short, all_of_it = (Mixture({"x": source}, {"x": 1.0}, longest) for longest in (10.0, 20.0))
+    (drawn,) = walk(short, 20_000, 1)
     assert {d.entry.seconds for d in drawn} == {10.0, 0.0}
-    (drawn,) = walk(Mixture({"x": source}, {"x": 1.0}, 20.0), 20_000, 1)
+    assert short.left_out() == [
+        "x: 2 of 4 records are longer than audio_seconds: 10 and are left out"
+    ]
+    assert all_of_it.left_out() == []
+    (drawn,) = walk(all_of_it, 20_000, 1)
     assert {d.entry.seconds for d in drawn} == {10.0, 10.1, 20.0, 0.0}
 
 
@@ -258,7 +263,7 @@ def test_sources_may_come_and_go_but_not_change(tmp_path: Path) -> None:
     [
         ({"a": 1.0, "c": 1.0}, 30.0, "no source is called 'c'; there are a, b"),
         ({"a": -1.0, "b": 1.0}, 30.0, "a's weight must be at least 0, got -1.0"),
-        ({"a": 1.0, "b": 1.0}, 5.0, "a has nothing of at most 5 s"),
+        ({"a": 1.0, "b": 1.0}, 5.0, "all records of a are longer than audio_seconds: 5"),
         ({"a": 0.0}, 30.0, "no source has a weight above 0"),
         ({}, 30.0, "no source has a weight above 0"),
     ],

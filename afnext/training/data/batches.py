@@ -205,7 +205,9 @@ class Batches(Dataset[Step]):
             encoded += fitting
         self._empty = 0 if encoded else self._empty + 1
         if self._empty >= EMPTY:
-            why = broken[-1].why if broken else f"longer than {stage.context_tokens} tokens"
+            why = (
+                broken[-1].why if broken else f"longer than context_tokens: {stage.context_tokens}"
+            )
             raise AfnextError(f"{stage.name}: nothing that is drawn can be used; the last: {why}")
         return self._batch(encoded or [self._nothing()], heard)
 

@@ -34,6 +34,7 @@ ROLES = {
     "gpt": "assistant",
     "assistant": "assistant",
 }
+NUMBERED = '"<sound-1>", "<sound-2>", ..'
 TAG = re.compile(r"<sound(?:-(\d+))?>")
 
 
@@ -262,7 +263,12 @@ def _whole(path: Path, content: Any) -> Iterator[tuple[str, Any]]:
     entry that is none comes as its error."""
     if isinstance(content, list):
         yield from ((f"{path.name}, record {i}", record) for i, record in enumerate(content, 1))
-    elif isinstance(content, Mapping) and isinstance(content.get("data"), Mapping):
+    elif isinstance(content, Mapping) and "data" in content and "conversations" not in content:
+        if not isinstance(content["data"], Mapping):
+            raise AfnextError(
+                f"{path}: data must be an object of entries with name, prompt and output by id, got a "
+                f"{type(content['data']).__name__}; a list of conversations is a file of its own: [..]"
+            )
         folder = str(content.get("dataset_path", ""))
         for key, item in content["data"].items():
             where = f"{path.name}, {key}"
@@ -308,7 +314,7 @@ def _turn(item: Any, sounds: list[str], where: str) -> Turn:
     for found in TAG.finditer(text):
         index = int(found[1] or 1) - 1
         if found[1] is None and len(sounds) > 1:
-            raise RecordError("a list of sounds needs numbered tags", where, found[0])
+            raise RecordError(f"a list of sounds needs numbered tags, {NUMBERED}", where, found[0])
         if not 0 <= index < len(sounds):
             raise RecordError("a tag has no sound", where, found[0])
         parts += [text[at : found.start()], Sound(sounds[index])]
@@ -331,5 +337,6 @@ def _placed(turns: tuple[Turn, ...], sounds: list[str], where: str) -> tuple[Tur
         return (*turns[:first], opened, *turns[first + 1 :])
     if heard != wanted:
         missing = next(iter((wanted - heard) or (heard - wanted)))
-        raise RecordError("tags must name each sound once", where, missing)
+        form = f", as {NUMBERED}" if len(sounds) > 1 else ""
+        raise RecordError(f"tags must name each sound once{form}", where, missing)
     return turns

@@ -49,3 +49,8 @@ class Entries(list[Entry]):
     def up_to(self, seconds: float) -> Entries:
         """The entries with at most so much audio."""
         return Entries(entry for entry in self if entry.seconds <= seconds)
+
+    @property
+    def records(self) -> int:
+        """How many records they have."""
+        return sum(len(entry.records) for entry in self)

@@ -94,6 +94,11 @@ class Part(Sequence[Entry]):
     def __iter__(self) -> Iterator[Entry]:
         return map(self._index.entry, self._entries)
 
+    @property
+    def records(self) -> int:
+        """How many records they have; of entries that follow each other."""
+        return self._index.rows(self._entries)
+
 
 class Index(Part):
     """The entries of a training set, shortest first.
@@ -127,8 +132,8 @@ class Index(Part):
         self._columns: dict[str, NDArray[Any]] = {
             name: _mapped(table[name]) for name in SCHEMA.names if name != "key"
         }
-        self.records = table.num_rows
-        super().__init__(self, range(int(self._columns["entry"][-1]) + 1 if self.records else 0))
+        count = int(self._columns["entry"][-1]) + 1 if table.num_rows else 0
+        super().__init__(self, range(count))
 
     def entry(self, number: int) -> Entry:
         """The entry that has this number."""
@@ -148,6 +153,11 @@ class Index(Part):
         rows = np.searchsorted(self._columns["duration"], np.float32(seconds), "right")
         count = int(self._columns["entry"][rows - 1]) + 1 if rows else 0
         return Part(self, range(count))
+
+    def rows(self, entries: range) -> int:
+        """How many records some entries have that follow each other."""
+        ends = np.searchsorted(self._columns["entry"], [entries.start, entries.stop])
+        return int(ends[1] - ends[0])
 
     def _records(self, entry: int) -> tuple[int, int]:
         """The first record of an entry, and the first behind it."""

@@ -11,12 +11,16 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from afnext.errors import AfnextError
-from afnext.training.data.entries import AUDIO_TOKENS, Entry
+from afnext.training.data.entries import AUDIO_TOKENS, Entries, Entry
 from afnext.training.data.permutation import permutation
 from afnext.training.data.sources import Source
 from afnext.training.run.state import Cursors
+
+if TYPE_CHECKING:
+    from afnext.training.data.index import Part
 
 LOOKAHEAD = 16
 """Entries beyond those that would fill a batch, which it is chosen from too."""
@@ -54,7 +58,7 @@ class Mixture:
     per_recording: int = 6
     per_second: float = AUDIO_TOKENS
     per_recording_of: Mapping[str, int] = field(default_factory=dict)
-    _usable: dict[str, Sequence[Entry]] = field(init=False, default_factory=dict)
+    _usable: dict[str, Entries | Part] = field(init=False, default_factory=dict)
     _shares: dict[str, float] = field(init=False, default_factory=dict)  # of draws
 
     def __post_init__(self) -> None:
@@ -69,7 +73,9 @@ class Mixture:
             if weight > 0:
                 usable = self.sources[name].entries.up_to(self.longest)
                 if not usable:
-                    raise AfnextError(f"mixture: {name} has nothing of at most {self.longest:g} s")
+                    raise AfnextError(
+                        f"mixture: all records of {name} are longer than audio_seconds: {self.longest:g}"
+                    )
                 self._usable[name] = usable
                 some = usable[:: -(-len(usable) // SAMPLED)]
                 tokens = sum(self._tokens(e, range(self._count(name, e))) for e in some) / len(some)
@@ -81,6 +87,19 @@ class Mixture:
     def names(self) -> list[str]:
         """Of the sources that are drawn from, sorted."""
         return list(self._shares)
+
+    def left_out(self) -> list[str]:
+        """A line for each source with records that are too long: how many of how many."""
+        lines = []
+        for name, usable in self._usable.items():
+            if len(usable) == len(self.sources[name].entries):
+                continue
+            records = self.sources[name].entries.records
+            lines.append(
+                f"{name}: {records - usable.records} of {records} records are longer than "
+                f"audio_seconds: {self.longest:g} and are left out"
+            )
+        return lines
 
     def _count(self, name: str, entry: Entry) -> int:
         return min(len(entry.records), self.per_recording_of.get(name, self.per_recording))

@@ -12,6 +12,7 @@ from afnext.training.config import RecipeError, SourceConfig, SynthesisConfig, T
 from afnext.training.data.broken import Broken, Sample
 from afnext.training.data.conversations import TooManyBroken
 from afnext.training.data.sources import Source
+from afnext.training.data.store import is_remote
 from afnext.training.run.monitor import Journal
 from afnext.training.synthesis import banks
 from afnext.training.synthesis.dataset import generate
@@ -41,7 +42,9 @@ def prepare(
 
 def _given(name: str, wanted: SourceConfig, broken: Broken | None) -> Source:
     try:
-        return Source(wanted.path, Path(wanted.root) if wanted.root else None, wanted.broken_limit)
+        # Absolute, for messages.
+        path = wanted.path if is_remote(wanted.path) else Path(wanted.path).absolute()
+        return Source(path, Path(wanted.root) if wanted.root else None, wanted.broken_limit)
     except TooManyBroken as error:
         if broken:  # which says the same with the source's name
             broken.add(Sample(name, e.where, e.why) for e in error.errors)

@@ -150,10 +150,7 @@ class Checkpoints:
                 torch.cuda.set_rng_state(state)
             else:
                 torch.set_rng_state(state)
-        try:
-            return Progress.from_dict(json.loads((path / PROGRESS).read_text()))
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, AfnextError) as error:
-            raise CheckpointError(f"cannot resume from {path}: {PROGRESS}: {error}") from None
+        return read_progress(path)
 
     def restore_optimizers(self, trained: nn.Module, optimizers: Sequence[Optimizer]) -> None:
         """Read what the newest has of optimizers over the same parameters.
@@ -228,6 +225,18 @@ class Checkpoints:
 def newest(folder: Path) -> Path | None:
     """Of the checkpoints in a folder the last one that is whole."""
     return next(reversed(_whole(folder)), None)
+
+
+def read_progress(path: Path) -> Progress:
+    """Where the run stood when a checkpoint was written.
+
+    Raises:
+        CheckpointError: it is broken, or of another format.
+    """
+    try:
+        return Progress.from_dict(json.loads((path / PROGRESS).read_text()))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, AfnextError) as error:
+        raise CheckpointError(f"cannot resume from {path}: {PROGRESS}: {error}") from None
 
 
 def _whole(folder: Path) -> list[Path]:

@@ -8,7 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from afnext.errors import CheckpointError
 from afnext.training.config import TrainConfig
+from afnext.training.run.checkpoints import newest, read_progress
 
 NAME = "recipe.json"
 
@@ -33,6 +35,35 @@ def changes(recipe: TrainConfig, out: Path) -> list[str]:
         for key in sorted(before.keys() | after.keys())
         if _said(before, key) != _said(after, key)
     ]
+
+
+def resume_refusal(recipe: TrainConfig, out: Path) -> str:
+    """Why the run in a folder cannot go on by a recipe: it has other numbers of steps for what is trained
+    already. Empty where it can, or there is no run.
+    """
+    path, checkpoint = out / NAME, newest(out / "checkpoints")
+    if checkpoint is None or not path.exists():
+        return ""
+    try:
+        progress = read_progress(checkpoint)
+    except CheckpointError as error:
+        return str(error)
+    before = {stage["name"]: stage["steps"] for stage in json.loads(path.read_text())["stages"]}
+    for index, stage in enumerate(recipe.stages[: progress.stage + 1]):
+        done = index < progress.stage
+        taken = before.get(stage.name, stage.steps) if done else progress.step
+        if stage.steps < taken:
+            return (
+                f"{out}: {stage.name}: {taken} steps are taken already, steps is now {stage.steps}"
+            )
+        if (
+            done and stage.steps > taken
+        ):  # no optimizer is kept of it, and its rates have come to their end
+            return (
+                f"{out}: {stage.name} has ended after {taken} steps and cannot go on to {stage.steps}: "
+                f"begin another run, with init: {out}/model"
+            )
+    return ""
 
 
 def _said(values: dict[str, Any], key: str) -> str:
