@@ -87,7 +87,8 @@ class Listener:
                 for number, handle in list(asked.items()):
                     handle.take()
                     if handle.finished:
-                        yield number, self.tokenizer.decode(asked.pop(number).result().tokens)
+                        tokens = asked.pop(number).result().tokens
+                        yield number, self.tokenizer.decode(tokens).strip()  # as ``ask`` has it
         finally:
             for handle in asked.values():
                 handle.cancel()
