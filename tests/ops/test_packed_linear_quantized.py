@@ -343,6 +343,9 @@ def test_bits_of_activations_are_chosen(path: str, dtype: torch.dtype) -> None:
     """Many rows of Gaussian numbers are multiplied in 8 bits, with outliers or few rows in 16; to the bit."""
     if path == "reference":
         pytest.skip("plain torch keeps x as it is")
+    has_tiles = "amx" in runtime.available_cpu_isas("packed_linear_quantized")
+    if path == "tiles" and dtype is torch.float32 and not has_tiles:
+        pytest.skip("what is decided here is computed by another kernel than 8 bits asked for")
     weight = ops.quantize(torch.randn(70, 300), "int8")
     fixed = {bits: ops.pack(weight, activations=f"int{bits}") for bits in (8, 16)}
     auto = ops.pack(weight, activations="auto")
