@@ -104,10 +104,11 @@ def _marked(file: Path) -> dict[str, ops.PackedWeight]:
 
 @pytest.mark.slow
 def test_calibrated_it_is_nearer_to_the_model(tmp_path: Path) -> None:
-    """The divergence of next tokens over other scenes falls by a third at least (with 20 recordings, by
-    two thirds: ``benchmarks/quantization.py``)."""
+    """The divergence of next tokens over other scenes falls by a third at least. By how much, says
+    ``benchmarks/quantization.py``; with 8 recordings, over half as many prompts, it may be a tenth.
+    """
     recordings = []
-    for index in range(100, 108):
+    for index in range(100, 120):
         recordings.append(tmp_path / f"{index}.wav")
         soundfile.write(recordings[-1], harness.scene(index).samples, 16_000)
     told: list[float] = []
@@ -116,7 +117,7 @@ def test_calibrated_it_is_nearer_to_the_model(tmp_path: Path) -> None:
         told=lambda what, share: told.append(share),
     )  # fmt: skip
     assert told[-1] == 1.0
-    asked = list(harness.prompts(find_model("nano"), 15))
+    asked = list(harness.prompts(find_model("nano"), 30))
     with torch.inference_mode():
         listener = harness.Listener(find_model("nano"), harness.EXACT)
         expected = [listener.log_probabilities(p) for p in asked]
