@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 
 from .errors import CheckpointError
+from .model.config import model_of_run
 
 EMBEDDED = {"nano": Path(__file__).parent / "assets" / "nano"}
 
@@ -47,9 +48,8 @@ def find_model(source: str | Path, *, revision: str | None = None) -> Path:
         return EMBEDDED[str(source)]
     path = Path(source).expanduser()
     if path.is_dir():
-        inside = path / "model"  # where a training run has what it made
-        if not (path / "config.json").exists() and (inside / "config.json").exists():
-            raise CheckpointError(f"model {source}: is a run's folder; its model is {inside}")
+        if not (path / "config.json").exists() and (made := model_of_run(path)):
+            raise CheckpointError(f"model {source}: is a run's folder; its model is {made}")
         return path
     if path.exists():
         raise CheckpointError(f"model {source}: is a file; give the folder that holds it")

@@ -278,6 +278,12 @@ class RoteConfig:
         return {**out, "rote": ours} if ours else out
 
 
+def model_of_run(folder: Path) -> Path | None:
+    """The model folder that a training run has made within its own, where ``folder`` is one of a run."""
+    made = folder / "model"
+    return made if (made / "config.json").is_file() else None
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Everything that fixes a model's shapes and arithmetic.
@@ -342,9 +348,8 @@ class ModelConfig:
         """Read ``config.json`` of a model folder."""
         path = Path(folder) / "config.json"
         if not path.is_file():
-            inside = Path(folder) / "model"  # where a training run has what it made
-            found = (inside / path.name).is_file()
-            what = f"its model is {inside}" if found else "is this a model folder?"
+            made = model_of_run(Path(folder))
+            what = f"its model is {made}" if made else "is this a model folder?"
             raise CheckpointError(f"{folder}: no config.json here; {what}")
         if path.stat().st_size > CONFIG_BYTES_MAX:
             raise CheckpointError(f"{path}: larger than {CONFIG_BYTES_MAX} bytes")

@@ -13,6 +13,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from inspect import signature
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
@@ -207,6 +208,11 @@ def from_numpy(op: str, name: str, value: np.ndarray) -> Tensor:
     return tensor if value.size else torch.empty(value.shape, dtype=tensor.dtype)
 
 
+@cache
+def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(signature(function).parameters)
+
+
 def through_torch(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Run ``function`` on NumPy arguments: arrays in (no copy), arrays out."""
     op = function.__name__
@@ -224,8 +230,7 @@ def through_torch(function: Callable[..., Any], *args: Any, **kwargs: Any) -> An
             return tuple(array(v) for v in value)
         return value.detach().numpy() if isinstance(value, Tensor) else value
 
-    names = signature(function).parameters
-    args = tuple(map(tensor, args, names))
+    args = tuple(map(tensor, args, _parameters(function)))
     kwargs = {k: tensor(v, k) for k, v in kwargs.items()}
     if not args or not isinstance(args[0], Tensor):
         got = type(args[0]).__name__ if args else "nothing"

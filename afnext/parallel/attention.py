@@ -57,7 +57,7 @@ class _How:
         plan, rank = self.plan, self.link.rank
         if self.apart:
             return plan.shares(rank, step, self.mask)
-        return Shares((), (), (), (), plan.steps(rank // plan.ulysses, self.mask)[step])
+        return Shares(rest=plan.steps(rank // plan.ulysses, self.mask)[step])
 
     def begun(self, work: Work) -> Work:
         """Without overlap every message is waited for at once."""

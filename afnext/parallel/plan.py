@@ -32,11 +32,11 @@ class Shares(NamedTuple):
         rest: all but near and mine.
     """
 
-    near: Calls
-    mine: Calls
-    yours: Calls
-    theirs: Calls
-    rest: Calls
+    near: Calls = ()
+    mine: Calls = ()
+    yours: Calls = ()
+    theirs: Calls = ()
+    rest: Calls = ()
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def _steps(plan: SequencePlan, ring_rank: int, mask: Mask) -> tuple[Calls, ...]:
 def _shares(plan: SequencePlan, rank: int, step: int, mask: Mask) -> Shares:
     ring_rank, ulysses_rank = divmod(rank, plan.ulysses)
     if plan.ulysses == 1 or 0 < step < plan.ring - 1:
-        return Shares((), (), (), (), plan.steps(ring_rank, mask)[step])
+        return Shares(rest=plan.steps(ring_rank, mask)[step])
     cuts = plan._cuts(ring_rank)
     first, stop = cuts[ulysses_rank : ulysses_rank + 2]
     own: Rows = ((first, stop),)
@@ -205,7 +205,7 @@ def _shares(plan: SequencePlan, rank: int, step: int, mask: Mask) -> Shares:
         return _calls(plan, ring_rank, step, mask, queries, keys)
 
     if step > 0:
-        return Shares((), of(own, every), (), (), of(others, every))
+        return Shares(mine=of(own, every), rest=of(others, every))
     return Shares(
         of(own, own), of(own, others), of(others, own), of(others, others), of(others, every)
     )

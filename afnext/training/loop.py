@@ -45,7 +45,7 @@ from afnext.training.network.loss import Heads
 from afnext.training.network.objectives import Objectives
 from afnext.training.network.optimizer import parts_of
 from afnext.training.run import state
-from afnext.training.run.checkpoints import Checkpoints, newest
+from afnext.training.run.checkpoints import CHECKPOINTS, Checkpoints, newest
 from afnext.training.run.export import appearing, export, model_config, save
 from afnext.training.run.kept_recipe import changes, keep, resume_refusal
 from afnext.training.run.meters import SourceLosses
@@ -54,7 +54,6 @@ from afnext.training.run.signals import termination
 from afnext.training.run.tensorboard import Board
 from afnext.training.stage import StageRun
 
-CHECKPOINTS = "checkpoints"
 Show = Callable[[Path, Mapping[str, Source], Path, float], None]
 """Given a model folder, held-out sources, where to write, and the longest recordings in seconds:
 ``afnext.evaluation.samples.write_samples``."""

@@ -32,6 +32,8 @@ from afnext.training.run.state import Progress
 # torch warns where there is one process and it is told so.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
 
+CHECKPOINTS = "checkpoints"
+"""Of a run's folder."""
 PARTIAL = ".partial"
 PROGRESS = "progress.json"
 CUDA = "/cuda"

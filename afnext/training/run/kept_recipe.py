@@ -10,7 +10,7 @@ from typing import Any
 
 from afnext.errors import CheckpointError
 from afnext.training.config import TrainConfig
-from afnext.training.run.checkpoints import newest, read_progress
+from afnext.training.run.checkpoints import CHECKPOINTS, newest, read_progress
 
 NAME = "recipe.json"
 
@@ -25,10 +25,9 @@ def keep(recipe: TrainConfig, out: Path) -> None:
 
 def changes(recipe: TrainConfig, out: Path) -> list[str]:
     """What a recipe changes of the one that a folder has, if it has one: a line for each value."""
-    path = out / NAME
-    if not path.exists():
+    if (kept := _kept(out)) is None:
         return []
-    before = dict(_values(json.loads(path.read_text())))
+    before = dict(_values(kept))
     after = dict(_values(json.loads(json.dumps(asdict(recipe)))))
     return [
         f"the recipe changed: {key} was {_said(before, key)}, is {_said(after, key)}"
@@ -41,14 +40,14 @@ def resume_refusal(recipe: TrainConfig, out: Path) -> str:
     """Why the run in a folder cannot go on by a recipe: it has other numbers of steps for what is trained
     already. Empty where it can, or there is no run.
     """
-    path, checkpoint = out / NAME, newest(out / "checkpoints")
-    if checkpoint is None or not path.exists():
+    checkpoint, kept = newest(out / CHECKPOINTS), _kept(out)
+    if checkpoint is None or kept is None:
         return ""
     try:
         progress = read_progress(checkpoint)
     except CheckpointError as error:
         return str(error)
-    before = {stage["name"]: stage["steps"] for stage in json.loads(path.read_text())["stages"]}
+    before = {stage["name"]: stage["steps"] for stage in kept["stages"]}
     for index, stage in enumerate(recipe.stages[: progress.stage + 1]):
         done = index < progress.stage
         taken = before.get(stage.name, stage.steps) if done else progress.step
@@ -56,14 +55,22 @@ def resume_refusal(recipe: TrainConfig, out: Path) -> str:
             return (
                 f"{out}: {stage.name}: {taken} steps are taken already, steps is now {stage.steps}"
             )
-        if (
-            done and stage.steps > taken
-        ):  # no optimizer is kept of it, and its rates have come to their end
+        # No optimizer is kept of it, and its rates have come to their end.
+        if done and stage.steps > taken:
             return (
                 f"{out}: {stage.name} has ended after {taken} steps and cannot go on to {stage.steps}: "
                 f"begin another run, with init: {out}/model"
             )
     return ""
+
+
+def _kept(out: Path) -> dict[str, Any] | None:
+    """The recipe that a run's folder has."""
+    path = out / NAME
+    if not path.exists():
+        return None
+    kept: dict[str, Any] = json.loads(path.read_text())
+    return kept
 
 
 def _said(values: dict[str, Any], key: str) -> str:
