@@ -29,8 +29,9 @@ from .engine.packed import require_quantization, stored_quantization
 from .engine.packed_cache import PackedCache, identity
 from .engine.pages import kv_dtype
 from .errors import ChatError
-from .hub import find_model
+from .hub import find_adapter, find_model
 from .model import AudioLanguageModel
+from .model.adapter import files_of
 from .model.checkpoint import read_json
 from .model.device import usable_device
 from .ops import runtime
@@ -94,6 +95,7 @@ class Assistant:
         quantization: str | None = None,
         kv_cache_dtype: str | None = None,
         draft: Path | None = None,
+        adapter: Path | None = None,
         disk_cache: str | Path | None = None,
         cache_bytes: int | None = None,
     ) -> Assistant:
@@ -108,7 +110,7 @@ class Assistant:
         on_gpu = device.type == "cuda" and runtime.has_cuda()
         alone = "language_model." if on_gpu else on_cpu
         net = AudioLanguageModel.from_pretrained(
-            folder, dtype=dtype, device=read_on, integers_alone=alone
+            folder, dtype=dtype, device=read_on, integers_alone=alone, adapter=adapter
         )
         if (stored := stored_quantization(net)) is not None:
             if quantization not in (None, stored):
@@ -126,6 +128,8 @@ class Assistant:
         )
         cache = store = None
         files = sorted(folder.glob("*.safetensors"))
+        if adapter is not None:
+            files += files_of(adapter)
         # The network's own dtype: the argument may be None, which is the folder's.
         own = net.language_model.lm_head.weight.dtype
         if on_cpu and quantization is not None and (root := cache_root()) is not None:
@@ -381,6 +385,7 @@ def load_model(
     quantization: str | None = None,
     kv_cache_dtype: str | None = None,
     draft: str | Path | None = None,
+    adapter: str | Path | None = None,
     variant: str | None = None,
     revision: str | None = None,
     disk_cache: str | Path | None = None,
@@ -401,6 +406,9 @@ def load_model(
             bfloat16's memory holds as long a recording. By default they keep ``dtype``.
         draft: a smaller model with the same tokenizer, named as ``model``: it guesses ``speculate`` tokens (4
             unless given) that ``model`` checks at once. Answers stay the same.
+        adapter: a folder with a LoRA adapter in PEFT's layout (``afnext train`` writes one under
+            ``adapter``), or a Hugging Face id of one: merged into the weights, which then take memory of
+            their own. ``convert`` writes what comes of it once.
         variant: "instruct", "think", "captioner", "music-flamingo", "audio-flamingo-3" or "nano"; by
             default what the folder's config and name say.
         revision: branch, tag or commit of a Hugging Face id.
@@ -411,7 +419,8 @@ def load_model(
             ``Engine``.
 
     Raises:
-        CheckpointError: the folder is missing, incomplete, corrupt or impossible.
+        CheckpointError: the folder is missing, incomplete, corrupt or impossible, or the adapter is, or does
+            not fit the model.
         ChatError: its tokenizer or template is.
         ValueError: an argument that cannot be, or a ``draft`` with another tokenizer.
     """
@@ -435,6 +444,7 @@ def load_model(
         quantization=quantization,
         kv_cache_dtype=kv_cache_dtype,
         draft=None if draft is None else find_model(draft),
+        adapter=None if adapter is None else find_adapter(adapter),
         disk_cache=disk_cache,
         cache_bytes=cache_bytes,
     )

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .cli_options import (
+    Adapter,
     DType,
     FolderOptions,
     Json,
@@ -211,6 +212,7 @@ def convert(
             "several times."
         ),
     ] = None,
+    adapter: Adapter = None,
 ) -> None:
     """Write a model folder anew, in another dtype (transformers loads it too) or in fewer bits."""
     from .bulk import find_recordings
@@ -221,8 +223,9 @@ def convert(
         recordings += [path / f for f in find_recordings(path)] if path.is_dir() else [path]
     with _progress() as told:
         made = convert_model(
-            model, out, dtype=dtype, quantization=quantization, calibrate=recordings, told=told
-        )
+            model, out, dtype=dtype, quantization=quantization, calibrate=recordings,
+            adapter=adapter, told=told,
+        )  # fmt: skip
     _print(str(made))
 
 

@@ -51,6 +51,8 @@ def answer_each(
     source = str(Path(model.model).resolve()) if Path(model.model).is_dir() else model.model
     held = {"model": source, "variant": model.variant, "dtype": model.dtype}
     held |= {"quantization": model.quantization, "kv_cache_dtype": model.kv_cache_dtype}
+    if (adapter := model.adapter) is not None:
+        held["adapter"] = str(Path(adapter).resolve()) if Path(adapter).is_dir() else adapter
     settings = {**task, **held, **options}
 
     def prepare() -> Answer:

@@ -17,6 +17,9 @@ Model = Annotated[
     str, typer.Option("--model", "-m", help="nano, a model folder, or a Hugging Face id.")
 ]
 DType = Annotated[str | None, typer.Option("--dtype", help="float32 or bfloat16.")]
+Adapter = Annotated[
+    str | None, typer.Option("--adapter", help="Folder of a LoRA adapter, merged as it is loaded.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -43,6 +46,7 @@ class ModelOptions:
         str | None,
         typer.Option(help="A smaller model with the same tokenizer, to guess ahead with."),
     ] = None
+    adapter: Adapter = None
     disk_cache: Annotated[
         Path | None,
         typer.Option(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import CheckpointError
-from .hub import copy_companions, find_model
+from .hub import copy_companions, find_adapter, find_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +26,7 @@ def convert(
     dtype: str | None = None,
     quantization: str | None = None,
     calibrate: Sequence[str | Path] = (),
+    adapter: str | Path | None = None,
     told: Callable[[str, float], None] = lambda what, share: None,
 ) -> Path:
     """Write a model in another dtype, or in fewer bits, with its tokenizer and templates.
@@ -40,6 +41,7 @@ def convert(
             alone: the decoder's, in 8 bits of floating point.
         calibrate: for int4: recordings like those that the model is for, each used up to its first minute.
             The decoder's layers are then rounded so that what they put out about these changes least.
+        adapter: a folder with a LoRA adapter over the model, or a Hugging Face id of one: merged first.
         told: of what is done, and its share.
 
     Returns:
@@ -68,11 +70,14 @@ def convert(
     source, target = find_model(model), Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise CheckpointError(f"{target}: exists already; give a new folder")
-    net = AudioLanguageModel.from_pretrained(source, dtype=DTYPES[dtype] if dtype else None)
+    added = None if adapter is None else find_adapter(adapter)
+    net = AudioLanguageModel.from_pretrained(
+        source, dtype=DTYPES[dtype] if dtype else None, adapter=added
+    )
     if quantization is not None:
         if kept_in(net):
             raise CheckpointError(f"{source}: is quantised already; convert the model it came from")
-        heard = _conversations(source, calibrate, told) if calibrate else ()
+        heard = _conversations(source, added, calibrate, told) if calibrate else ()
         quantize_network(
             net, quantization, heard, lambda share: told("rounding", share), integers_alone=True
         )
@@ -102,12 +107,15 @@ def _keep_packed(folder: Path, quantization: str) -> None:
 
 
 def _conversations(
-    source: Path, recordings: Sequence[str | Path], told: Callable[[str, float], None]
+    source: Path,
+    adapter: Path | None,
+    recordings: Sequence[str | Path],
+    told: Callable[[str, float], None],
 ) -> list[Tensor]:
     """Embeddings of what the model is asked about recordings, and of what it answers."""
     from .assistant import Assistant
 
-    assistant = Assistant.from_folder(source)
+    assistant = Assistant.from_folder(source, adapter=adapter)
     prompts = [
         assistant.variant.prompts[t] for t in CALIBRATION_TASKS if t in assistant.variant.prompts
     ]

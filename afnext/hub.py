@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 
 from .errors import CheckpointError
-from .model.config import model_of_run
+from .model.config import adapter_of_run, model_of_run
 
 EMBEDDED = {"nano": Path(__file__).parent / "assets" / "nano"}
 
@@ -59,8 +59,27 @@ def find_model(source: str | Path, *, revision: str | None = None) -> Path:
             f"model {source}: no such folder (models that come with afnext: {names}; hub ids look "
             "like nvidia/audio-flamingo-next-hf)"
         )
+    return _cached_or_pulled(source, revision)
+
+
+def _cached_or_pulled(source: str, revision: str | None) -> Path:
     cached = _snapshot(source, revision, offline=True)
     return cached if cached is not None else pull(source, revision=revision)
+
+
+def find_adapter(source: str | Path, *, revision: str | None = None) -> Path:
+    """The folder of a LoRA adapter: a folder, the folder of a run that trained one, or a hub id.
+
+    Raises:
+        CheckpointError: there is none, or it is neither cached nor reachable.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        made = adapter_of_run(path)
+        return made if made.is_dir() else path
+    if path.exists() or not isinstance(source, str) or not _HUB_ID.fullmatch(source):
+        raise CheckpointError(f"adapter {source}: no such folder, nor a hub id")
+    return _cached_or_pulled(source, revision)
 
 
 def pull(source: str, *, revision: str | None = None) -> Path:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import checkpoint
+from .adapter import merge_adapter
 from .adaptor import Adaptor
 from .audio_batch import AudioBatch
 from .config import ModelConfig
@@ -61,6 +62,7 @@ class AudioLanguageModel(nn.Module):
         dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
         integers_alone: bool | str = False,
+        adapter: str | Path | None = None,
     ) -> AudioLanguageModel:
         """Read a folder in transformers' layout, ``musicflamingo`` or ``audioflamingo3``.
 
@@ -74,6 +76,7 @@ class AudioLanguageModel(nn.Module):
             integers_alone: weights that the folder holds as integers stay so, for the engine alone: the
                 network's own parameters of them have no values. By default they have, in ``dtype``. A text
                 is the beginning of the names of those that stay so.
+            adapter: a folder with a LoRA adapter, to be merged into the weights; see ``merge_adapter``.
 
         Raises:
             CheckpointError: when something is missing, corrupt, mis-shaped or impossible.
@@ -85,6 +88,8 @@ class AudioLanguageModel(nn.Module):
         weights.load_into(
             model, dtype=dtype, device=torch.device(device), integers_alone=integers_alone
         )
+        if adapter is not None:
+            merge_adapter(model, adapter)
         model.generation_config = checkpoint.read_json(Path(folder) / "generation_config.json")
         return model.eval()
 

@@ -284,6 +284,11 @@ def model_of_run(folder: Path) -> Path | None:
     return made if (made / "config.json").is_file() else None
 
 
+def adapter_of_run(folder: Path) -> Path:
+    """Where a training run keeps its adapters within its own folder."""
+    return folder / "adapter"
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Everything that fixes a model's shapes and arithmetic.

@@ -21,6 +21,7 @@ from afnext.errors import AfnextError, CheckpointError
 from afnext.hub import copy_companions, find_model
 from afnext.model import AudioLanguageModel, ModelConfig
 from afnext.model.checkpoint import Weights, read_json
+from afnext.model.config import adapter_of_run
 from afnext.model.device import usable_device
 from afnext.training.config import (
     ADAPTER,
@@ -303,7 +304,7 @@ class Run:
                 return self.model_folder
             own = {n[4:]: w for n, w in whole.items() if n.startswith("net.")}
             if lora:
-                save_adapter(own, lora, self.out / "adapter", self._base())
+                save_adapter(own, lora, adapter_of_run(self.out), self._base())
             with torch.random.fork_rng(
                 devices=()
             ):  # what is drawn here must not change what dropout draws

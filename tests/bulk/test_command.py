@@ -116,9 +116,10 @@ def test_broken_files_are_listed_and_skipped(folder: Path, tmp_path: Path) -> No
     later = run("ask", folder, question, "-o", out)
     assert later.returncode == 1
     assert "1 failed (1 in an earlier run): " in later.stderr
-    other = run("ask", folder, "Who speaks?", "-o", out)
-    assert other.returncode == 1
-    assert "another question" in other.stderr
+    for words in (["Who speaks?"], [question, "--adapter", tmp_path]):
+        other = run("ask", folder, *words, "-o", out)
+        assert other.returncode == 1
+        assert "another question" in other.stderr
     (folder / "broken.wav").write_bytes((folder / "0.wav").read_bytes())
     again = run("ask", folder, question, "-o", out, "--retry-failed")
     assert (again.returncode, again.stderr) == (0, "")

@@ -97,7 +97,7 @@ def test_adapters_alone_are_trained_and_the_folder_has_them_merged(
 
 
 def through_peft(adapter: Path, net: AudioLanguageModel, wanted: Tensor) -> None:
-    """PEFT reads the adapter over transformers' class with the base's weights."""
+    """PEFT reads the adapter over transformers' class with the base's weights; so do we over our own."""
     import peft
     from transformers import MusicFlamingoForConditionalGeneration
 
@@ -111,6 +111,9 @@ def through_peft(adapter: Path, net: AudioLanguageModel, wanted: Tensor) -> None
         assert (theirs(IDS).logits - wanted).abs().max() > 1e-2
         adapted = peft.PeftModel.from_pretrained(theirs, adapter)
         torch.testing.assert_close(adapted(input_ids=IDS).logits, wanted, atol=2e-5, rtol=0)
+    ours = AudioLanguageModel.from_pretrained(adapter.parent / "base", adapter=adapter)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(IDS), wanted, atol=2e-5, rtol=0)
     assert json.loads((adapter / "adapter_config.json").read_text())["r"] == LORA.rank
 
 

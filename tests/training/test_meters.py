@@ -152,3 +152,15 @@ def test_a_step_counts_for_as_many_answers_as_it_has() -> None:
 
 def test_the_peak_is_no_less_than_another_products_rate() -> None:
     assert measured_peak(torch.device("cpu"), torch.float32) > 1e9
+
+
+def test_what_takes_long_is_told_in_a_pipe(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A line now and then, not one for each piece."""
+    for every, lines in ((0.0, ["scenes: 1 of 2", "scenes: 2 of 2"]), (60.0, [])):
+        journal = loop.Journal(tmp_path / "log.jsonl", every=every)
+        for done in (1, 2):
+            journal.advance("scenes", done, 2)
+        journal.close()
+        assert capsys.readouterr().err.splitlines() == lines

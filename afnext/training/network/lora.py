@@ -18,11 +18,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from afnext.errors import AfnextError
-from afnext.model import AudioLanguageModel
+from afnext.model import AudioLanguageModel, adapter
 from afnext.model.layers import Linear, linear
 from afnext.training.config import LoraConfig, TrainConfig
 
-A, B = "lora_A", "lora_B"
+A, B = adapter.PARTS
 HEAD = "language_model.lm_head"
 
 
@@ -95,9 +95,10 @@ def merged(weights: Mapping[str, Tensor], lora: LoraConfig | None) -> dict[str, 
     for name, a in weights.items():
         if name.endswith(A) and lora is not None:
             layer = name.removesuffix(A)
-            change = weights[layer + B].float() @ a.float()
-            weight = made[f"{layer}weight"]
-            made[f"{layer}weight"] = weight.add(change.to(weight), alpha=lora.alpha / lora.rank)
+            weight = f"{layer}weight"
+            made[weight] = adapter.merged(
+                made[weight], a, weights[layer + B], lora.alpha / lora.rank
+            )
     return made
 
 
@@ -116,15 +117,15 @@ def save_adapter(
         layer, _, kind = name.rpartition(".")
         if kind in (A, B):
             module = in_transformers(layer)
-            tensors[f"base_model.model.{module}.{kind}.weight"] = value.cpu().contiguous()
+            tensors[f"{adapter.PREFIX}{module}.{kind}.weight"] = value.cpu().contiguous()
             targets += [module] if kind == A else []
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(tensors, folder / adapter.WEIGHTS, metadata={"format": "pt"})
     config = {
         "peft_type": "LORA", "task_type": None, "base_model_name_or_path": base,
         "r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout,
         "target_modules": targets, "bias": "none", "fan_in_fan_out": False, "inference_mode": True,
     }  # fmt: skip
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / adapter.CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
 def in_transformers(module: str) -> str:

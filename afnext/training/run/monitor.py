@@ -85,6 +85,8 @@ class Journal:
     def advance(self, name: str, done: int, total: int) -> None:
         if self._bar:
             self._bar.update(self._task, description=name, completed=done, total=total)
+        elif self.due():
+            self.say(f"{name}: {done} of {total}")
 
     def due(self) -> bool:
         """Whether it is time for another line."""
