@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 
-from afnext.training.config import load_recipe
 from afnext.training.planner import Resources, StagePlan, plan
+from afnext.training.recipe import load_recipe
 
 from .results import Table
 

@@ -26,10 +26,11 @@ from afnext.evaluation.held_out import Group, HeldOut, write
 from afnext.evaluation.questions import Asker, Question
 from afnext.evaluation.score import Answered
 from afnext.evaluation.suite import answer, scored
-from afnext.training.config import StageConfig, TrainConfig, load_recipe, mixture_of
+from afnext.training.config import StageConfig, TrainConfig, mixture_of
 from afnext.training.data.prepare import prepare
 from afnext.training.data.sources import Source
 from afnext.training.loop import Run
+from afnext.training.recipe import load_recipe
 from afnext.training.run.kept_recipe import NAME, changes, keep
 from afnext.training.run.monitor import Journal
 from afnext.training.synthesis.banks import Banks

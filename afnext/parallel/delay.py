@@ -105,10 +105,10 @@ def paced(forward: float, backward: float) -> Iterator[None]:
     """Inside, attention's kernels take at least so many seconds for each (query, key) of each query head, in
     all threads: the rest of it they sleep. Results are as they are.
     """
-    module: Any = sys.modules["afnext.parallel.attention"]
+    module: Any = sys.modules["afnext.parallel.steps"]
     before = {
-        "_attend": (module._attend, forward),
-        "_attend_backward": (module._attend_backward, backward),
+        "attend": (module.attend, forward),
+        "attend_backward": (module.attend_backward, backward),
     }
 
     def slow(kernel: Callable[..., Any], seconds: float) -> Callable[..., Any]:

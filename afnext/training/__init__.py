@@ -1,8 +1,8 @@
 """Training: recipes, synthesised data and the supervised loop.
 
-``config``, ``loop`` and ``stage`` are the way of a run; ``synthesis`` and ``tasks`` make recordings and what
-is asked about them, ``data`` makes batches, ``network`` says what is learnt of them, ``distributed`` by which
-processes, ``run`` what stays of it, and ``planner`` what it would take.
+``recipe``, ``config``, ``loop`` and ``stage`` are the way of a run; ``synthesis`` and ``tasks`` make
+recordings and what is asked about them, ``data`` makes batches, ``network`` says what is learnt of them,
+``distributed`` by which processes, ``run`` what stays of it, and ``planner`` what it would take.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from afnext.training.config import TrainConfig, load_recipe
+    from afnext.training.config import TrainConfig
     from afnext.training.loop import train
+    from afnext.training.recipe import load_recipe
 
 __all__ = ["TrainConfig", "load_recipe", "train"]
 
-_HOMES = {"TrainConfig": "config", "load_recipe": "config", "train": "loop"}
+_HOMES = {"TrainConfig": "config", "load_recipe": "recipe", "train": "loop"}
 
 
 def __getattr__(name: str) -> Any:

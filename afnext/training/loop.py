@@ -23,14 +23,7 @@ from afnext.model import AudioLanguageModel, ModelConfig
 from afnext.model.checkpoint import Weights, read_json
 from afnext.model.config import adapter_of_run
 from afnext.model.device import usable_device
-from afnext.training.config import (
-    ADAPTER,
-    RecipeError,
-    StageConfig,
-    TrainConfig,
-    load_recipe,
-    recipe_file,
-)
+from afnext.training.config import ADAPTER, RecipeError, StageConfig, TrainConfig
 from afnext.training.data.batches import Batch, Batches
 from afnext.training.data.broken import LISTED, Broken, Sample
 from afnext.training.data.prepare import corpus, prepare
@@ -45,6 +38,7 @@ from afnext.training.network.lora import add_adapters, merged, save_adapter
 from afnext.training.network.loss import Heads
 from afnext.training.network.objectives import Objectives
 from afnext.training.network.optimizer import parts_of
+from afnext.training.recipe import load_recipe, recipe_file
 from afnext.training.run import state
 from afnext.training.run.checkpoints import CHECKPOINTS, Checkpoints, newest
 from afnext.training.run.export import appearing, export, model_config, save

@@ -16,9 +16,10 @@ from afnext.errors import AfnextError
 from afnext.hub import EMBEDDED
 from afnext.model import AudioLanguageModel
 from afnext.training import loop
-from afnext.training.config import LoraConfig, ParallelConfig, TrainConfig, load_recipe
+from afnext.training.config import LoraConfig, ParallelConfig, TrainConfig
 from afnext.training.data.batches import Batches
 from afnext.training.network.lora import LoraLinear, add_adapters
+from afnext.training.recipe import load_recipe
 from afnext.training.run.checkpoints import newest, read
 from tests.parallel.processes import spawn
 from tests.training.conftest import stage

@@ -18,7 +18,7 @@ from afnext.hub import EMBEDDED
 from afnext.model import AudioLanguageModel, ModelConfig
 from afnext.model.info import ModelInfo, geometry
 from afnext.training import loop
-from afnext.training.config import LoraConfig, ParallelConfig, TrainConfig, load_recipe
+from afnext.training.config import LoraConfig, ParallelConfig, TrainConfig
 from afnext.training.data.batches import Batch
 from afnext.training.data.mixture import LOOKAHEAD
 from afnext.training.distributed.sharding import Trained, clip
@@ -30,6 +30,7 @@ from afnext.training.planner import Resources, as_dict, as_text, plan
 from afnext.training.planner.dry_step import ACTIVATIONS, dry_step, without_memory
 from afnext.training.planner.load import Load
 from afnext.training.planner.plan import model_of, plan_stage
+from afnext.training.recipe import load_recipe
 from tests.training.mesh_runs import recipe as mesh_recipe
 
 pytestmark = pytest.mark.slow
