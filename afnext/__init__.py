@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError as _PackageNotFoundError
 from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
-from .errors import AfnextError, AudioError, ChatError, CheckpointError
+from .errors import AfnextError, AudioError, AudioWarning, ChatError, CheckpointError
 
 if TYPE_CHECKING:
     from .assistant import Assistant, Piece, Reply, Usage
@@ -43,6 +43,7 @@ __all__ = [
     "AfnextError",
     "Assistant",
     "AudioError",
+    "AudioWarning",
     "AudioWindow",
     "ChatError",
     "CheckpointError",

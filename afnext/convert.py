@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import CheckpointError
+from .errors import AudioError, AudioWarning, CheckpointError
 from .hub import copy_companions, find_adapter, find_model
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ def convert(
             ``ops.QuantizedWeight.tensors`` names them; ``dtype`` is that of the rest. Or "fp8", for CUDA
             alone: the decoder's, in 8 bits of floating point.
         calibrate: for int4: recordings like those that the model is for, each used up to its first minute.
-            The decoder's layers are then rounded so that what they put out about these changes least.
+            The decoder's layers are then rounded so that what they put out about these changes least. Those
+            that cannot be used are left out, with an ``AudioWarning``.
         adapter: a folder with a LoRA adapter over the model, or a Hugging Face id of one: merged first.
         told: of what is done, and its share.
 
@@ -50,7 +52,7 @@ def convert(
 
     Raises:
         CheckpointError: the model cannot be read, or ``out`` is in use.
-        AudioError: a recording cannot be used.
+        AudioError: no recording can be used; what is wrong with the last.
         ValueError: an unknown dtype or quantization, or ``calibrate`` with another than int4.
     """
     from .assistant import DTYPES
@@ -119,10 +121,17 @@ def _conversations(
     prompts = [
         assistant.variant.prompts[t] for t in CALIBRATION_TASKS if t in assistant.variant.prompts
     ]
-    found = []
+    found, broken = [], []
     for index, recording in enumerate(recordings):
         told(f"listening to {Path(recording).name}", index / len(recordings))
-        found += [_conversation(assistant, recording, prompt) for prompt in prompts]
+        try:
+            found += [_conversation(assistant, recording, prompt) for prompt in prompts]
+        except AudioError as error:
+            broken.append(error)
+    if broken and not found:
+        raise broken[-1]
+    for error in broken:
+        warnings.warn(f"not calibrated on: {error}", AudioWarning, stacklevel=3)
     return found
 
 

@@ -1,4 +1,4 @@
-"""Errors that a caller may want to catch; each is also a ``ValueError``.
+"""Errors that a caller may want to catch; each is also a ``ValueError``. And a warning.
 
 The command line prints their message as one line and exits with code 1.
 """
@@ -23,6 +23,10 @@ class AudioError(AfnextError):
 
     def __str__(self) -> str:
         return "; ".join(self.args)
+
+
+class AudioWarning(UserWarning):
+    """Audio was used although part of it is missing, or may be; or was left out where other would do."""
 
 
 class CheckpointError(AfnextError):

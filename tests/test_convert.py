@@ -150,7 +150,11 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_long_recording_is_used_up_to_its_first_minute(tmp_path: Path) -> None:
+    """And one that is broken is left out, and told."""
     noise = np.random.default_rng(0).standard_normal(70 * 16_000) * 0.01
     soundfile.write(tmp_path / "long.wav", noise, 16_000)
-    out = convert("nano", tmp_path / "out", quantization="int4", calibrate=[tmp_path / "long.wav"])
+    (tmp_path / "broken.wav").write_bytes(b"RIFF but no sound")
+    given = [tmp_path / "broken.wav", tmp_path / "long.wav"]
+    with pytest.warns(afnext.AudioWarning, match=r"not calibrated on: .*broken\.wav"):
+        out = convert("nano", tmp_path / "out", quantization="int4", calibrate=given)
     assert (out / "model.safetensors").is_file()

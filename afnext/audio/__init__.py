@@ -10,6 +10,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ..errors import AudioWarning
 from .windows import (
     HOP_LENGTH,
     SAMPLE_RATE,
@@ -26,13 +27,12 @@ from .windows import (
 
 if TYPE_CHECKING:
     from .features import stream_features
-    from .info import AudioInfo, AudioSource, AudioWarning
+    from .info import AudioInfo, AudioSource
     from .loading import MAX_SECONDS, load, probe, stream_windows
 
 _LAZY = {
     "AudioInfo": "info",
     "AudioSource": "info",
-    "AudioWarning": "info",
     "MAX_SECONDS": "loading",
     "load": "loading",
     "probe": "loading",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import AudioError
+from ..errors import AudioError, AudioWarning
 from .arrays import ArrayDecoder, BlockDecoder, as_array, as_blocks
 from .container import Container, identify
 from .info import (
@@ -18,7 +18,6 @@ from .info import (
     MAX_CHANNELS,
     MAX_RATE,
     AudioInfo,
-    AudioWarning,
     Decoder,
     StreamDamaged,
 )

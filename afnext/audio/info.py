@@ -33,10 +33,6 @@ MAX_CHANNELS = 1024
 BLOCK_VALUES = 16_384
 
 
-class AudioWarning(UserWarning):
-    """Audio was used although part of it is missing, or may be."""
-
-
 @dataclass(frozen=True, slots=True)
 class AudioInfo:
     """What the header of a recording states; nothing here has been checked by decoding.

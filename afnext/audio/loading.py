@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import AudioError
+from ..errors import AudioError, AudioWarning
 from .decode import open_audio
-from .info import AudioInfo, AudioSource, AudioWarning, Decoder, StreamDamaged
+from .info import AudioInfo, AudioSource, Decoder, StreamDamaged
 from .resample import downmix, resample
 from .windows import SAMPLE_RATE, AudioWindow, cut_windows
 
