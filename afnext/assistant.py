@@ -20,7 +20,7 @@ from .cache import cache_root
 from .chat import ChatTemplate, Message, Tokenizer, Variant, build_prompt
 from .chat.growing import growing
 from .chat.messages import AudioSource, as_messages
-from .chat.variants import detect_variant, get_variant
+from .chat.variants import detect_variant, get_variant, template_of
 from .engine import DiskCache, Engine, GenerationParams
 from .engine.constraint import Constraints
 from .engine.disk_cache import require_folder
@@ -123,9 +123,7 @@ class Assistant:
         if not on_cpu and quantization is not None:
             place(net, device)
         tokenizer = Tokenizer.from_folder(folder)
-        template = ChatTemplate.from_folder(
-            folder, default_system=chosen.system_prompt, variables=tokenizer.special_tokens
-        )
+        template = template_of(folder, chosen, tokenizer)
         cache = store = None
         files = sorted(folder.glob("*.safetensors"))
         if adapter is not None:

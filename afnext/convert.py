@@ -121,7 +121,8 @@ def _conversations(
     prompts = [
         assistant.variant.prompts[t] for t in CALIBRATION_TASKS if t in assistant.variant.prompts
     ]
-    found, broken = [], []
+    found: list[Tensor] = []
+    broken: list[AudioError] = []
     for index, recording in enumerate(recordings):
         told(f"listening to {Path(recording).name}", index / len(recordings))
         try:
@@ -130,8 +131,8 @@ def _conversations(
             broken.append(error)
     if broken and not found:
         raise broken[-1]
-    for error in broken:
-        warnings.warn(f"not calibrated on: {error}", AudioWarning, stacklevel=3)
+    for reason in broken:
+        warnings.warn(f"not calibrated on: {reason}", AudioWarning, stacklevel=3)
     return found
 
 

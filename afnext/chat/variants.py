@@ -11,9 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from afnext.chat.template import ChatTemplate
 from afnext.errors import ChatError
+
+if TYPE_CHECKING:
+    from afnext.chat.tokenizer import Tokenizer
 
 TASKS = (
     "transcribe",
@@ -224,6 +228,18 @@ def detect_variant(source: str | Path, config: Mapping[str, Any] | None = None) 
         if re.search(rf"(?:^|-){sign}", words):
             return VARIANTS[variant]
     return VARIANTS["instruct"]
+
+
+def template_of(folder: str | Path, variant: Variant, tokenizer: Tokenizer) -> ChatTemplate:
+    """How conversations of a model are written, in training as in use: by its folder's template, or where it
+    has none by the usual one with the variant's system prompt.
+
+    Raises:
+        ChatError: the template cannot be read, or is too long.
+    """
+    return ChatTemplate.from_folder(
+        folder, default_system=variant.system_prompt, variables=tokenizer.special_tokens
+    )
 
 
 def mark_variant(folder: str | Path, name: str) -> None:

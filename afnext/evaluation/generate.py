@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from afnext.audio.windows import AudioWindow
-from afnext.chat import ChatTemplate, Message, Tokenizer, build_prompt
+from afnext.chat import Message, Tokenizer, build_prompt
 from afnext.chat.files import read_json
-from afnext.chat.variants import detect_variant
+from afnext.chat.variants import detect_variant, template_of
 from afnext.engine import Engine, GenerationParams, Handle
 from afnext.model import AudioLanguageModel
 
@@ -59,11 +59,7 @@ class Listener:
         self.net = AudioLanguageModel.from_pretrained(folder, dtype=dtype)
         self.tokenizer = Tokenizer.from_folder(folder)
         variant = detect_variant(folder, read_json(folder / "config.json"))
-        self.template = ChatTemplate.from_folder(
-            folder,
-            default_system=variant.system_prompt,
-            variables=self.tokenizer.special_tokens,
-        )
+        self.template = template_of(folder, variant, self.tokenizer)
         self.windows = windows
         eos = sorted(self.tokenizer.eos_ids)
         engine = {"max_running": ROWS, **engine}

@@ -116,6 +116,11 @@ class ParallelConfig:
     layout: Literal["contiguous", "zigzag", "striped"] = "zigzag"
     ranks: int = 0
 
+    @property
+    def shares(self) -> bool:
+        """Whether a sequence is shared at all."""
+        return self.ulysses * self.ring > 1 or self.ranks > 1
+
     def __post_init__(self) -> None:
         if self.ulysses < 1 or self.ring < 1 or self.ranks < 0:
             raise AfnextError("parallel: ulysses and ring must be at least 1, ranks at least 0")
@@ -142,7 +147,7 @@ class LossWeights:
     does. ``alignment``: it is near the embedding of what sounds. ``clock``: it is near that of its own time.
     ``size``: it is at most 1.5 times as long as embeddings are.
     ``length_power``: each token of an answer of n tokens weighs n ** -length_power.
-    ``captions``: next-token loss of the assistant's texts by a decoder that attends to the encoder's output
+    ``captions``: as ``answer``, of texts about recordings, by a decoder that attends to the encoder's output
     and is thrown away (:mod:`afnext.training.network.captions`); it needs no labels.
     """
 
@@ -197,7 +202,7 @@ class StageConfig:
             every pattern a parameter.
         audio_seconds: recordings of a conversation, together; longer ones are left out.
         context_tokens: of a conversation; longer ones are left out.
-        batch_tokens: of a step, about.
+        batch_tokens: of a batch, about; a step has ``accumulate`` of them.
         mixture: shares of tokens by name of a source.
         mixture_of: other stages whose mixtures are added, with a factor.
         hearing: ``"audio"``; or ``"script"``: a recording's labels as text stand in its place.
@@ -211,7 +216,8 @@ class StageConfig:
         warmup: share of the steps in which the learning rates rise.
         flat: share of the steps until which they stay, before a cosine.
         final_rate: what of them is left at the end.
-        weight_decay: of AdamW.
+        weight_decay: of AdamW: with it all parameters, with Muon those that are no matrices of layers.
+        muon_weight_decay: of Muon.
         clip: largest norm of the gradients.
         spike: a step whose gradients are more than so many times as long as of late is left out; 0: none is.
         accumulate: batches of a step, shared out among the processes of a run.
@@ -242,6 +248,7 @@ class StageConfig:
     flat: float = 0.0
     final_rate: float = 0.0
     weight_decay: float = 0.0
+    muon_weight_decay: float = 0.05
     clip: float = 1.0
     spike: float = 0.0
     accumulate: int = 1
@@ -257,7 +264,7 @@ class StageConfig:
             _check(self.name, f"per_recording_of: {source}", records, 1)
         for key in ("warmup", "flat", "final_rate"):
             _check(self.name, key, getattr(self, key), 0, 1)
-        for key in ("weight_decay", "spike"):
+        for key in ("weight_decay", "muon_weight_decay", "spike"):
             _check(self.name, key, getattr(self, key), 0)
         if not self.clip > 0:
             raise AfnextError(f"{self.name}: clip must be above 0, got {self.clip:g}")

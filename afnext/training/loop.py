@@ -12,18 +12,17 @@ from threading import Event
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import Tensor
 
-from afnext.chat import ChatTemplate
 from afnext.chat import Tokenizer as ChatTokenizer
-from afnext.chat.variants import detect_variant, mark_variant
+from afnext.chat.variants import detect_variant, mark_variant, template_of
 from afnext.errors import AfnextError, CheckpointError
 from afnext.hub import copy_companions, find_model
 from afnext.model import AudioLanguageModel, ModelConfig
 from afnext.model.checkpoint import Weights, read_json
 from afnext.model.config import adapter_of_run
 from afnext.model.device import usable_device
-from afnext.training.config import ADAPTER, RecipeError, StageConfig, TrainConfig
+from afnext.training.config import ADAPTER, RecipeError, StageConfig, TrainConfig, mixture_of
 from afnext.training.data.batches import Batch, Batches
 from afnext.training.data.broken import LISTED, Broken, Sample
 from afnext.training.data.prepare import corpus, prepare
@@ -32,10 +31,9 @@ from afnext.training.data.targets import Words
 from afnext.training.data.tokenizer import save_tokenizer, train_tokenizer
 from afnext.training.distributed.sharding import Trained, check_offload, shard, weights
 from afnext.training.distributed.world import Team, World
-from afnext.training.network.captions import CaptionDecoder
 from afnext.training.network.initialise import initialise
 from afnext.training.network.lora import add_adapters, merged, save_adapter
-from afnext.training.network.loss import Heads
+from afnext.training.network.loss import heads_of
 from afnext.training.network.objectives import Objectives
 from afnext.training.network.optimizer import parts_of
 from afnext.training.recipe import load_recipe, recipe_file
@@ -201,18 +199,8 @@ class Run:
         self.net = self._network()
         add_adapters(self.net, config)
         self.net.to(self.device)
-        self.heads: Heads | None = None
-        wanted = [stage.losses for stage in config.stages]
-        if any(losses.frames or losses.spelling or losses.captions for losses in wanted):
-            self.heads = Heads(self.net.config.audio.hidden_size, config.model.pieces)
-            for name, parameter in self.heads.named_parameters():
-                (nn.init.zeros_ if name.endswith("bias") else nn.init.normal_)(parameter)
-                parameter.data.mul_(0.05)
-            if any(losses.captions for losses in wanted):
-                self.heads.captions = CaptionDecoder(
-                    self.net.config.audio.hidden_size, self.net.config.text.vocab_size,
-                    config.caption_decoder,
-                )  # fmt: skip
+        self.heads = heads_of(config, self.net.config)
+        if self.heads is not None:
             self.heads.to(self.device)
         self.trained = Trained(self.net, self.heads)
         if self.world.size > 1:
@@ -224,6 +212,7 @@ class Run:
             self.world.team(stage, self.net.config.text)
             try:  # a mixture that cannot be drawn from ends the run here
                 self.batches(stage, sources)
+                self.watched(stage)
             except AfnextError as error:
                 raise RecipeError(f"{stage.name}: {error}") from None
         self.progress = state.Progress()
@@ -240,7 +229,8 @@ class Run:
                     text = made.to_str()
                 save_tokenizer(Tokenizer.from_str(self.world.gathered(text)[0]), folder)
             self.tokenizer = ChatTokenizer.from_folder(folder)
-            self.template = ChatTemplate.from_folder(folder)
+            variant = detect_variant(folder, read_json(folder / "config.json"))
+            self.template = template_of(folder, variant, self.tokenizer)
             self.backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
 
     def _network(self) -> AudioLanguageModel:
@@ -329,6 +319,21 @@ class Run:
         """What a stage draws from some sources."""
         words = self.words.to(torch.device("cpu"))
         return Batches(self.config, stage, sources, self.tokenizer, self.template, words, team)
+
+    def watched(self, stage: StageConfig) -> Batches | None:
+        """What a stage is watched by: its mixture of the held-out sources, as far as there are such."""
+        if not (self.config.evaluate_every and stage.losses.answer):
+            return None
+        shares = {
+            name: share
+            for name, share in mixture_of(stage, self.config.stages).items()
+            if name in self.held_out_sources
+        }
+        if not any(shares.values()):
+            return None
+        most = {name: n for name, n in stage.per_recording_of.items() if name in shares}
+        kept = replace(stage, mixture=shares, mixture_of={}, per_recording_of=most)
+        return self.batches(kept, self.held_out_sources)
 
     def losses(self, batch: Batch, stage: StageConfig) -> dict[str, Tensor]:
         """The weighted objectives of one batch, by name: its shares of the step's."""

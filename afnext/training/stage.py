@@ -227,9 +227,8 @@ class StageRun:
 
     def _held_out(self) -> list[Batch]:
         run = self.run
-        if not (run.held_out_sources and run.config.evaluate_every and self.stage.losses.answer):
+        if (batches := run.watched(self.stage)) is None:
             return []
-        batches = run.batches(self.stage, run.held_out_sources)
         return [batch.to(run.device) for batch in batches.first(HELD_OUT_BATCHES)]
 
     def _evaluate(self, batches: Sequence[Batch]) -> None:

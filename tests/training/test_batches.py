@@ -203,6 +203,45 @@ def test_the_loss_of_answers_is_that_of_what_was_not_left_out(
     assert told["answer_loss"] == pytest.approx(told["loss/mine"], rel=1e-4)
 
 
+def test_one_broken_record_of_a_recording_leaves_the_others(run: loop.Run, tmp_path: Path) -> None:
+    """And it is the one that is listed, however often its recording is drawn."""
+    soundfile.write(tmp_path / "a.wav", np.zeros(16_000), 16_000)
+    questions = ["<sound>\nFirst?", "<sound>\nSecond?", "In this <sound>\nwhat?", "<sound>\nLast?"]
+    records = [
+        {"id": str(i), "sound": "a.wav", "duration": 1.0, "conversations": [
+            {"from": "human", "value": question}, {"from": "gpt", "value": "A dog."}]}
+        for i, question in enumerate(questions)
+    ]  # fmt: skip
+    (tmp_path / "r.json").write_text(json.dumps(records))
+    only = stage("only", ["net"], [], mixture={"mine": 1.0}, batch_tokens=100)
+    config = dataclasses.replace(run.config, stages=[only], evaluate_every=0, save_every=0)
+    sources = {"mine": Source(tmp_path / "r.json", broken_limit=1)}
+    journal = loop.Journal(tmp_path / "one.jsonl")
+    begun = loop.Run(config, tmp_path, sources, {}, journal)
+    batches = begun.batches(only, sources)
+    assert [len(batches[plan].batches[0].packed.tasks) for plan in batches.plans()] == [3] * 4
+    begun.train()
+    (listed,) = map(json.loads, (tmp_path / "broken.jsonl").read_text().splitlines())
+    assert listed["key"] == "r.json, record 3"
+    assert "2: a sound stands within" in listed["why"]
+
+
+def test_what_is_kept_of_conversations_is_bounded_in_bytes(
+    run: loop.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches are the same without."""
+    stage = run.config.stages[2]
+    wanted = [b.packed.ids for b in run.batches(stage, run.sources).first(4)]
+    for most in (0, 10_000):
+        monkeypatch.setattr("afnext.training.data.batches.CACHE_BYTES", most)
+        batches = run.batches(stage, run.sources)
+        found = [b.packed.ids for b in batches.first(4)]
+        assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+        held = sum(item.nbytes for item in batches._encoded.values())
+        assert batches._held == held <= most
+        assert bool(held) == bool(most)
+
+
 def test_by_default_the_first_broken_sample_ends_a_run(run: loop.Run, tmp_path: Path) -> None:
     config, sources = with_broken(run, tmp_path)
     out = tmp_path / "out"

@@ -15,7 +15,9 @@ import afnext
 from afnext.training import load_recipe, loop
 from afnext.training.config import CaptionShape, TrainConfig
 from afnext.training.data.packing import NOT_LEARNT, PackedBatch, hear
+from afnext.training.distributed.world import Team
 from afnext.training.network.captions import CaptionDecoder, captions_of
+from afnext.training.network.objectives import share
 from tests.parallel.processes import spawn
 from tests.training.mesh_runs import losses_of
 
@@ -80,16 +82,43 @@ def test_the_loss_is_that_of_each_caption_alone(run: loop.Run, packed: PackedBat
     assert audio_id is not None
     with torch.no_grad():
         encoded = hear(run.net, packed.audio)[0]
-        losses = []
+        losses, weights = [], torch.rand(int((packed.targets != NOT_LEARNT).sum()))
+        of_row = dict(
+            zip((packed.targets != NOT_LEARNT).nonzero()[:, 0].tolist(), weights, strict=True)
+        )
         for caption in captions_of(packed, audio_id):
             heard = encoded[caption.heard][None]
             hidden = decoder(caption.ids[None], heard, torch.tensor([heard.shape[1]]))[0]
             learnt = caption.targets != NOT_LEARNT
             logits = hidden[learnt] @ decoder.embed.weight.T
-            losses.append(F.cross_entropy(logits, caption.targets[learnt], reduction="none"))
-        got = decoder.loss(packed, encoded, audio_id)
-    torch.testing.assert_close(got, torch.cat(losses).mean())
-    assert decoder.loss(packed, encoded, -5) is None  # nobody hears anything
+            found = F.cross_entropy(logits, caption.targets[learnt], reduction="none")
+            assert torch.equal(packed.ids[caption.rows], caption.ids)
+            losses += [
+                loss * of_row[row]
+                for loss, row in zip(found, caption.rows[learnt].tolist(), strict=True)
+            ]
+        got = decoder.loss(packed, weights, encoded, audio_id)
+    torch.testing.assert_close(got, torch.stack(losses).sum())
+    assert len(losses) == len(weights)
+    # Nobody hears anything.
+    assert decoder.loss(packed, weights, encoded, -5) is None
+
+
+def test_each_text_counts_the_same_however_a_step_is_cut(run: loop.Run) -> None:
+    """Two batches of different sizes, and one of all of it."""
+    stage, sources = run.config.stages[0], run.sources
+    apart = [
+        run.batches(replace(stage, batch_tokens=tokens), sources).first(1)[0]
+        for tokens in (200, 500)
+    ]
+    assert len(apart[0].weights) < len(apart[1].weights) / 1.3
+    totals = []
+    for batches in (apart, apart[:1], apart[1:]):
+        with torch.no_grad():
+            shares = share(batches, stage, Team(), run.world)
+            told = sum(float(run.losses(batch, stage)["captions"]) for batch in shares)
+        totals.append(told * sum(len(batch.weights) for batch in batches))
+    assert totals[0] == pytest.approx(totals[1] + totals[2], rel=1e-5)
 
 
 def test_text_sees_what_was_before_it_and_all_that_is_heard() -> None:

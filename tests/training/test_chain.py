@@ -9,7 +9,13 @@ import pytest
 
 import afnext
 from afnext.training import load_recipe
-from afnext.training.config import ModelShape, ParallelConfig, StageConfig, TrainConfig
+from afnext.training.config import (
+    ModelShape,
+    ParallelConfig,
+    StageConfig,
+    SynthesisConfig,
+    TrainConfig,
+)
 from tests.parallel.processes import spawn
 from tests.training.mesh_runs import losses_of
 
@@ -28,10 +34,14 @@ def smoke(parallel: ParallelConfig) -> TrainConfig:
     hears some of a minute, shared as ``parallel`` says."""
     chain = load_recipe(RECIPES / "nano")
     assert chain.synthesis is not None
-    sets = {
-        name: [replace(s, count=3, longest=s.shortest + 1) for s in scenes]
-        for name, scenes in chain.synthesis.sets.items()
-    }
+    assert chain.held_out is not None
+
+    def few(made: SynthesisConfig, count: int) -> SynthesisConfig:
+        sets = {
+            name: [replace(s, count=count, longest=s.shortest + 1) for s in scenes]
+            for name, scenes in made.sets.items()
+        }
+        return replace(made, sets=sets, sentences=24)
 
     def short(stage: StageConfig) -> StageConfig:
         last = stage.name == "midtrain-2"
@@ -41,8 +51,8 @@ def smoke(parallel: ParallelConfig) -> TrainConfig:
         return replace(made, accumulate=2, batch_tokens=2500, parallel=parallel) if last else made
 
     return replace(
-        chain, stages=[short(stage) for stage in chain.stages], held_out=None, evaluate_every=0,
-        synthesis=replace(chain.synthesis, sets=sets, sentences=24), bf16=False, threads=1,
+        chain, stages=[short(stage) for stage in chain.stages], evaluate_every=2,
+        synthesis=few(chain.synthesis, 3), held_out=few(chain.held_out, 1), bf16=False, threads=1,
         workers=1, save_every=0, model=SHAPE,
     )  # fmt: skip
 

@@ -208,3 +208,10 @@ def test_two_stages_of_one_name_are_refused(tmp_path: Path) -> None:
 def test_a_missing_recipe_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(AfnextError, match="no recipe at"):
         load_recipe(tmp_path / "none.yaml")
+
+
+def test_nano_is_watched_by_all_that_it_is_trained_on() -> None:
+    recipe = load_recipe(RECIPES / "nano")
+    assert recipe.held_out
+    for stage in recipe.stages:
+        assert mixture_of(stage, recipe.stages).keys() <= recipe.held_out.sets.keys(), stage.name

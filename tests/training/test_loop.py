@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
+import afnext
 from afnext.audio.windows import AudioWindow
 from afnext.errors import AfnextError
 from afnext.model import AudioBatch, AudioLanguageModel, ModelConfig
@@ -364,3 +366,45 @@ def test_a_device_that_is_not_there_is_one_line(
 ) -> None:
     with pytest.raises(AfnextError, match="device: 'cuda:99' cannot be used"):
         loop.train(recipe, tmp_path, data=shared_data, device="cuda:99")
+
+
+def test_what_is_watched_is_what_is_held_out(
+    recipe: TrainConfig, tmp_path: Path, shared_data: Path
+) -> None:
+    """A mixture may have sources of which nothing is held out; and all of them."""
+    assert recipe.held_out is not None
+    short = {"short": recipe.held_out.sets["short"]}
+    stages = [
+        dataclasses.replace(
+            recipe.stages[2],
+            mixture_of={},
+            mixture=mixture,
+            name=name,
+            per_recording_of={"longer": 2},
+        )
+        for name, mixture in (("both", {"short": 0.5, "longer": 0.5}), ("other", {"longer": 1.0}))
+    ]
+    config = dataclasses.replace(
+        recipe, stages=stages, held_out=dataclasses.replace(recipe.held_out, sets=short)
+    )
+    loop.train(config, tmp_path, data=shared_data / "watched")
+    assert [r["stage"] for r in _log(tmp_path) if r["kind"] == "held-out"] == ["both"]
+
+
+def test_prompts_are_those_of_use(
+    recipe: TrainConfig, tmp_path: Path, shared_data: Path, trained: Path
+) -> None:
+    """Also of a folder without a template, where the variant's system prompt comes first."""
+    bare = shutil.copytree(trained / "model", tmp_path / "think")
+    (bare / "chat_template.jinja").unlink()
+    config = json.loads((bare / "config.json").read_text()) | {"afnext_variant": "think"}
+    (bare / "config.json").write_text(json.dumps(config))
+    only = stage("only", ["net"], [])
+    made = dataclasses.replace(recipe, init=str(bare), stages=[only])
+    journal = loop.Journal(tmp_path / "log.jsonl")
+    run = loop.Run(made, tmp_path, *loop.prepare(made, shared_data, journal), journal)
+    said = [afnext.Message("user", "Hello?")]
+    text = run.template.render(said)
+    assert text.startswith("<|im_start|>system\nYou are Audio Flamingo")
+    assert text == afnext.load(bare).template.render(said)
+    assert run.template.variables == run.tokenizer.special_tokens

@@ -154,6 +154,30 @@ def test_the_peak_is_no_less_than_another_products_rate() -> None:
     assert measured_peak(torch.device("cpu"), torch.float32) > 1e9
 
 
+def test_records_come_as_often_as_they_are_due_whatever_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step takes a second; each tells how far it came, which takes nothing from the log."""
+    now = [0.0]
+    monkeypatch.setattr("afnext.training.run.monitor.time.monotonic", lambda: now[0])
+    journal = loop.Journal(tmp_path / "log.jsonl")
+    found = []
+    for step in range(1, 101):
+        now[0] += 1.0
+        journal.advance("all", step, 100)
+        if journal.due():
+            found.append(step)
+    assert found == [20, 40, 60, 80, 100]
+
+
+def test_small_rates_are_not_rounded_away(tmp_path: Path) -> None:
+    journal = loop.Journal(tmp_path / "log.jsonl")
+    journal.write("train", learning_rate=4.9e-6, loss=1.23456789, steps=123456789)
+    (line,) = (tmp_path / "log.jsonl").read_text().splitlines()
+    wanted = {"kind": "train", "learning_rate": 4.9e-6, "loss": 1.23457, "steps": 123456789}
+    assert json.loads(line) == wanted
+
+
 def test_what_takes_long_is_told_in_a_pipe(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -85,3 +85,16 @@ def test_the_rate_warms_up_stays_and_falls() -> None:
     assert rate_at(stage, 9) == rate_at(stage, 499) == 1.0
     assert rate_at(stage, 750) == pytest.approx(0.515, abs=0.001)  # the middle of 1 and 0.03
     assert rate_at(stage, 999) == pytest.approx(0.03, abs=0.001)
+
+
+def test_each_optimizer_decays_by_what_the_stage_says() -> None:
+    parameters = {
+        "a.layers.0.w": nn.Parameter(torch.ones(4, 4)),
+        "norm": nn.Parameter(torch.ones(4)),
+    }
+    for decays in ((0.05, 0.0), (0.0, 0.1)):
+        stage = StageConfig("all", 1, {".": 1e-3}, {"x": 1.0}, optimizer="muon",
+                            muon_weight_decay=decays[0], weight_decay=decays[1])  # fmt: skip
+        muon, adamw = build_optimizers(parameters, {".": list(parameters)}, stage)
+        assert [g["decay"] for g in muon.param_groups] == [decays[0]]
+        assert [g["weight_decay"] for g in adamw.param_groups] == [decays[1]]

@@ -215,6 +215,17 @@ def test_what_cannot_be_planned_is_said() -> None:
         plan(dataclasses.replace(config, init="nowhere"))
 
 
+@pytest.mark.parametrize("name", ["nano", "nano-more", "nano-gpu", "af-whisper", "ablations"])
+def test_recipes_are_planned(name: str) -> None:
+    """Each in the package; 7b's are below, and a decoder that answers nothing costs nothing."""
+    config = load_recipe(RECIPES / name)
+    stages = plan(config)
+    assert [found.stage.name for found in stages] == [stage.name for stage in config.stages]
+    for found in stages:
+        assert found.flops > 0
+        assert found.stage.losses.answer or not found.memory["logits"]
+
+
 def test_a_model_from_nothing_has_the_size_it_will_have() -> None:
     """nano's recipe, whose tokenizer is not trained yet, beside the model in the package."""
     planned, made = (

@@ -33,7 +33,7 @@ from afnext.training.tasks.sounds import direct
 
 OF = "|"  # between the name of a source and the path of its recording
 SCRIPT_TOKENS = 7.0  # a second of a recording as text, about
-CACHED = 60_000  # encoded conversations that are kept: about 100 MB
+CACHE_BYTES = 100_000_000  # of encoded conversations that are kept
 EMPTY = 100  # batches in a row without anything that end a run
 NOTHING = 16  # tokens of a batch that came to nothing, none of them learnt
 
@@ -139,10 +139,11 @@ class Batches(Dataset[Step]):
         per_second = AUDIO_TOKENS if stage.hearing == "audio" else SCRIPT_TOKENS
         self.mixture = Mixture(
             sources, shares, stage.audio_seconds, stage.per_recording, per_second,
-            stage.per_recording_of,
+            stage.per_recording_of, stage.batch_tokens if stage.parallel.shares else 0,
         )  # fmt: skip
         self._empty = 0  # batches in a row
         self._encoded: OrderedDict[tuple[str, Place], Encoded] = OrderedDict()
+        self._held = 0  # bytes of these
         self._lock = Lock()
 
     def plans(self, first: int = 0, cursors: Cursors | None = None) -> Iterator[Plan]:
@@ -193,13 +194,7 @@ class Batches(Dataset[Step]):
         heard: dict[str, _Heard] = {}
         encoded: list[Encoded] = []
         for draw in draws:
-            try:
-                found = self._conversations(draw, heard)
-            except AfnextError as error:
-                where = self.sources[draw.source].where(draw.entry.records[draw.chosen[0]])
-                why = error.why if isinstance(error, RecordError | AudioError) else str(error)
-                broken.append(Sample(draw.source, where, why))
-                continue
+            found = self._conversations(draw, heard, broken)
             fitting = [item for item in found if len(item.ids) <= stage.context_tokens]
             too_long += [item for item in found if len(item.ids) > stage.context_tokens]
             encoded += fitting
@@ -216,29 +211,39 @@ class Batches(Dataset[Step]):
         ids = np.full(NOTHING, min(self.tokenizer.eos_ids), np.int32)
         return Encoded(ids, np.zeros(NOTHING, bool), (), "", "")
 
-    def _conversations(self, draw: Draw, heard: dict[str, _Heard]) -> list[Encoded]:
-        """The encoded conversations of a draw; ``heard`` gains their recordings."""
-        source = self.sources[draw.source]
-        found: dict[int, Encoded] = {}
+    def _conversations(
+        self, draw: Draw, heard: dict[str, _Heard], broken: list[Sample]
+    ) -> list[Encoded]:
+        """The encoded conversations of a draw; ``heard`` gains their recordings, ``broken`` what cannot be
+        used.
+        """
+        source, found = self.sources[draw.source], []
         for index in draw.chosen:
-            cached = self._encoded.get((draw.source, draw.entry.records[index]))
-            if cached is not None:
-                found[index] = cached
-        missing = [index for index in draw.chosen if index not in found]
-        for index, said in zip(missing, source.conversations(draw.entry, missing), strict=True):
-            told = _direct(said) if self.stage.answers == "direct" else said
-            found[index] = self._encode(told, draw.source, heard)
-            self._keep((draw.source, draw.entry.records[index]), found[index])
-        encoded = [found[index] for index in draw.chosen]
-        for sound in (sound for item in encoded for sound in item.sounds):
-            self._hear(sound, heard)
-        return encoded
+            place = draw.entry.records[index]
+            try:
+                item = self._encoded.get((draw.source, place))
+                if item is None:
+                    (said,) = source.conversations(draw.entry, [index])
+                    told = _direct(said) if self.stage.answers == "direct" else said
+                    item = self._encode(told, draw.source, heard)
+                    self._keep((draw.source, place), item)
+                for sound in item.sounds:
+                    self._hear(sound, heard)
+            except AfnextError as error:
+                why = error.why if isinstance(error, RecordError | AudioError) else str(error)
+                broken.append(Sample(draw.source, source.where(place), why))
+            else:
+                found.append(item)
+        return found
 
     def _keep(self, key: tuple[str, Place], encoded: Encoded) -> None:
         with self._lock:
+            if key in self._encoded:  # by another thread
+                return
             self._encoded[key] = encoded
-            if len(self._encoded) > CACHED:
-                self._encoded.popitem(last=False)
+            self._held += encoded.nbytes
+            while self._held > CACHE_BYTES:
+                self._held -= self._encoded.popitem(last=False)[1].nbytes
 
     def _encode(self, item: Conversation, name: str, heard: dict[str, _Heard]) -> Encoded:
         """``item`` of the source called ``name``; its recordings bear that name too: two sources may have

@@ -51,6 +51,11 @@ class Encoded:
     task: str
     source: str = ""
 
+    @property
+    def nbytes(self) -> int:
+        """Of its arrays."""
+        return self.ids.nbytes + self.learnt.nbytes
+
 
 def encode(
     conversation: Conversation,

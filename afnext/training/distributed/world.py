@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+import afnext
 from afnext.errors import AfnextError
 from afnext.model.config import TextConfig
 from afnext.parallel import Alone, GroupLink, Link, Shape, choose
@@ -252,7 +253,7 @@ def _first_line(error: BaseException) -> str:
 
 def _code() -> str:
     """What the package's Python files hold, as a hash."""
-    folder = Path(__file__).parent.parent
+    folder = Path(afnext.__file__).parent
     found = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
         found.update(path.relative_to(folder).as_posix().encode())

@@ -24,11 +24,13 @@ class Caption:
     Attributes:
         ids, targets: int64 ``[L]``, its text, and what follows each of it: ``NOT_LEARNT`` or an id.
         heard: int64 ``[M]``, which audio tokens of the batch it hears.
+        rows: int64 ``[L]``, where its text lies in the batch.
     """
 
     ids: Tensor
     targets: Tensor
     heard: Tensor
+    rows: Tensor
 
 
 def captions_of(batch: PackedBatch, audio_id: int) -> list[Caption]:
@@ -45,7 +47,7 @@ def captions_of(batch: PackedBatch, audio_id: int) -> list[Caption]:
             text, audio = rows[~sounds], rows[sounds]
             if len(audio):
                 heard = batch.heard[placeholder[audio]]
-                found.append(Caption(batch.ids[text], batch.targets[text], heard))
+                found.append(Caption(batch.ids[text], batch.targets[text], heard, text))
     return found
 
 
@@ -96,11 +98,15 @@ class CaptionDecoder(nn.Module):
             )
         return self.norm(x)
 
-    def loss(self, batch: PackedBatch, encoded: Tensor, audio_id: int) -> Tensor | None:
-        """Mean next-token loss of the answers about recordings; None where there is none.
+    def loss(
+        self, batch: PackedBatch, weights: Tensor, encoded: Tensor, audio_id: int
+    ) -> Tensor | None:
+        """Next-token losses of the answers about recordings, each by its weight, summed; None where there are
+        none.
 
         Args:
             batch: the conversations.
+            weights: float32 ``[learnt]``, of its targets that are learnt, in their order.
             encoded: encoder features ``[A, audio width]`` of all its audio tokens.
             audio_id: the placeholder's id.
         """
@@ -113,7 +119,11 @@ class CaptionDecoder(nn.Module):
         lengths = torch.tensor([len(c.heard) for c in captions], device=ids.device)
         learnt = targets != NOT_LEARNT
         hidden = self(ids, audio, lengths)[learnt]
-        return F.cross_entropy((hidden @ self.embed.weight.T).float(), targets[learnt])
+        logits = (hidden @ self.embed.weight.T).float()
+        by_row = weights.new_zeros(len(batch.ids))
+        by_row[batch.targets != NOT_LEARNT] = weights
+        of_each = torch.cat([by_row[c.rows[c.targets != NOT_LEARNT]] for c in captions])
+        return (F.cross_entropy(logits, targets[learnt], reduction="none") * of_each).sum()
 
 
 def _positions(x: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from afnext.model.config import ModelConfig
+from afnext.training.config import TrainConfig
 from afnext.training.data.targets import LABELS, ONSETS, Targets, Words
 from afnext.training.network.captions import CaptionDecoder
 
@@ -38,7 +40,23 @@ class Heads(nn.Module):
         self.active = nn.Linear(width, len(LABELS))
         self.onsets = nn.Linear(width, len(ONSETS))
         self.spelling = nn.Linear(width, pieces + 1)
+        for name, parameter in self.named_parameters():
+            (nn.init.zeros_ if name.endswith("bias") else nn.init.normal_)(parameter)
+            parameter.data.mul_(0.05)
         self.captions: CaptionDecoder | None = None
+
+
+def heads_of(config: TrainConfig, model: ModelConfig) -> Heads | None:
+    """The heads that a chain's objectives need, over the encoder of ``model``; None where they need none."""
+    wanted = [stage.losses for stage in config.stages]
+    captions = any(losses.captions for losses in wanted)
+    if not captions and not any(losses.frames or losses.spelling for losses in wanted):
+        return None
+    width = model.audio.hidden_size
+    heads = Heads(width, config.model.pieces)
+    if captions:
+        heads.captions = CaptionDecoder(width, model.text.vocab_size, config.caption_decoder)
+    return heads
 
 
 def answer_losses(logits: Tensor, targets: Tensor, times: Sequence[int]) -> Tensor:

@@ -104,6 +104,12 @@ class Objectives:
         copies = stage.accumulate * (shared.team.size if shared else 1)
         of_audio = self._of_audio(batch, seen.encoded, seen.audio) if everything else {}
         parts = {name: part / copies for name, part in of_audio.items()}
+        captions, audio_id = self.heads and self.heads.captions, self.net.config.audio_token_id
+        if stage.losses.captions and captions:
+            told = captions.loss(batch.packed, batch.weights, seen.encoded, audio_id)
+            if told is not None:
+                team = shared.team.size if shared else 1
+                parts["captions"] = stage.losses.captions * told / team
         if stage.losses.answer:
             hidden, targets, weights, owners = seen.answers()
             losses = chunked_answer_losses(lm.lm_head, hidden, targets, self.times)
@@ -136,11 +142,6 @@ class Objectives:
                 parts["reading"] = wanted.reading * read
         if wanted.size and len(audio):
             parts["size"] = wanted.size * size_loss(audio, embedding)
-        if wanted.captions and self.heads and self.heads.captions:
-            audio_id = self.net.config.audio_token_id
-            told = self.heads.captions.loss(batch.packed, encoded, audio_id)
-            if told is not None:
-                parts["captions"] = wanted.captions * told
         return parts
 
     def _idle(self, shared: Shared, encoded: Tensor, audio: Tensor) -> Tensor:

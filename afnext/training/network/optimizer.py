@@ -133,7 +133,7 @@ def build_optimizers(
                 groups.append({"params": chosen, "lr": rate, "peak": rate})
     optimizers: list[Optimizer] = []
     if matrices:
-        optimizers.append(Muon(matrices, 0.0))
+        optimizers.append(Muon(matrices, 0.0, weight_decay=stage.muon_weight_decay))
     if others:
         decay = stage.weight_decay
         optimizers.append(AdamW(others, betas=(0.9, 0.98), weight_decay=decay, fused=True))

@@ -60,6 +60,7 @@ def dry_step(
     bf16: bool,
     activations: Activations = "keep",
     kept_gradients: bool = False,
+    answers: bool = True,
 ) -> DryStep:
     """Run one, inside :func:`without_memory`.
 
@@ -69,6 +70,7 @@ def dry_step(
         bf16: under autocast.
         activations: what the layers of ``net`` were told to keep.
         kept_gradients: whether those of an earlier batch are there.
+        answers: whether the decoder runs at all; else the loss is of what the adaptor gives.
     """
     trained = [p for p in net.parameters() if p.requires_grad]
     with _Watch(net, load) as watch:
@@ -77,7 +79,7 @@ def dry_step(
             parameter.grad = torch.empty_like(parameter)
             watch.accumulated(parameter)
         with autocast("cpu", bf16, activations):
-            loss = forward(net, load)
+            loss = forward(net, load, answers)
         if loss.requires_grad:
             loss.backward()
         net.zero_grad(set_to_none=True)
@@ -86,15 +88,21 @@ def dry_step(
     return DryStep(dict(watch.peak), watch.flops, watch.attention_flops)
 
 
-def forward(net: AudioLanguageModel, load: Load) -> Tensor:
-    """The loss of a batch of zeros of this size, each token of its answers weighing as much."""
+def forward(net: AudioLanguageModel, load: Load, answers: bool = True) -> Tensor:
+    """The loss of a batch of zeros of this size, each token of its answers weighing as much; without
+    ``answers`` a sum over what would be heard.
+    """
     lm, batch = net.language_model, load.audio()
     features = [net.audio_tower(batch.features[plan.frames], plan) for plan in batch.plans]
-    embeds = lm.model.embed_tokens(torch.zeros(load.tokens, dtype=torch.int64))
+    audio = net.multi_modal_projector.linear_2.weight.new_zeros(0, net.config.text.hidden_size)
     if features:
         starts = torch.cat([plan.window_start for plan in batch.plans])
         places = torch.cat([plan.token_index for plan in batch.plans])
         audio = net.multi_modal_projector(net.rote(torch.cat(features), starts, places))
+    if not answers:
+        return audio.sum()
+    embeds = lm.model.embed_tokens(torch.zeros(load.tokens, dtype=torch.int64))
+    if features:
         audio = audio[: load.tokens].to(embeds.dtype)
         embeds = embeds.index_copy(0, torch.arange(len(audio)), audio)
     attend = lm.packed((load.tokens,), torch.arange(load.tokens))

@@ -19,7 +19,7 @@ from afnext.training.distributed.sharding import Trained, layers_of
 from afnext.training.distributed.world import mesh_of
 from afnext.training.loop import CONSTANT
 from afnext.training.network.lora import activate, add_adapters
-from afnext.training.network.loss import Heads
+from afnext.training.network.loss import heads_of
 from afnext.training.network.optimizer import build_optimizers, parts_of
 from afnext.training.network.recompute import set_activations
 from afnext.training.planner.dry_step import (
@@ -100,7 +100,8 @@ class StagePlan:
 def plan(
     config: TrainConfig, resources: Resources | None = None, model: ModelConfig | None = None
 ) -> list[StagePlan]:
-    """Plan every stage of a chain; no weights are read, nothing is allocated.
+    """Plan every stage of a chain; no weights are read, nothing is allocated. Heads that are thrown away are
+    counted as parameters, not by what they compute.
 
     Args:
         config: the chain.
@@ -120,10 +121,7 @@ def plan(
     with without_memory():
         net = AudioLanguageModel(model)
         add_adapters(net, config)
-        heads = None
-        if any(stage.losses.frames or stage.losses.spelling for stage in config.stages):
-            heads = Heads(model.audio.hidden_size, config.model.pieces)
-        trained = Trained(net, heads)
+        trained = Trained(net, heads_of(config, model))
         return [
             plan_stage(config, index, trained, resources, Load.of_stage(stage))
             for index, stage in enumerate(config.stages)
@@ -148,7 +146,10 @@ def plan_stage(
     batches = stage.accumulate // groups
     # Shards of gradients are there from the first batch on, and do not grow in a backward.
     there = batches > 1 or resources.processes > 1
-    step = dry_step(net, load, config.bf16, stage.activations, kept_gradients=there)
+    step = dry_step(
+        net, load, config.bf16, stage.activations, kept_gradients=there,
+        answers=bool(stage.losses.answer),
+    )  # fmt: skip
     counts = {
         pattern: (sum(parameters[n].numel() for n in matched), stage.train.get(pattern))
         for pattern, matched in parts.items()

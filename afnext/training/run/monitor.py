@@ -44,10 +44,9 @@ def task_accuracy(
         hidden = hidden_states(net, packed, hear(net, packed.audio)[1])
         mask = packed.targets != NOT_LEARNT
         guesses = net.language_model.lm_head(hidden[mask]).argmax(-1).tolist()
+        owners = packed.conversation[mask.cpu()].tolist()  # which stay on the host
         good: dict[int, bool] = {}
-        for owner, truth, guess in zip(
-            packed.conversation[mask].tolist(), packed.targets[mask].tolist(), guesses, strict=True
-        ):
+        for owner, truth, guess in zip(owners, packed.targets[mask].tolist(), guesses, strict=True):
             same = truth == guess
             if first <= truth <= last:
                 distance = abs(truth - guess) if first <= guess <= last else 100
@@ -74,7 +73,7 @@ class Journal:
 
     def __init__(self, path: Path, every: float = 20.0) -> None:
         self.path, self.every = path, every
-        self._last = time.monotonic()
+        self._last = self._advanced = time.monotonic()
         self._bar: Progress | None = None
         if sys.stderr.isatty():
             columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
@@ -85,18 +84,20 @@ class Journal:
     def advance(self, name: str, done: int, total: int) -> None:
         if self._bar:
             self._bar.update(self._task, description=name, completed=done, total=total)
-        elif self.due():
+        elif time.monotonic() - self._advanced >= self.every:  # not due(): that is the records'
+            self._advanced = time.monotonic()
             self.say(f"{name}: {done} of {total}")
 
     def due(self) -> bool:
-        """Whether it is time for another line."""
+        """Whether it is time for another record."""
         if time.monotonic() - self._last < self.every:
             return False
         self._last = time.monotonic()
         return True
 
     def write(self, kind: str, **values: Any) -> None:
-        record = {k: round(v, 5) if isinstance(v, float) else v for k, v in values.items()}
+        # Digits that say something, of rates of 1e-6 too.
+        record = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in values.items()}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"kind": kind, **record}) + "\n")
         if self.board:
