@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from time import perf_counter
@@ -142,7 +144,10 @@ class Assistant:
             if not on_cpu and quantization is not None:
                 place(drafter, device)
         if disk_cache is not None:
-            store = DiskCache(disk_cache, f"{identity(files)} {own} {quantization}")
+            # What is computed depends on the config too: rotations, eps, how a device multiplies.
+            made = json.dumps(net.config.to_dict(), sort_keys=True)
+            held = f"{identity(files)} {own} {quantization} {device.type} {made}"
+            store = DiskCache(disk_cache, held)
         return cls(
             net, tokenizer, template, chosen, quantization=quantization, cache=cache,
             kv_cache_dtype=kv_cache_dtype, draft=drafter, disk_cache=store, cache_bytes=cache_bytes,
@@ -223,8 +228,11 @@ class Assistant:
 
         Raises:
             ValueError: ``at_once`` or an option out of its range.
-            TypeError: an unknown option.
+            TypeError: an unknown option, or one conversation instead of several.
         """
+        if isinstance(conversations, str | Message | Mapping):
+            kind = type(conversations).__name__
+            raise TypeError(f"conversations: must be a list of them, got one {kind}: use reply")
         if isinstance(at_once, bool) or not isinstance(at_once, int) or at_once < 1:
             raise ValueError(f"at_once: must be a whole number from 1, got {at_once!r}")
         reading = {n: options.pop(n) for n in READING if n in options}
@@ -318,19 +326,35 @@ class Assistant:
     ) -> Answer:
         conversation = as_messages(messages)
         clock = perf_counter()
-        recordings = [
-            self._recording(
-                source, recording=index, max_seconds=max_seconds, truncate=truncate, partial=partial
-            )
-            for index, source in enumerate(s for m in conversation for s in m.audio)
-        ]
-        decoding, longest = perf_counter() - clock, self.engine.max_context - 1
+        with ExitStack() as opened:  # what is refused leaves no file open
+            recordings = []
+            for index, source in enumerate(s for m in conversation for s in m.audio):
+                recordings.append(
+                    self._recording(
+                        source, recording=index, max_seconds=max_seconds, truncate=truncate,
+                        partial=partial,
+                    )
+                )  # fmt: skip
+                opened.callback(recordings[-1].close)
+            answer = self._submitted(conversation, recordings, params, perf_counter() - clock)
+            opened.pop_all()  # whoever reads them closes them
+        return answer
+
+    def _submitted(
+        self,
+        conversation: Sequence[Message],
+        recordings: Sequence[Recording],
+        params: GenerationParams,
+        decoding: float,
+    ) -> Answer:
+        longest, taker = self.engine.max_context - 1, self.engine.taker
         prompt = build_prompt(
             conversation,
             [r.first for r in recordings],
             self.tokenizer,
             self.template,
             max_tokens=longest,
+            taker=taker,
         )
         tail = self.tokenizer.decode(prompt.ids[-4:], skip_special=False)
         opened = tail.rstrip().endswith("<think>")
@@ -338,8 +362,9 @@ class Assistant:
             raise ChatError(
                 f"{params.grammar[0]}: this model's template has every answer begin with thinking"
             )
-        known = growing(prompt, recordings, longest)
-        handle = self.engine.submit(known.ids, known.windows, params, known.more, known.expected)
+        known = growing(prompt, recordings, longest, taker)
+        plain = replace(params, stop=())  # which the writer looks for
+        handle = self.engine.submit(known.ids, known.windows, plain, known.more, known.expected)
         samples = [
             (h, ReplyWriter(self.tokenizer, params.stop, recordings, opened, decoding))
             for h in handle.samples

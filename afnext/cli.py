@@ -507,12 +507,15 @@ def main() -> None:
     warnings.showwarning = lambda message, *_, **__: _note(str(message))
     try:
         app()
-    except (AfnextError, ValueError, OSError, MemoryError) as error:
+    except (AfnextError, ValueError, OSError, MemoryError, RuntimeError) as error:
         if isinstance(error, BrokenPipeError):
             sys.stderr.close()
             sys.exit(1)
         lines = str(error).strip().splitlines()
-        _note(lines[0] if lines else type(error).__name__)
+        line = lines[0] if lines else type(error).__name__
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this
+            line += " (--quantization int8 and --kv-cache-dtype int8 take less)"
+        _note(line)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from os import PathLike
 from pathlib import Path
 
 from .errors import CheckpointError
-from .model.config import adapter_of_run, model_of_run
+from .model.config import ADAPTER_FILES, adapter_of_run, model_of_run
 
 EMBEDDED = {"nano": Path(__file__).parent / "assets" / "nano"}
 
@@ -139,10 +140,30 @@ def _snapshot(source: str, revision: str | None, *, offline: bool) -> Path | Non
     except (HfHubHTTPError, OSError) as error:
         reason = f"download failed ({type(error).__name__}); run it again to resume"
     else:
-        if offline and not any(folder.glob("*.safetensors")):
+        if _complete(folder):
+            return folder
+        if offline:
             return None  # a download that was cut short
-        return folder
+        if not is_offline_mode():
+            return folder  # what the hub has: whoever reads it says what it lacks
+        reason = "is in the local cache in part, and HF_HUB_OFFLINE is set"
     raise CheckpointError(f"model {source}: {reason}")
+
+
+def _complete(folder: Path) -> bool:
+    """Whether a snapshot has all that a model needs, or an adapter."""
+    if all((folder / name).is_file() for name in ADAPTER_FILES):
+        return True
+    if not all((folder / name).is_file() for name in ("config.json", "tokenizer.json")):
+        return False
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return any(folder.glob("*.safetensors"))
+    try:
+        files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return True  # whoever reads it says what is wrong
+    return all((folder / str(file)).is_file() for file in files)
 
 
 def copy_companions(source: Path, target: Path) -> None:

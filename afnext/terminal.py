@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .assistant import Assistant, Reply
+from .audio import probe
 from .chat import Message
 from .errors import AfnextError, AudioError
 
@@ -94,21 +95,33 @@ class Conversation:
 
     def _add(self, files: Sequence[str]) -> None:
         for file in files:
-            if Path(file).is_file():
-                self.pending.append(file)
-            else:
+            path = Path(file).expanduser()
+            try:
+                if not path.is_file():
+                    raise AudioError(f"{file}: no such file")
+                probe(path)
+            except AudioError as error:
                 self.failed = True
-                _complain(f"{file}: no such file")
+                _complain(error.why)
+            else:
+                self.pending.append(str(path))
 
     def _turn(self, text: str) -> None:
         """One question and its answer; nothing is kept of a turn that fails."""
         try:
             question = Message("user", text, list(self.pending))
             reply = self._stream([*self.messages, question])
-        except AfnextError as error:
+        except AudioError as error:
             self.failed = True
             # Without the options that would take a recording none the less: here there are none.
-            _complain(error.why if isinstance(error, AudioError) else str(error))
+            _complain(error.why)
+            if self.pending:  # else every further question would fail with them
+                _complain(f"left out: {', '.join(self.pending)}")
+                self.pending = []
+            return
+        except (AfnextError, RuntimeError) as error:
+            self.failed = True
+            _complain((str(error).splitlines() or [type(error).__name__])[0])
             return
         except KeyboardInterrupt:
             _say("\n(stopped)")

@@ -284,3 +284,38 @@ def test_a_stream_that_is_closed_frees_its_pages(nano: afnext.Assistant, scene_f
     del never_begun
     stats = nano.engine.stats()
     assert (stats.running, stats.waiting, stats.free_pages) == (0, 0, stats.pages)
+
+
+def test_one_conversation_is_not_taken_for_several(nano: afnext.Assistant) -> None:
+    for one in ("Hi!", afnext.Message("user", "Hi!"), {"role": "user", "content": "Hi!"}):
+        with pytest.raises(TypeError, match="conversations: must be a list of them, got one"):
+            nano.replies(one)  # type: ignore[arg-type]
+    found = dict(nano.each_reply(["Hi!", 5], max_tokens=2))  # type: ignore[list-item]
+    assert isinstance(found[0], afnext.Reply)
+    assert isinstance(found[1], afnext.ChatError)
+
+
+def test_what_is_refused_leaves_no_file_open(nano: afnext.Assistant, tmp_path: Path) -> None:
+    """However long whoever asked keeps the error."""
+    import soundfile
+
+    soundfile.write(tmp_path / "long.wav", np.full(16_000 * 150, 0.01, np.float32), 16_000)
+    before = set(Path("/proc/self/fd").iterdir())
+    kept = dict(
+        nano.each_reply(
+            [afnext.Message("user", "x " * 70_000, tmp_path / "long.wav") for _ in range(5)]
+            + [afnext.Message("user", "Hi", [tmp_path / "long.wav", tmp_path / "none.wav"])]
+        )
+    )
+    assert [type(kept[i]).__name__ for i in range(6)] == ["ChatError"] * 5 + ["AudioError"]
+    left = {path.resolve().name for path in set(Path("/proc/self/fd").iterdir()) - before}
+    assert "long.wav" not in left
+
+
+def test_whose_limit_a_prompt_is_beyond_is_said() -> None:
+    samples = np.full(16_000 * 120, 0.01, np.float32)
+    small = afnext.load("nano", cache_bytes=600_000)
+    with pytest.raises(
+        afnext.ChatError, match=r"but the cache \(cache_bytes, kv_cache_dtype\) has room"
+    ):
+        small.caption(samples)

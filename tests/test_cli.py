@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from afnext import report
+from afnext import cli, report
 from afnext.convert import convert
 from tests.command import afnext, installed
 
@@ -103,10 +106,42 @@ def test_what_is_wrong_in_a_chat_is_told_as_by_other_verbs(
     cut.write_bytes(scene_file.read_bytes()[: scene_file.stat().st_size // 2])
     run = afnext("chat", cut, "missing.wav", stdin="What sounds do you hear?\n")
     assert (run.returncode, run.stdout) == (1, "")
-    missing, broken = run.stderr.splitlines()
+    missing, broken, left = run.stderr.splitlines()
     assert missing == "afnext: missing.wav: no such file"
     assert broken.startswith(f"afnext: {cut}: damaged or cut short: ")
     assert "--" not in broken
+    assert left == f"afnext: left out: {cut}"
+
+
+def test_a_chat_goes_on_without_what_cannot_be_heard(scene_file: Path, tmp_path: Path) -> None:
+    """Told when it is added, where its header says so, or with the question; the next one is answered."""
+    (tmp_path / "text.wav").write_bytes(b"RIFF but no sound")
+    cut = tmp_path / "cut.wav"
+    cut.write_bytes(scene_file.read_bytes()[: scene_file.stat().st_size // 2])
+    shutil.copy(scene_file, tmp_path / "scene.wav")
+    question = "What sounds do you hear?"
+    talk = [f"/audio {tmp_path}/text.wav {cut}", question, "/audio ~/scene.wav", question]
+    run = afnext("chat", scene_file, stdin="\n".join(talk), HOME=str(tmp_path))
+    complaints = run.stderr.splitlines()
+    assert len(complaints) == 3, run.stderr
+    assert complaints[0].startswith(f"afnext: {tmp_path}/text.wav: ")
+    assert complaints[2] == f"afnext: left out: {scene_file}, {cut}"
+    assert len(run.stdout.splitlines()) == 1
+
+
+def test_out_of_memory_is_one_line_that_says_what_takes_less(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], scene_file: Path
+) -> None:
+    def load(**options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nmore")
+
+    monkeypatch.setattr("afnext.assistant.load_model", load)
+    monkeypatch.setattr(sys, "argv", ["afnext", "caption", str(scene_file)])
+    with pytest.raises(SystemExit, match="1"):
+        cli.main()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("afnext: CUDA out of memory. Tried to allocate 2.00 GiB")
+    assert "--quantization int8" in line
 
 
 def test_info_describes_the_release() -> None:

@@ -7,6 +7,7 @@ import binascii
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, TypeAlias
 
 from afnext.errors import ChatError
@@ -14,6 +15,10 @@ from afnext.errors import ChatError
 AudioSource: TypeAlias = Any
 """A path, the bytes of an audio file, an array of samples, or a pair ``(samples, rate)``."""
 
+NO_PATHS = (
+    "a message's parts name no files of this machine, unless as_messages(.., allow_paths=True) reads them: "
+    "send the audio as base64, or Message(role, text, audio=path)"
+)
 ROLES = ("system", "user", "assistant")
 
 
@@ -116,8 +121,11 @@ def as_messages(
     """
     if isinstance(conversation, str):
         conversation = [Message("user", conversation)]
-    elif isinstance(conversation, Message):
+    elif isinstance(conversation, Message | Mapping):
         conversation = [conversation]
+    elif not isinstance(conversation, Iterable):
+        kind = type(conversation).__name__
+        raise ChatError(f"a conversation must be a question or messages, got {kind}")
     messages = [
         m if isinstance(m, Message) else Message.from_openai(m, allow_paths=allow_paths)
         for m in conversation
@@ -134,9 +142,14 @@ def _is_pair(source: AudioSource) -> bool:
     return (
         isinstance(source, tuple)
         and len(source) == 2
-        and hasattr(source[0], "shape")
-        and isinstance(source[1], int | float)
+        and _is_array(source[0])
+        and isinstance(source[1], Real)  # NumPy's numbers too
     )
+
+
+def _is_array(source: AudioSource) -> bool:
+    """Not a number of NumPy's, which has a shape too."""
+    return hasattr(source, "shape") and len(source.shape) > 0
 
 
 def _is_several(audio: AudioSource) -> bool:
@@ -153,7 +166,7 @@ def _check_source(source: AudioSource) -> None:
     elif isinstance(source, bytes | bytearray | memoryview):
         if not len(source):
             raise ChatError("Message: audio has empty bytes")
-    elif not (hasattr(source, "shape") or _is_pair(source)):
+    elif not (_is_array(source) or _is_pair(source)):
         raise ChatError(
             "Message: audio must be a path, bytes, an array or (array, rate), "
             f"got {type(source).__name__}"
@@ -177,7 +190,7 @@ def _part_source(part: Mapping[str, Any], allow_paths: bool) -> AudioSource:
         raise ChatError(f"an {kind} part holds no audio")
     if not isinstance(source, str):
         if isinstance(source, os.PathLike) and not allow_paths:
-            raise ChatError("files of this machine are not read here: send the audio as base64")
+            raise ChatError(NO_PATHS)
         return source
     if source.startswith("data:"):
         header, _, data = source.partition(",")
@@ -187,7 +200,7 @@ def _part_source(part: Mapping[str, Any], allow_paths: bool) -> AudioSource:
     if source.startswith(("http://", "https://")):
         raise ChatError("audio is not fetched from the network: send a file or base64")
     if not allow_paths:
-        raise ChatError("files of this machine are not read here: send the audio as base64")
+        raise ChatError(NO_PATHS)
     return source.removeprefix("file://")
 
 

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from afnext.audio.windows import AudioWindow
 
 
+TAKER = "the model takes"
+"""Whose limit a prompt is beyond."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class AudioSpan:
     """Where a recording's audio tokens stand: ``ids[start : start + length]``."""
@@ -48,6 +52,7 @@ def build_prompt(
     template: ChatTemplate,
     *,
     max_tokens: int | None = None,
+    taker: str = TAKER,
     add_generation_prompt: bool = True,
 ) -> PromptIds:
     """Render a conversation and encode it.
@@ -59,6 +64,7 @@ def build_prompt(
         messages: the conversation.
         windows: for each recording of the conversation, in order, its windows.
         max_tokens: the longest prompt that fits, if there is a limit.
+        taker: whose limit it is, as messages say it.
         add_generation_prompt: end with the opening of the assistant's turn.
 
     Raises:
@@ -74,7 +80,7 @@ def build_prompt(
         raise ChatError("the tokenizer has no audio token: this model cannot hear")
     lengths = [sum(w.num_tokens for w in recording) for recording in windows]
     if max_tokens is not None and sum(lengths) > max_tokens:
-        raise too_long(sum(lengths), sum(lengths), max_tokens)
+        raise too_long(sum(lengths), sum(lengths), max_tokens, taker)
 
     control = tokenizer.control_tokens(template.source)
     control_ids = {tokenizer.token_id(token) for token in control}
@@ -104,7 +110,7 @@ def build_prompt(
     if len(spans) != len(lengths):
         raise ChatError("the tokenizer does not keep the audio token whole")
     if max_tokens is not None and len(ids) > max_tokens:
-        raise too_long(len(ids), sum(lengths), max_tokens)
+        raise too_long(len(ids), sum(lengths), max_tokens, taker)
     numbered = (
         w if w.recording == number else dataclasses.replace(w, recording=number)
         for number, recording in enumerate(windows)
@@ -113,11 +119,11 @@ def build_prompt(
     return PromptIds(ids, tuple(spans), tuple(numbered))
 
 
-def too_long(tokens: int, audio: int, limit: int) -> ChatError:
+def too_long(tokens: int, audio: int, limit: int, taker: str = TAKER) -> ChatError:
     """For a prompt of at least so many tokens, ``audio`` of them audio."""
     return ChatError(
-        f"the prompt has at least {tokens:,} tokens ({audio:,} of them audio, 25 a second), but the "
-        f"model takes {limit:,}: shorten the audio or the conversation"
+        f"the prompt has at least {tokens:,} tokens ({audio:,} of them audio, 25 a second), but "
+        f"{taker} {limit:,}: shorten the audio or the conversation"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from threading import Lock
 
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from .disk_cache import DiskCache
 class AudioCache:
     """Audio tokens of windows, ``[n, hidden]`` behind the adaptor, the least recently used leaving first.
 
-    A window is the unit, so recordings that begin alike share what is alike.
+    A window is the unit, so recordings that begin alike share what is alike. Threads may share one.
 
     Args:
         max_bytes: most that it holds; 0 keeps nothing.
@@ -27,16 +28,19 @@ class AudioCache:
         self.max_bytes, self.store = max_bytes, store
         self.nbytes = self.hits = self.misses = 0
         self._windows: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._lock = Lock()
 
     def __len__(self) -> int:
         return len(self._windows)
 
     def get(self, key: bytes) -> Tensor | None:
         """A window's tokens, or None."""
-        found = self._windows.get(key)
-        if found is not None:
-            self._windows.move_to_end(key)
-        elif self.store is not None and (found := self.store.load(key)) is not None:
+        with self._lock:
+            found = self._windows.get(key)
+            if found is not None:
+                self._windows.move_to_end(key)
+        store = self.store
+        if found is None and store is not None and (found := store.load(key)) is not None:
             self._hold(key, found)
         if found is None:
             self.misses += 1
@@ -47,24 +51,26 @@ class AudioCache:
     def put(self, key: bytes, tokens: Tensor) -> None:
         """Keep a window's tokens, and drop others for them; one larger than the cache is not held."""
         self._hold(key, tokens)
-        if self.store is not None:
-            self.store.save(key, tokens)
+        if (store := self.store) is not None:
+            store.save(key, tokens)
 
     def _hold(self, key: bytes, tokens: Tensor) -> None:
-        if key in self._windows or tokens.nbytes > self.max_bytes:
-            return
-        self._windows[key] = tokens
-        self.nbytes += tokens.nbytes
-        while self.nbytes > self.max_bytes:
-            _, dropped = self._windows.popitem(last=False)
-            self.nbytes -= dropped.nbytes
+        with self._lock:
+            if key in self._windows or tokens.nbytes > self.max_bytes:
+                return
+            self._windows[key] = tokens
+            self.nbytes += tokens.nbytes
+            while self.nbytes > self.max_bytes:
+                _, dropped = self._windows.popitem(last=False)
+                self.nbytes -= dropped.nbytes
 
     def forget(self) -> None:
         """The weights changed: nothing encoded so far is true, nor is what the store holds."""
-        self.clear()
         self.store = None
+        self.clear()
 
     def clear(self) -> None:
         """Drop everything that is held; the store stays."""
-        self._windows.clear()
-        self.nbytes = 0
+        with self._lock:
+            self._windows.clear()
+            self.nbytes = 0

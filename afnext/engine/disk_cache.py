@@ -19,6 +19,7 @@ from torch import Tensor
 LAYOUT = "2"
 MAX_BYTES = 16 << 30
 NAME = "tensor"
+ABANDONED = 3600.0  # seconds after which nobody writes to a part any more
 
 
 def require_folder(folder: str | Path) -> Path:
@@ -108,20 +109,24 @@ class DiskCache:
             handle, name = tempfile.mkstemp(suffix=".part", dir=self.folder)
             try:
                 with os.fdopen(handle, "wb") as file:
-                    file.write(save({NAME: tensor}, {"sum": _sum(tensor)}))
+                    size = file.write(save({NAME: tensor}, {"sum": _sum(tensor)}))
                 _use(Path(name), used)
                 Path(name).replace(self.path(key))
             except BaseException:
                 Path(name).unlink(missing_ok=True)
                 raise
             with self._saving:
-                self._make_room(self.path(key).stat().st_size)
+                self._make_room(size)
+        except FileNotFoundError:  # somebody cleared the folder: this one is not kept
+            pass
         except OSError as error:
             self.writable = False
             warnings.warn(f"nothing more is kept on disk: {error}", stacklevel=2)
 
     def _make_room(self, added: int) -> None:
-        """Look at the folder where it may be full; parts that somebody left behind go first."""
+        """Look at the folder where it may be full; parts that somebody left behind go first, and others stay:
+        they are being written.
+        """
         if self._held is not None and self._held + added <= self.max_bytes:
             self._held += added
             return
@@ -131,7 +136,9 @@ class DiskCache:
                 status = path.stat()
             except FileNotFoundError:  # another process was here
                 continue
-            files.append((path.suffix != ".part", status.st_mtime_ns, status.st_size, path))
+            whole = path.suffix != ".part"
+            if whole or time.time() - status.st_mtime > ABANDONED:
+                files.append((whole, status.st_mtime_ns, status.st_size, path))
         self._held = sum(size for _, _, size, _ in files)
         # A little more than must be, lest the next file looks at the whole folder again.
         aim = self.max_bytes - self.max_bytes // 16 if self._held > self.max_bytes else self._held

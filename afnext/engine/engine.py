@@ -161,10 +161,10 @@ class Engine:
             raise ValueError(f"audio_cache_bytes: must not be negative, got {audio_cache_bytes}")
         self.max_running = max_running
         self.max_context = min(context, pages * PAGE_SIZE)
-        self._limit = (
-            f"the model takes {context}"
+        self.taker = (
+            "the model takes"
             if self.max_context == context
-            else f"the cache (cache_bytes) has room for {self.max_context}"
+            else "the cache (cache_bytes, kv_cache_dtype) has room for"
         )
         self.audio_cache = AudioCache(audio_cache_bytes, disk_cache)
         self.scheduler = Scheduler(PageAllocator(pages), PAGE_SIZE, max_step_tokens, max_running)
@@ -205,9 +205,11 @@ class Engine:
         Raises:
             ValueError: an empty prompt, ids that are no whole numbers or outside of the vocabulary, a prompt
                 with its answer too long for the model or the cache, or placeholders that do not match the
-                audio.
+                audio; ``params`` with strings to stop at, which the engine does not see, or with a grammar
+                that was not compiled.
         """
         params = params or GenerationParams()
+        _require_ids_alone(params)
         config = self.runner.net.config
         try:
             ids = list(map(index, ids))
@@ -295,7 +297,7 @@ class Engine:
             raise ValueError("ids: the prompt is empty")
         if len(ids) >= self.max_context:
             raise ValueError(
-                f"the prompt has {len(ids)} tokens, {self._limit} with its "
+                f"the prompt has {len(ids)} tokens, {self.taker} {self.max_context} with its "
                 "answer: shorten the text or the audio"
             )
         if min(ids) < 0 or max(ids) >= vocabulary:
@@ -372,3 +374,11 @@ class Engine:
     def _reap(self) -> None:
         while self._dropped:
             self._cancel(self._dropped.popleft())
+
+
+def _require_ids_alone(params: GenerationParams) -> None:
+    """What needs texts is ``Assistant``'s part, and must not be ignored here."""
+    if params.stop:
+        raise ValueError("stop: the engine knows tokens, not texts; Assistant ends answers there")
+    if params.grammar is not None and params.constraint is None:
+        raise ValueError(f"{params.grammar[0]}: give the constraint that it compiles to")

@@ -54,10 +54,12 @@ class Feed:
         more, error = self._more, None
         assert more is not None
         try:
-            while self._next(more, lock):
-                pass
-            if callable(close := getattr(more, "close", None)):
-                close()
+            try:
+                while self._next(more, lock):
+                    pass
+            finally:
+                if callable(close := getattr(more, "close", None)):
+                    close()
         except BaseException as caught:  # of whatever kind: it is the requests that fail
             error = caught
         with lock:

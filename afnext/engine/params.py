@@ -26,7 +26,7 @@ class GenerationParams:
         min_p: drop tokens less likely than this share of the likeliest, in [0, 1).
         repetition_penalty: above 1, makes tokens of the prompt and the answer less likely.
         seed: of sampling; the same seed gives the same text. None draws one.
-        stop: the answer ends before the first of these strings.
+        stop: the answer ends before the first of these strings; ``Assistant`` looks for them.
         n: answers to one prompt, which is read once; the i-th is sampled with ``seed + i``.
         logprobs: None, or for each token its log-probability and those of so many likeliest ones, before
             temperature and penalties.

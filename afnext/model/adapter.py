@@ -21,12 +21,12 @@ from afnext.errors import CheckpointError
 
 from . import quantized
 from .checkpoint import canonical_name, read_json
+from .config import ADAPTER_FILES
 
 if TYPE_CHECKING:
     from .audio_language_model import AudioLanguageModel
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
+CONFIG, WEIGHTS = ADAPTER_FILES
 PREFIX = "base_model.model."
 PARTS = ("lora_A", "lora_B")
 # What PEFT can do beside W + scale B A, as a config says that it was not done.
@@ -59,7 +59,7 @@ def files_of(folder: str | Path) -> list[Path]:
         CheckpointError: one of them is missing.
     """
     folder = Path(folder)
-    for name in (CONFIG, WEIGHTS):
+    for name in ADAPTER_FILES:
         if not (folder / name).is_file():
             raise CheckpointError(f"adapter {folder}: no {name}")
     return [folder / CONFIG, folder / WEIGHTS]

@@ -284,6 +284,10 @@ def model_of_run(folder: Path) -> Path | None:
     return made if (made / "config.json").is_file() else None
 
 
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+"""Of a LoRA adapter's folder, as PEFT names them."""
+
+
 def adapter_of_run(folder: Path) -> Path:
     """Where a training run keeps its adapters within its own folder."""
     return folder / "adapter"

@@ -82,11 +82,24 @@ def test_a_stranger_cannot_name_files_or_addresses(part: object) -> None:
         Message.from_openai({"role": "user", "content": [part]})
 
 
+def test_a_rate_may_be_any_number_and_is_no_recording() -> None:
+    samples = np.zeros(16_000, np.float32)
+    for rate in (16_000, 16_000.0, np.int64(16_000), np.int32(16_000), np.float32(16_000)):
+        assert len(Message("user", "Hi", (samples, rate)).audio) == 1
+        assert len(Message("user", "Hi", [(samples, rate), samples]).audio) == 2
+    for audio in ([np.int64(16_000)], (samples, samples, np.int32(3)), (np.float32(1), 16_000)):
+        with pytest.raises(ChatError, match="audio must be a path, bytes, an array"):
+            Message("user", "Hi", audio)
+
+
 def test_conversations() -> None:
     assert as_messages("Hi") == [Message("user", "Hi")]
     assert as_messages([{"role": "user", "content": "Hi"}]) == [Message("user", "Hi")]
+    assert as_messages({"role": "user", "content": "Hi"}) == [Message("user", "Hi")]
     with pytest.raises(ChatError, match="at least one"):
         as_messages([])
+    with pytest.raises(ChatError, match="must be a question or messages, got int"):
+        as_messages(5)  # type: ignore[arg-type]
     with pytest.raises(ChatError, match="first"):
         as_messages([Message("user", "Hi"), Message("system", "Be brief.")])
 

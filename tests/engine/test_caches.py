@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+
 import pytest
 import torch
 
@@ -162,3 +165,26 @@ def test_stretches_cover_what_is_heard() -> None:
                 rows += range(part.rows.start, part.rows.stop)
                 assert part.ends == (len(rows) == windows[part.window].num_tokens)
         assert seen == {i: list(range(windows[i].num_tokens)) for i in range(2)}
+
+
+def test_encoded_audio_may_be_cleared_while_it_is_used() -> None:
+    """By another thread, in the middle of anything; what is counted is what is held."""
+    cache, rows = AudioCache(1 << 20), torch.zeros(4)
+    before, done = sys.getswitchinterval(), threading.Event()
+    sys.setswitchinterval(1e-6)
+
+    def clear() -> None:
+        while not done.is_set():
+            cache.clear()
+
+    clearing = threading.Thread(target=clear)
+    clearing.start()
+    try:
+        for _ in range(20_000):
+            cache.put(b"a", rows)
+            cache.get(b"a")
+    finally:
+        done.set()
+        clearing.join()
+        sys.setswitchinterval(before)
+    assert cache.nbytes == sum(rows.nbytes for _ in range(len(cache)))

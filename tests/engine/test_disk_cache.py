@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,7 @@ import torch
 import afnext
 from afnext.engine import DiskCache, Engine, GenerationParams
 from afnext.engine.pages import page_bytes
+from afnext.hub import find_model
 from tests.engine.models import heard, small_model, window
 
 pytestmark = pytest.mark.slow
@@ -54,6 +58,8 @@ def test_the_window_not_asked_for_in_longest_goes_first(tmp_path: Path) -> None:
     size = store.path(b"a").stat().st_size
     store = DiskCache(tmp_path, "model", max_bytes=int(3.3 * size))
     (tmp_path / "left.part").write_bytes(b"of somebody who was killed")
+    os.utime(tmp_path / "left.part", (0, 0))
+    (tmp_path / "new.part").write_bytes(b"of somebody who is writing")
     for age, key in enumerate((b"b", b"c")):
         store.save(key, ROWS)
         os.utime(store.path(key), (age, age))
@@ -62,7 +68,48 @@ def test_the_window_not_asked_for_in_longest_goes_first(tmp_path: Path) -> None:
     store.save(b"d", ROWS)
     kept = {key for key in (b"a", b"b", b"c", b"d") if store.load(key) is not None}
     assert kept == {b"a", b"c", b"d"}
+    assert [path.name for path in tmp_path.glob("*.part")] == ["new.part"]
+
+
+def test_threads_and_others_may_fill_one_folder(tmp_path: Path) -> None:
+    """What does not fit is dropped; nobody's writing ends anybody else's."""
+    rows = torch.zeros(4096, dtype=torch.uint8)
+    size = 4500  # of a file, about
+    stores = [DiskCache(tmp_path, "model", max_bytes=10 * size) for _ in range(2)]
+
+    def fill(number: int) -> None:
+        for step in range(60):
+            stores[number % 2].save(f"{number} {step}".encode(), rows)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(fill, range(4)))
+    assert all(store.writable for store in stores)
+    held = list(tmp_path.glob("*.safetensors"))
+    assert 5 <= len(held) <= 24  # each store counts what the other adds when it looks again
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_another_config_or_device_is_another_model(tmp_path: Path) -> None:
+    """Weights alone do not say what is computed of them."""
+    folder = shutil.copytree(find_model("nano"), tmp_path / "model")
+    noise = np.random.default_rng(0).standard_normal(60_000).astype(np.float32) * 0.1
+    cache = tmp_path / "cache"
+
+    def ask() -> afnext.Reply:
+        model = afnext.load(folder, disk_cache=cache)
+        reply = model.ask(noise, "What?", max_tokens=4)
+        model.engine.flush()
+        return reply
+
+    ask()
+    assert ask().usage.cached_tokens > 0
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["rope_parameters"]["rope_theta"] = 3e4
+    (folder / "config.json").write_text(json.dumps(config))
+    assert ask().usage.cached_tokens == 0
+    assert ask().usage.cached_tokens > 0
 
 
 def test_a_folder_that_cannot_be_written_is_one_warning(tmp_path: Path) -> None:

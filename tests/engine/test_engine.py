@@ -251,3 +251,14 @@ def test_limits_that_leave_no_room_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=said):
         Engine(net, [], **limits)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{"stop": ["x"]}, {"regex": "[0-9]+"}, {"choice": ["a"]}, {"json_schema": {}}],
+    ids=str,
+)
+def test_what_needs_texts_is_refused(net: AudioLanguageModel, params: dict[str, Any]) -> None:
+    """It would be ignored: tokens are all that the engine knows."""
+    with pytest.raises(ValueError, match=f"^{next(iter(params))}: "):
+        Engine(net, []).submit([1, 2], params=GenerationParams(**params))
