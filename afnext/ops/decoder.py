@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -42,6 +43,27 @@ class DecoderLayer:
         return sum(w.nbytes for w in packed) + sum(t.nbytes for t in small if t is not None)
 
 
+def _held(layer: DecoderLayer) -> DecoderLayer:
+    """The layer with tensors of its own: the compiled decoder reads memory, and a Parameter that is given
+    other ``.data`` would free what it had."""
+
+    def tensor(value: Any) -> Any:  # what is none is refused by the compiled decoder
+        return value.detach() if isinstance(value, Tensor) else value
+
+    def packed(weight: PackedWeight) -> PackedWeight:
+        return replace(weight, data=tensor(weight.data))
+
+    return DecoderLayer(
+        input_norm=tensor(layer.input_norm),
+        qkv=packed(layer.qkv),
+        qkv_bias=tensor(layer.qkv_bias),
+        out=packed(layer.out),
+        post_attention_norm=tensor(layer.post_attention_norm),
+        gate_up=packed(layer.gate_up),
+        down=packed(layer.down),
+    )
+
+
 class Decoder:
     """Decoder layers with packed weights: norm, attention over pages, SwiGLU, residuals.
 
@@ -51,7 +73,7 @@ class Decoder:
     Neither differentiable nor safe to call from several threads at once.
 
     Args:
-        layers: their weights.
+        layers: their weights, whose memory is kept: a Parameter may be given other ``.data`` later.
         heads, kv_heads, head_dim: Hq, Hkv and D.
         eps: of the norms.
         inv_freq: float32 ``[D / 2]``; a token's position in its sequence turns queries and keys, the
@@ -75,7 +97,7 @@ class Decoder:
         self._shape = (heads, kv_heads, head_dim)
         self._eps, self._inv_freq = eps, inv_freq.detach()
         self._compiled = compiled.Decoder(
-            list(layers), heads, kv_heads, head_dim, eps, self._inv_freq
+            [_held(layer) for layer in self.layers], heads, kv_heads, head_dim, eps, self._inv_freq
         )
 
     def __call__(

@@ -87,12 +87,21 @@ Decoder::Decoder(const DecoderGeometry& geometry, std::vector<DecoderLayer> laye
   const DecoderGeometry& g = geometry_;
   check.require(g.kv_heads > 0 && g.heads > 0 && g.heads % g.kv_heads == 0,
                 "heads must be a multiple of kv_heads");
+  if (g.head_dim < 1 || g.head_dim > kMaxHeadDim) {
+    check.fail("head_dim must be 1 to " + std::to_string(kMaxHeadDim) + ", got " +
+               std::to_string(g.head_dim));
+  }
   check.exact(g.inv_freq, "inv_freq", DType::f32, {g.head_dim / 2});
   const int64_t queries = g.heads * g.head_dim, rows = queries + 2 * g.kv_heads * g.head_dim;
   for (size_t i = 0; i < layers_.size(); ++i) {
     const DecoderLayer& l = layers_[i];
     const int64_t hidden = l.qkv.k, wide = l.down.k;
-    const auto shaped = [&](const PackedView& w, const char* part, int64_t n, int64_t k) {
+    const auto shaped = [&](const PackedView& w, const char* part, int64_t n, int64_t k,
+                            bool gate_up = false) {
+      if (w.gate_up != gate_up) {
+        check.fail(layer_name(i, part) + " must be packed with" + (gate_up ? "" : "out") +
+                   " gate_up");
+      }
       if (w.n == n && w.k == k) return;
       check.fail(layer_name(i, part) + " must be packed from [" + std::to_string(n) + ", " +
                  std::to_string(k) + "], got [" + std::to_string(w.n) + ", " + std::to_string(w.k) +
@@ -100,9 +109,9 @@ Decoder::Decoder(const DecoderGeometry& geometry, std::vector<DecoderLayer> laye
     };
     shaped(l.qkv, "qkv", rows, layers_[0].qkv.k);
     shaped(l.out, "out", hidden, queries);
-    shaped(l.gate_up, "gate_up", 2 * wide, hidden);
+    shaped(l.gate_up, "gate_up", 2 * wide, hidden, true);
     shaped(l.down, "down", hidden, wide);
-    const DType dtype = l.input_norm.dtype;
+    const DType dtype = layers_[0].input_norm.dtype;
     check.floating(l.input_norm, layer_name(i, "input_norm").c_str(), 1);
     check.exact(l.input_norm, layer_name(i, "input_norm").c_str(), dtype, {hidden});
     check.exact(l.post_attention_norm, layer_name(i, "post_attention_norm").c_str(), dtype,

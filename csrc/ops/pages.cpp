@@ -4,10 +4,6 @@
 
 namespace afnext {
 
-namespace {
-constexpr int64_t kMaxDim = 256;
-}
-
 void check_pages(const Check& check, const TensorView& tokens, const TensorView& k_pages,
                  const TensorView& v_pages, const TensorView* k_scales,
                  const TensorView* v_scales) {
@@ -88,7 +84,7 @@ void check_append(const Check& check, const PagedTokens& t) {
                describe(k_pages));
   }
   check_turn(check, k, t.times, t.inv_freq);
-  check.require(k.device != DeviceType::cuda || k.shape[2] <= kMaxDim,
+  check.require(k.device != DeviceType::cuda || k.shape[2] <= kMaxHeadDim,
                 "k must have a head dim of 1 to 256 on CUDA");
 }
 
@@ -96,7 +92,7 @@ void check_attention(const Check& check, const TensorView& q, const TensorView& 
                      const TensorView& v_pages, const PagedAttentionOptions& options,
                      const TensorView& out, const TensorView& lse) {
   check.floating(q, "q", 3);
-  if (q.shape[2] < 1 || q.shape[2] > kMaxDim) {
+  if (q.shape[2] < 1 || q.shape[2] > kMaxHeadDim) {
     check.fail("q must have a head dim of 1 to 256, got " + describe(q));
   }
   check_pages(check, q, k_pages, v_pages, options.k_scales, options.v_scales);

@@ -6,6 +6,8 @@
 
 namespace afnext {
 
+constexpr int64_t kMaxHeadDim = 256;  // of paged attention, and of paged_append on CUDA
+
 // k_pages and v_pages [P, Hkv, slot, D] for rows like `tokens` [T, H, D] and their scales [P, Hkv,
 // slot] if they are of 8 bits (null otherwise).
 void check_pages(const Check& check, const TensorView& tokens, const TensorView& k_pages,

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -112,3 +119,95 @@ def test_scales_are_wanted_for_every_layer(without: str, named: str) -> None:
     ends, start = (torch.tensor(x, dtype=torch.int32) for x in ([0, 1, 1], [0, 0]))
     with pytest.raises(ValueError, match=named):
         decoder(torch.zeros(1, HIDDEN), *held, TABLE, ends, start, **cache)
+
+
+def made(layers: list[ops.DecoderLayer], **changed: Any) -> ops.Decoder:
+    args: dict[str, Any] = {"heads": HEADS, "kv_heads": KV_HEADS, "head_dim": DIM, "eps": EPS}
+    return ops.Decoder(layers, **args | {"inv_freq": INV_FREQ} | changed)
+
+
+def test_parameters_may_be_given_other_data() -> None:
+    """The decoder computes with what it was made of, and keeps that memory."""
+    memories: list[weakref.ref[np.ndarray]] = []
+
+    def watched(tensor: Tensor) -> torch.nn.Parameter:
+        room = np.empty(tensor.nbytes + 64, np.uint8)
+        first = -room.ctypes.data % 64  # packings are aligned
+        array = room[first : first + tensor.nbytes]
+        memories.append(weakref.ref(array))
+        held = torch.from_numpy(array).view(tensor.dtype).view(tensor.shape).copy_(tensor)
+        return torch.nn.Parameter(held, requires_grad=False)
+
+    def packed(weight: ops.PackedWeight) -> ops.PackedWeight:
+        return replace(weight, data=watched(weight.data))
+
+    plain = layer(torch.float32)
+    assert plain.qkv_bias is not None
+    given = ops.DecoderLayer(
+        input_norm=watched(plain.input_norm),
+        qkv=packed(plain.qkv),
+        qkv_bias=watched(plain.qkv_bias),
+        out=packed(plain.out),
+        post_attention_norm=watched(plain.post_attention_norm),
+        gate_up=packed(plain.gate_up),
+        down=packed(plain.down),
+    )
+    decoder = made([given])
+    weights = (given.qkv, given.out, given.gate_up, given.down)
+    for parameter in (
+        given.input_norm, given.qkv_bias, given.post_attention_norm, *(w.data for w in weights)
+    ):  # fmt: skip
+        assert parameter is not None
+        parameter.data = torch.zeros_like(parameter)
+    gc.collect()
+    assert all(memory() is not None for memory in memories)
+
+    ends = torch.tensor([0, *LENGTHS]).cumsum(0).int()
+    start = torch.tensor(START, dtype=torch.int32)
+    hidden = torch.randn(sum(LENGTHS), HIDDEN)
+    expected = by_op(hidden.clone(), [plain], pages(torch.float32, 1), ends, start)
+    cache = pages(torch.float32, 1)
+    found = decoder(hidden, cache["k_pages"], cache["v_pages"], TABLE, ends, start)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def repacked(n: int, k: int, gate_up: bool) -> ops.PackedWeight:
+    return ops.pack(torch.zeros(n, k), "float32", gate_up)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda w: replace(w, qkv=repacked(w.qkv.n, w.qkv.k, True)),
+         "layers[1].qkv must be packed without gate_up"),
+        (lambda w: replace(w, out=repacked(w.out.n, w.out.k, True)),
+         "layers[1].out must be packed without gate_up"),
+        (lambda w: replace(w, gate_up=repacked(w.gate_up.n, w.gate_up.k, False)),
+         "layers[1].gate_up must be packed with gate_up"),
+        (lambda w: replace(w, down=repacked(w.down.n, w.down.k, True)),
+         "layers[1].down must be packed without gate_up"),
+        (lambda w: layer(torch.bfloat16), f"layers[1].input_norm must be float32 [{HIDDEN}]"),
+    ],
+)  # fmt: skip
+def test_layers_that_no_step_could_finish_are_refused(
+    change: Callable[[ops.DecoderLayer], ops.DecoderLayer], said: str
+) -> None:
+    """A step would find them after it has written pages and hidden."""
+    layers = [layer(torch.float32) for _ in range(2)]
+    layers[1] = change(layers[1])
+    with pytest.raises(ValueError, match="decoder: layers") as error:
+        made(layers)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize("dim", [0, 257])
+def test_heads_are_those_that_attention_takes(dim: int) -> None:
+    rows = (HEADS + 2 * KV_HEADS) * dim
+    wide = replace(
+        layer(torch.float32),
+        qkv=repacked(rows, HIDDEN, False),
+        qkv_bias=None,
+        out=repacked(HIDDEN, HEADS * dim, False),
+    )
+    with pytest.raises(ValueError, match=f"decoder: head_dim must be 1 to 256, got {dim}"):
+        made([wide], head_dim=dim, inv_freq=torch.zeros(dim // 2))
