@@ -8,7 +8,7 @@ namespace {
 void pack(py::handle x, const std::vector<int64_t>& head_offsets, const std::vector<int64_t>& heads,
           py::handle out, const std::vector<int64_t>& peers, int64_t first_token) {
   const Tensor x_(x, "all_to_all_pack", "x");
-  const OptionalTensor out_(out, "all_to_all_pack", "out");
+  const OptionalTensor out_(out, "all_to_all_pack", "out", Access::write);
   const py::gil_scoped_release release;
   all_to_all_pack(x_, {head_offsets, heads}, {peers, first_token}, out_, x_.stream());
 }
@@ -16,7 +16,7 @@ void pack(py::handle x, const std::vector<int64_t>& head_offsets, const std::vec
 void unpack(py::handle x, const std::vector<int64_t>& head_offsets,
             const std::vector<int64_t>& heads, py::handle out, const std::vector<int64_t>& peers,
             int64_t first_token) {
-  const Tensor out_(out, "all_to_all_unpack", "out");
+  const Tensor out_(out, "all_to_all_unpack", "out", Access::write);
   const OptionalTensor x_(x, "all_to_all_unpack", "x");
   const py::gil_scoped_release release;
   all_to_all_unpack(x_, {head_offsets, heads}, {peers, first_token}, out_, out_.stream());

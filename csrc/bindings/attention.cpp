@@ -14,8 +14,8 @@ void forward(py::handle q, py::handle k, py::handle v, py::handle cu_seqlens_q,
              int64_t window_left, int64_t window_right, double scale, py::handle out,
              py::handle lse) {
   constexpr const char* op = "attention";
-  const Tensor q_(q, op, "q"), k_(k, op, "k"), v_(v, op, "v"), out_(out, op, "out"),
-      lse_(lse, op, "lse");
+  const Tensor q_(q, op, "q"), k_(k, op, "k"), v_(v, op, "v"), out_(out, op, "out", Access::write),
+      lse_(lse, op, "lse", Access::write);
   const OptionalTensor cu_q(cu_seqlens_q, op, "cu_seqlens_q"),
       cu_k(cu_seqlens_k, op, "cu_seqlens_k", cu_q), lengths(key_lengths, op, "key_lengths"),
       times_q_(times_q, op, "rotation.times_q"),
@@ -42,8 +42,8 @@ void backward(py::handle grad_out, py::handle grad_lse, py::handle q, py::handle
               double scale, py::handle grad_q, py::handle grad_k, py::handle grad_v) {
   constexpr const char* op = "attention_backward";
   const Tensor grad_out_(grad_out, op, "grad_out"), q_(q, op, "q"), k_(k, op, "k"), v_(v, op, "v"),
-      out_(out, op, "out"), lse_(lse, op, "lse"), grad_q_(grad_q, op, "grad_q"),
-      grad_k_(grad_k, op, "grad_k"), grad_v_(grad_v, op, "grad_v");
+      out_(out, op, "out"), lse_(lse, op, "lse"), grad_q_(grad_q, op, "grad_q", Access::write),
+      grad_k_(grad_k, op, "grad_k", Access::write), grad_v_(grad_v, op, "grad_v", Access::write);
   const OptionalTensor grad_lse_(grad_lse, op, "grad_lse"), cu_q(cu_seqlens_q, op, "cu_seqlens_q"),
       cu_k(cu_seqlens_k, op, "cu_seqlens_k", cu_q), lengths(key_lengths, op, "key_lengths"),
       times_q_(times_q, op, "rotation.times_q"),

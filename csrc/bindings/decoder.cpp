@@ -20,9 +20,10 @@ PackedView packed_weight(py::handle weight) {
 
 TensorView tensor(py::handle object, const char* name) { return Tensor(object, op, name); }
 
-std::vector<TensorView> tensors(const py::list& objects, const char* name) {
+// What a step writes, a tensor for each layer.
+std::vector<TensorView> written(const py::list& objects, const char* name) {
   std::vector<TensorView> views;
-  for (py::handle object : objects) views.push_back(tensor(object, name));
+  for (py::handle object : objects) views.push_back(Tensor(object, op, name, Access::write).view());
   return views;
 }
 
@@ -53,12 +54,12 @@ class HeldDecoder {
   void run(py::handle hidden, const py::list& k_pages, const py::list& v_pages,
            const py::list& k_scales, const py::list& v_scales, py::handle page_table,
            py::handle cu_seqlens, py::handle start) {
-    const Tensor hidden_(hidden, op, "hidden"), table(page_table, op, "page_table"),
+    const Tensor hidden_(hidden, op, "hidden", Access::write), table(page_table, op, "page_table"),
         ends(cu_seqlens, op, "cu_seqlens"), start_(start, op, "start");
-    const std::vector<TensorView> keys = tensors(k_pages, "k_pages"),
-                                  values = tensors(v_pages, "v_pages"),
-                                  key_scales = tensors(k_scales, "k_scales"),
-                                  value_scales = tensors(v_scales, "v_scales");
+    const std::vector<TensorView> keys = written(k_pages, "k_pages"),
+                                  values = written(v_pages, "v_pages"),
+                                  key_scales = written(k_scales, "k_scales"),
+                                  value_scales = written(v_scales, "v_scales");
     const py::gil_scoped_release release;
     decoder_->run(hidden_, {keys, values, key_scales, value_scales}, {table, ends, start_});
   }

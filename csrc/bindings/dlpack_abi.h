@@ -38,6 +38,8 @@ struct Tensor {
   uint64_t byte_offset;
 };
 
+enum Flag : uint64_t { kReadOnly = 1 };
+
 struct Managed {
   Tensor tensor;
   void* context;

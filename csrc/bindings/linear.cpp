@@ -8,7 +8,7 @@ namespace {
 template <auto function>
 void call(py::handle x, py::handle weight, py::handle bias, py::handle out) {
   const Tensor x_(x, "linear", "x"), weight_(weight, "linear", "weight"),
-      out_(out, "linear", "out");
+      out_(out, "linear", "out", Access::write);
   const OptionalTensor bias_(bias, "linear", "bias");
   const py::gil_scoped_release release;
   function(x_, weight_, bias_, out_);

@@ -20,7 +20,7 @@ TensorView offsets(const std::vector<int64_t>& values) {
 
 void call(py::handle samples, const std::vector<int64_t>& cu_samples,
           const std::vector<int64_t>& frames, py::handle out) {
-  const Tensor samples_(samples, "log_mel", "samples"), out_(out, "log_mel", "out");
+  const Tensor samples_(samples, "log_mel", "samples"), out_(out, "log_mel", "out", Access::write);
   std::vector<int64_t> cu_frames(frames.size() + 1);
   std::partial_sum(frames.begin(), frames.end(), cu_frames.begin() + 1);
   const py::gil_scoped_release release;

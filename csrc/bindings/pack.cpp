@@ -17,7 +17,7 @@ static const Binding binding([](py::module_& m) {
                            static_cast<size_t>(data_->numel() * dtype_size(data_->dtype)));
   });
   m.def("pack", [](py::handle weight, std::string_view format, bool gate_up, py::handle data) {
-    const Tensor weight_(weight, "pack", "weight"), data_(data, "pack", "data");
+    const Tensor weight_(weight, "pack", "weight"), data_(data, "pack", "data", Access::write);
     Check("pack", weight_).floating(weight_, "weight", 2);
     const PackedView view = packed_tensor("pack", weight_, data_, format, weight_->shape[0],
                                           weight_->shape[1], gate_up);
@@ -28,7 +28,7 @@ static const Binding binding([](py::module_& m) {
         [](py::handle values, py::handle scales, py::handle zeros, std::string_view format,
            int64_t n, int64_t k, bool gate_up, py::handle data) {
           const Tensor values_(values, "pack", "values"), scales_(scales, "pack", "scales"),
-              data_(data, "pack", "data");
+              data_(data, "pack", "data", Access::write);
           const OptionalTensor zeros_(zeros, "pack", "zeros");
           const PackedView view = packed_tensor("pack", values_, data_, format, n, k, gate_up);
           const py::gil_scoped_release release;
@@ -36,7 +36,7 @@ static const Binding binding([](py::module_& m) {
         });
   m.def("unpack", [](py::handle data, std::string_view format, int64_t n, int64_t k, bool gate_up,
                      py::handle out) {
-    const Tensor data_(data, "unpack", "data"), out_(out, "unpack", "out");
+    const Tensor data_(data, "unpack", "data"), out_(out, "unpack", "out", Access::write);
     const PackedView view = packed_tensor("unpack", data_, data_, format, n, k, gate_up);
     const py::gil_scoped_release release;
     unpack(view, out_, data_.stream());

@@ -28,7 +28,7 @@ void call(py::handle x, py::handle data, py::handle bias, py::handle residual,
           std::string_view format, int64_t n, int64_t k, bool gate_up, std::string_view activation,
           py::handle out) {
   constexpr const char* op = "linear";
-  const Tensor x_(x, op, "x"), data_(data, op, "data"), out_(out, op, "out");
+  const Tensor x_(x, op, "x"), data_(data, op, "data"), out_(out, op, "out", Access::write);
   const OptionalTensor bias_(bias, op, "bias"), residual_(residual, op, "residual");
   const PackedView weight = packed_tensor(op, x_, data_, format, n, k, gate_up);
   const Activation activation_ = parse_activation(activation);

@@ -12,7 +12,8 @@ void attend(py::handle q, py::handle k_pages, py::handle v_pages, py::handle pag
   constexpr const char* op = "paged_attention";
   const Tensor q_(q, op, "q"), k_pages_(k_pages, op, "k_pages"), v_pages_(v_pages, op, "v_pages"),
       page_table_(page_table, op, "page_table"), cu_seqlens_q_(cu_seqlens_q, op, "cu_seqlens_q"),
-      kv_lengths_(kv_lengths, op, "kv_lengths"), out_(out, op, "out"), lse_(lse, op, "lse");
+      kv_lengths_(kv_lengths, op, "kv_lengths"), out_(out, op, "out", Access::write),
+      lse_(lse, op, "lse", Access::write);
   const OptionalTensor times_(times, op, "rotation times"),
       inv_freq_(inv_freq, op, "rotation inv_freq"), k_scales_(k_scales, op, "k_scales"),
       v_scales_(v_scales, op, "v_scales");

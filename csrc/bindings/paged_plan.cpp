@@ -27,11 +27,13 @@ class Plan {
 
   void append(py::handle k, py::handle v, py::handle k_pages, py::handle v_pages, py::handle times,
               py::handle inv_freq, bool interleaved, py::handle k_scales, py::handle v_scales) {
-    const Tensor k_(k, kAppend, "k"), v_(v, kAppend, "v"), k_pages_(k_pages, kAppend, "k_pages"),
-        v_pages_(v_pages, kAppend, "v_pages");
+    const Tensor k_(k, kAppend, "k"), v_(v, kAppend, "v"),
+        k_pages_(k_pages, kAppend, "k_pages", Access::write),
+        v_pages_(v_pages, kAppend, "v_pages", Access::write);
     const OptionalTensor times_(times, kAppend, "rotation times"),
-        inv_freq_(inv_freq, kAppend, "rotation inv_freq"), k_scales_(k_scales, kAppend, "k_scales"),
-        v_scales_(v_scales, kAppend, "v_scales");
+        inv_freq_(inv_freq, kAppend, "rotation inv_freq"),
+        k_scales_(k_scales, kAppend, "k_scales", Access::write),
+        v_scales_(v_scales, kAppend, "v_scales", Access::write);
     const py::gil_scoped_release release;
     plan_.append(k_, v_, k_pages_, v_pages_, times_, inv_freq_, interleaved, k_scales_, v_scales_,
                  k_.stream());
@@ -41,8 +43,8 @@ class Plan {
               py::handle inv_freq, bool interleaved, double scale, py::handle k_scales,
               py::handle v_scales, py::handle out, py::handle lse) {
     const Tensor q_(q, kAttention, "q"), k_pages_(k_pages, kAttention, "k_pages"),
-        v_pages_(v_pages, kAttention, "v_pages"), out_(out, kAttention, "out"),
-        lse_(lse, kAttention, "lse");
+        v_pages_(v_pages, kAttention, "v_pages"), out_(out, kAttention, "out", Access::write),
+        lse_(lse, kAttention, "lse", Access::write);
     const OptionalTensor times_(times, kAttention, "rotation times"),
         inv_freq_(inv_freq, kAttention, "rotation inv_freq"),
         k_scales_(k_scales, kAttention, "k_scales"), v_scales_(v_scales, kAttention, "v_scales");

@@ -10,8 +10,8 @@ void call(py::handle logits, py::handle temperature, py::handle top_k, py::handl
   const Tensor logits_(logits, "sample", "logits"),
       temperature_(temperature, "sample", "temperature"), top_k_(top_k, "sample", "top_k"),
       top_p_(top_p, "sample", "top_p"), min_p_(min_p, "sample", "min_p"),
-      uniform_(uniform, "sample", "uniform"), tokens_(tokens, "sample", "tokens"),
-      logprobs_(logprobs, "sample", "logprobs");
+      uniform_(uniform, "sample", "uniform"), tokens_(tokens, "sample", "tokens", Access::write),
+      logprobs_(logprobs, "sample", "logprobs", Access::write);
   const py::gil_scoped_release release;
   sample(logits_, temperature_, top_k_, top_p_, min_p_, uniform_, tokens_, logprobs_,
          logits_.stream());

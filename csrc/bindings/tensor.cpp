@@ -40,6 +40,12 @@ DType dtype_of(dlpack::DataType t) {
   throw Error(std::string(op) + ": " + name + " " + why);
 }
 
+// No kernel may follow a null pointer: torch gives one for storage that was freed by resizing it.
+void refuse_null(const TensorView& view, const char* op, const char* name) {
+  const bool ours = view.device != DeviceType::other;  // others are refused for their device
+  if (view.data == nullptr && ours && view.numel() > 0) refuse(op, name, "has no memory");
+}
+
 TensorView view_of(const dlpack::Tensor& t, const char* op, const char* name) {
   if (t.ndim > kMaxDims) {
     refuse(op, name, "has " + std::to_string(t.ndim) + " dimensions, at most 6 are supported");
@@ -59,6 +65,7 @@ TensorView view_of(const dlpack::Tensor& t, const char* op, const char* name) {
     view.stride[i] = t.strides ? t.strides[i] : packed;
     packed *= t.shape[i];
   }
+  refuse_null(view, op, name);
   return view;
 }
 
@@ -113,6 +120,7 @@ bool read_torch(py::handle object, const char* op, const char* name, TensorView*
       view->dtype = static_cast<DType>(d);
     }
   }
+  refuse_null(*view, op, name);
   return true;
 }
 
@@ -138,7 +146,7 @@ py::object export_dlpack(py::handle object) {
 
 }  // namespace
 
-Tensor::Tensor(py::handle object, const char* op, const char* name) {
+Tensor::Tensor(py::handle object, const char* op, const char* name, Access access) {
   if (const dlpack::ExchangeApi* api = exchange_api(Py_TYPE(object.ptr()))) {
     dlpack::Tensor tensor;
     if (api->to_tensor(object.ptr(), &tensor) != 0) {
@@ -168,6 +176,9 @@ Tensor::Tensor(py::handle object, const char* op, const char* name) {
   if (PyCapsule_IsValid(capsule_.ptr(), "dltensor_versioned")) {
     const auto* managed = static_cast<dlpack::ManagedVersioned*>(
         PyCapsule_GetPointer(capsule_.ptr(), "dltensor_versioned"));
+    if (access == Access::write && (managed->flags & dlpack::kReadOnly) != 0) {
+      refuse(op, name, "must be writeable");
+    }
     view_ = view_of(managed->tensor, op, name);
   } else if (PyCapsule_IsValid(capsule_.ptr(), "dltensor")) {
     const auto* managed =

@@ -10,11 +10,14 @@ namespace afnext::bindings {
 
 namespace py = pybind11;
 
+// What a call does with a tensor: memory that its owner has marked read-only may be read alone.
+enum class Access : uint8_t { read, write };
+
 // Valid during the call that it was made for: the caller holds the Python object.
 class Tensor {
  public:
-  // Throws Error naming `op` and `name` when `object` is no tensor.
-  Tensor(py::handle object, const char* op, const char* name);
+  // Throws Error naming `op` and `name` when `object` is no tensor, or must not be written.
+  Tensor(py::handle object, const char* op, const char* name, Access access = Access::read);
   ~Tensor();
   Tensor(const Tensor&) = delete;
   Tensor& operator=(const Tensor&) = delete;
@@ -34,9 +37,10 @@ class Tensor {
 // The same for an argument that may be None.
 class OptionalTensor {
  public:
-  OptionalTensor(py::handle object, const char* op, const char* name) : object_(object) {
+  OptionalTensor(py::handle object, const char* op, const char* name, Access access = Access::read)
+      : object_(object) {
     if (object.is_none()) return;
-    view_ = &(new (&storage_) Tensor(object, op, name))->view();
+    view_ = &(new (&storage_) Tensor(object, op, name, access))->view();
     held_ = true;
   }
   // The same object as `other` is not read twice: reading a tensor takes longer than checking it.

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import get_origin, get_type_hints
+from types import SimpleNamespace
+from typing import Any, get_origin, get_type_hints
 
 import numpy as np
 import pytest
 import torch
 
 from afnext import ops
+from afnext.ops._compiled import compiled
 
 X, TIMES, INV_FREQ, WEIGHT = torch.ones(2, 1, 8), torch.zeros(2), torch.ones(4), torch.ones(8)
 LSE = torch.zeros(1, 2)
@@ -157,3 +159,186 @@ def test_ops_compile_in_one_graph() -> None:
     x = torch.randn(2, 1, 8)
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     assert torch.equal(compiled(x), layer(x))
+
+
+def test_rows_may_lie_backwards() -> None:
+    """Arrays of other libraries reach kernels as they lie: rows at a negative distance are read there, and
+    none that lie at no single distance."""
+    x = np.random.default_rng(0).standard_normal((2, 3, 8), np.float32)
+    out, weight = np.empty_like(x), WEIGHT.numpy()
+    compiled.rms_norm(x[::-1, ::-1], None, weight, 1e-6, out, None)
+    assert np.array_equal(out, ops.rms_norm(x, weight, 1e-6)[::-1, ::-1])
+    for uneven in (x[:, ::-1], x[::-1]):
+        with pytest.raises(ValueError, match="rms_norm: x must have rows at a uniform distance"):
+            compiled.rms_norm(uneven, None, weight, 1e-6, out, None)
+
+
+def locked(array: np.ndarray) -> np.ndarray:
+    array = array.copy()
+    array.flags.writeable = False
+    return array
+
+
+def written() -> dict[str, tuple[Callable[..., None], dict[str, Any]]]:
+    """Compiled calls of an argument or more that they write, in order of their arguments; what is written
+    is named as the error names it."""
+    x, lse = X.numpy(), LSE.numpy()
+    row, weight = x[:, 0], WEIGHT.numpy()
+    masks = dict.fromkeys(("cu_q", "cu_k", "lengths", "times_q", "times_k", "inv_freq"))
+    policy = {"interleaved": False, "causal": False, "left": -1, "right": -1, "scale": 1.0}
+    pages = {"k_pages": np.zeros((1, 1, 4, 8), np.float32)}
+    pages |= {"v_pages": pages["k_pages"]}
+    small = {name: page.astype(np.int8) for name, page in pages.items()}
+    scales = {name: np.zeros((1, 1, 4), np.float32) for name in ("k_scales", "v_scales")}
+    table, ends = np.zeros((1, 1), np.int32), np.array([0, 2], np.int32)
+    held, start = np.array([2], np.int32), np.array([0], np.int32)
+    unturned: dict[str, Any] = {"times": None, "inv_freq": None, "interleaved": False}
+    plain: dict[str, Any] = {"k_scales": None, "v_scales": None}
+    batch = {"table": table, "ends": ends}
+    packing = {"format": "float32", "n": 2, "k": 8, "gate_up": False}
+    packed = ops.pack(row, "float32").data.numpy()
+    f32 = np.float32
+    appended = {"k": x, "v": x}
+    return {
+        "all_to_all_pack": (
+            compiled.all_to_all_pack,
+            {"x": x, "offsets": [0, 1], "heads": [0], "out": row, "peers": [], "first": 0},
+        ),
+        "all_to_all_unpack": (
+            compiled.all_to_all_unpack,
+            {"x": row, "offsets": [0, 1], "heads": [0], "out": x, "peers": [], "first": 0},
+        ),
+        "attention": (
+            compiled.attention,
+            {"q": x, "k": x, "v": x} | masks | policy | {"out": x, "lse": lse},
+        ),
+        "attention_backward": (
+            compiled.attention_backward,
+            {"grad": x, "grad_lse": None, "q": x, "k": x, "v": x, "forward": x, "sums": lse}
+            | masks | policy | {"grad_q": x, "grad_k": x, "grad_v": x},
+        ),
+        "layer_norm": (
+            compiled.layer_norm,
+            {"x": x, "weight": weight, "bias": weight, "eps": 1e-6, "pooled": None, "out": x},
+        ),
+        "linear": (compiled.linear, {"x": row, "weight": row, "bias": None, "out": row[:, :2].copy()}),
+        "log_mel": (
+            compiled.log_mel,
+            {"samples": np.zeros(160, f32), "ends": [0, 160], "frames": [1],
+             "out": np.zeros((1, 128), f32)},
+        ),
+        "merge_attention": (
+            compiled.merge_attention,
+            {"a": x, "lse_a": lse, "b": x, "lse_b": lse, "out": x, "lse": lse},
+        ),
+        "pack": (
+            compiled.pack, {"weight": row, "format": "float32", "gate_up": False, "data": packed}
+        ),
+        "unpack": (compiled.unpack, {"packed": packed} | packing | {"out": row}),
+        "packed_linear": (
+            compiled.packed_linear,
+            {"x": row, "packed": packed, "bias": None, "residual": None} | packing
+            | {"activation": "", "out": row[:, :2].copy()},
+        ),
+        "paged_append": (
+            compiled.paged_append, appended | pages | batch | {"start": start} | unturned | plain
+        ),
+        "paged_append of 8 bits": (
+            compiled.paged_append, appended | small | batch | {"start": start} | unturned | scales
+        ),
+        "paged_attention": (
+            compiled.paged_attention,
+            {"q": x, "seen_k": pages["k_pages"], "seen_v": pages["v_pages"]} | batch
+            | {"held": held} | unturned
+            | {"causal": True, "left": -1, "right": -1, "scale": 1.0, "ks": None, "vs": None}
+            | {"out": x, "lse": lse},
+        ),
+        "quantize": (
+            compiled.quantize,
+            {"weight": row, "format": "int8", "values": np.zeros((2, 8), np.int8),
+             "scales": np.zeros(2, f32), "zero": None},
+        ),
+        "rms_norm": (
+            compiled.rms_norm,
+            {"x": x, "residual": x, "weight": weight, "eps": 1e-6, "out": x, "total": x},
+        ),
+        "rotate": (
+            compiled.rotate,
+            {"x": x, "times": TIMES.numpy(), "inv_freq": INV_FREQ.numpy(), "angles": None,
+             "interleaved": False, "inverse": False, "out": x},
+        ),
+        "sample": (
+            compiled.sample,
+            {"logits": row, "temperature": np.ones(2, f32), "top_k": np.zeros(2, np.int32),
+             "top_p": np.ones(2, f32), "min_p": np.zeros(2, f32), "uniform": np.zeros(2, f32),
+             "tokens": np.zeros(2, np.int64), "logprobs": np.zeros(2, f32)},
+        ),
+        "silu_mul": (compiled.silu_mul, {"gate": x, "up": x, "out": x}),
+    }  # fmt: skip
+
+
+WRITTEN = (
+    "out", "lse", "total", "data", "k_pages", "v_pages", "k_scales", "v_scales", "values", "scales",
+    "tokens", "logprobs", "grad_q", "grad_k", "grad_v",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(written()))
+def test_what_is_read_only_is_read_and_never_written(name: str) -> None:
+    """Arrays that somebody lent for reading reach kernels through DLPack, which says so."""
+    function, args = written()[name]
+    outputs = [key for key in args if key in WRITTEN and isinstance(args[key], np.ndarray)]
+    assert outputs
+
+    def fresh(key: str) -> Any:
+        value = args[key]
+        if not isinstance(value, np.ndarray):
+            return value
+        if key in outputs:
+            return value if key == "data" else value.copy()  # packings are aligned
+        return value if key == "packed" else locked(value)
+
+    function(*(fresh(key) for key in args))
+    for output in outputs:
+        given = [locked(args[key]) if key == output else fresh(key) for key in args]
+        before = args[output].copy()
+        with pytest.raises(ValueError, match=f"{output} must be writeable"):
+            function(*given)
+        assert np.array_equal(given[list(args).index(output)], before)
+
+
+def test_a_step_of_a_plan_does_not_write_what_is_read_only() -> None:
+    pages, x, lse = np.zeros((1, 1, 4, 8), np.float32), X.numpy(), LSE.numpy()
+    plan = compiled.PagedAttentionPlan(pages, 1, 1, 1, 2, 2, 1, True, -1, -1)
+    table, ends, held = (np.array(a, np.int32) for a in ([[0]], [0, 2], [2]))
+    plan.update(locked(pages), locked(table), locked(ends), locked(held))
+    unturned, plain = (None, None, False), (None, None)
+    for at, said in enumerate(("k_pages", "v_pages")):
+        given = [pages.copy(), pages.copy()]
+        given[at] = locked(pages)
+        with pytest.raises(ValueError, match=f"paged_append: {said} must be writeable"):
+            plan.append(locked(x), locked(x), *given, *unturned, *plain)
+    read = (locked(x), locked(pages), locked(pages), *unturned, 1.0, *plain)
+    plan.attend(*read, x.copy(), lse.copy())
+    with pytest.raises(ValueError, match="paged_attention: out must be writeable"):
+        plan.attend(*read, locked(x), lse.copy())
+    with pytest.raises(ValueError, match="paged_attention: lse must be writeable"):
+        plan.attend(*read, x.copy(), locked(lse))
+
+
+def test_a_null_pointer_is_followed_nowhere() -> None:
+    freed = torch.ones(2, 8)
+    freed.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match="silu_mul: up has no memory"):
+        ops.silu_mul(torch.ones(2, 8), freed)
+
+    # A tensor as torch before 2.10 shows it, without the exchange API.
+    def older(*shape: int) -> SimpleNamespace:
+        return SimpleNamespace(
+            data_ptr=lambda: 0, stride=lambda: (8, 1), shape=shape, dtype=torch.float32,
+            device=torch.device("cpu"),
+        )  # fmt: skip
+
+    with pytest.raises(ValueError, match="tensors has no memory"):
+        compiled.empty(older(2, 8))
+    compiled.empty(older(0, 8))  # there is nothing to read

@@ -66,11 +66,13 @@ struct TensorView {
 
   // Whether all rows lie at one distance, so that the tensor reads as [rows(), last()].
   bool has_uniform_rows() const {
-    int64_t expected = -1;
+    bool first = true;  // a stride may be any number, negative ones too
+    int64_t expected = 0;
     for (int i = ndim - 2; i >= 0; --i) {
       if (shape[i] == 1) continue;
-      if (expected >= 0 && stride[i] != expected) return numel() == 0;
-      expected = (expected < 0 ? stride[i] : expected) * shape[i];
+      if (!first && stride[i] != expected) return numel() == 0;
+      expected = stride[i] * shape[i];
+      first = false;
     }
     return true;
   }
