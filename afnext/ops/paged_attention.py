@@ -115,6 +115,14 @@ OP = define(
 )
 
 
+def head_dim(q: Tensor) -> int:
+    """D of ``q [T, Hq, D]``; a kernel refuses one of 0."""
+    shape = q.shape
+    if len(shape) != 3:
+        raise ValueError(f"paged_attention: q must be [T, Hq, D], got {check.describe(q)}")
+    return shape[2]
+
+
 def paged_attention(
     q: Array,
     k_pages: AnyArray,
@@ -161,12 +169,13 @@ def paged_attention(
             window=window, softmax_scale=softmax_scale, rotation=rotation, interleaved=interleaved,
             k_scales=k_scales, v_scales=v_scales,
         )  # fmt: skip
+    dim = head_dim(q)
     times = inv_freq = None
     if rotation is not None:
         times, inv_freq = rotation
         times = as_times(times)
     left, right = NO_WINDOW if window is None else window_bounds("paged_attention", window)
-    scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+    scale = (dim or 1) ** -0.5 if softmax_scale is None else softmax_scale
     return call_detached(
         OP, q, k_pages, v_pages, page_table, cu_seqlens_q, kv_lengths, times, inv_freq,
         interleaved, causal, left, right, scale, k_scales, v_scales,

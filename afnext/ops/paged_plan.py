@@ -12,7 +12,7 @@ from ._compiled import compiled
 from ._library import outputs
 from .attention import NO_WINDOW, window_bounds
 from .paged_append import paged_append
-from .paged_attention import paged_attention
+from .paged_attention import head_dim, paged_attention
 from .rotate import as_times
 
 Rotation = tuple[Tensor, Tensor]
@@ -134,11 +134,12 @@ class PagedAttentionPlan:
         q ``[T, Hq, D]`` may have more rows than the batch has tokens: what out ``[T, Hq, D]`` and lse
         ``[Hq, T]`` hold for those is not defined. Both are allocated unless given.
         """
+        dim = head_dim(q)
         if out is None or lse is None:
             new_out, new_lse = outputs(q)
             out, lse = new_out if out is None else out, new_lse if lse is None else lse
         if self._plan is not None:
-            scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+            scale = (dim or 1) ** -0.5 if softmax_scale is None else softmax_scale
             times, inv_freq = self._turn(rotation)
             self._plan.attend(
                 q, k_pages, v_pages, times, inv_freq, interleaved, scale, k_scales, v_scales, out, lse

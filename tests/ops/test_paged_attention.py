@@ -273,6 +273,16 @@ def arguments() -> dict[str, Any]:
     [
         ({"q": torch.zeros(3, 4, 6, dtype=torch.float64)}, "q"),
         ({"q": torch.zeros(3, 6)}, "q"),
+        ({"q": torch.tensor(1.0)}, "q"),
+        (
+            {
+                "q": torch.zeros(3, 4, 0),
+                "k_pages": torch.zeros(5, 2, 4, 0),
+                "v_pages": torch.zeros(5, 2, 4, 0),
+                "rotation": None,
+            },
+            "q",
+        ),
         ({"q": torch.zeros(3, 5, 6)}, "k_pages"),
         ({"q": torch.zeros(3, 4, 6, dtype=torch.bfloat16)}, "k_pages"),
         ({"k_pages": torch.zeros(5, 2, 4, 7), "v_pages": torch.zeros(5, 2, 4, 7)}, "k_pages"),

@@ -114,6 +114,8 @@ def test_tensors_that_do_not_fit_the_plan() -> None:
         (few, pages, "q must have a row for each token"),
         (x, other, "k_pages must have the plan's shape"),
         (torch.zeros(2, 6, 8), pages, "q must have the plan's number of heads"),
+        (torch.tensor(1.0), pages, r"q must be \[T, Hq, D\]"),
+        (x[..., :0], pages[..., :0], "q must have a head dim of 1 to 256"),
     ):
         with pytest.raises(ValueError, match=f"paged_attention: {said}"):
             plan.attend(q, p, p)

@@ -19,8 +19,10 @@ struct PagedAttentionOptions {
 // query head h reads KV head h / (Hq / Hkv), masks are aligned at the bottom right. A query that
 // sees no key gives 0 and -inf. The same bits whatever the threads, the pages and the rest of the
 // batch are: keys are split by the request's own length and queries alone, on CUDA into at most 32
-// parts. A NaN or an infinity in a value spoils the queries that see it; on CUDA perhaps also
-// others of the request.
+// parts. A NaN or an infinity in a value spoils the queries that see it, and perhaps others of the
+// same request: keys that a mask hides weigh 0, but are multiplied all the same where they share a
+// block (on the CPU up to 256 keys of the request) with keys that the query, or one that is
+// computed beside it, sees. It never spoils another request.
 //
 //   q: float32 or bfloat16 (on CUDA float16 too) [T, Hq, D], unit stride in D <= 256; k_pages,
 //   v_pages: [P, Hkv, slot, D] of its dtype, int8 or, on CUDA, float8_e4m3fn, contiguous;
