@@ -29,7 +29,7 @@ def _fake(samples: Tensor, cu_samples: list[int], frames: list[int]) -> Tensor:
 
 
 def _new(samples: Tensor, frames: list[int]) -> Tensor:
-    return torch.empty(sum(frames), MEL_BINS, device=samples.device)
+    return torch.empty(sum(frames), MEL_BINS, dtype=torch.float32, device=samples.device)
 
 
 def _kernel(samples: Tensor, cu_samples: list[int], frames: list[int]) -> Tensor:

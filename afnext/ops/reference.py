@@ -61,7 +61,7 @@ def log_mel(
     dtype = _compute_dtype(samples, compute_dtype)
     hann = torch.hann_window(400, dtype=dtype, device=samples.device)
     filters = mel_filters().to(samples.device, dtype)
-    parts = [torch.empty(0, 128, device=samples.device)]
+    parts = [torch.empty(0, 128, dtype=torch.float32, device=samples.device)]
     for (start, end), wanted in zip(pairwise(cu_samples), frames, strict=True):
         window = samples[start:end].to(dtype)
         if samples.dtype == torch.int16:

@@ -224,3 +224,15 @@ def test_bad_input_names_the_argument(
 def test_opcheck() -> None:
     arguments = (torch.randn(5000), [0, 2000, 5000], [13, 20])
     torch.library.opcheck(torch.ops.afnext.log_mel.default, arguments)
+
+
+def test_results_are_float32_whatever_the_default_dtype(backend: str) -> None:
+    samples, before = torch.randn(5000), torch.get_default_dtype()
+    expected = ops.log_mel(samples)
+    try:
+        torch.set_default_dtype(torch.float64)
+        assert torch.equal(ops.log_mel(samples), expected)
+        compiled = torch.compile(ops.log_mel, backend="aot_eager")
+        assert compiled(samples).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(before)
