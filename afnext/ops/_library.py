@@ -196,8 +196,12 @@ def from_numpy(op: str, name: str, value: np.ndarray) -> Tensor:
     """
     if not value.dtype.isnative:
         value = value.astype(value.dtype.newbyteorder("="))
-    if not value.flags.writeable or any(s < 0 or s % (value.itemsize or 1) for s in value.strides):
+    if not value.flags.writeable:
         value = value.copy()
+    elif any(s < 0 or s % (value.itemsize or 1) for s in value.strides):
+        # Of a contiguous array it is the stride of an axis of one element, which may be anything.
+        contiguous = value.flags.c_contiguous
+        value = value.reshape(-1).reshape(value.shape) if contiguous else value.copy()
     try:
         tensor = torch.from_numpy(value)
     except TypeError:

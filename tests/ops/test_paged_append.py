@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -155,6 +156,21 @@ def test_numpy_pages_change_in_place() -> None:
     arrays["v_pages"].flags.writeable = False
     with pytest.raises(ValueError, match="v_pages"):
         ops.paged_append(**arrays)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_numpy_pages_whose_single_row_lies_backwards_change_in_place(axis: int) -> None:
+    """Such an array is contiguous, whatever the stride of an axis of one element."""
+    pages = np.zeros((2, 1, 4, 6) if axis else (1, 2, 4, 6), np.float32)
+    backwards = np.flip(pages, axis)
+    assert backwards.strides[axis] < 0
+    assert backwards.flags.c_contiguous
+    heads = pages.shape[1]
+    k = np.ones((2, heads, 6), np.float32)
+    table, ends, start = (np.array(a, np.int32) for a in ([[0]], [0, 2], [0]))
+    ops.paged_append(k, 2 * k, backwards, np.zeros_like(pages), table, ends, start)
+    assert pages[0, :, :2].all()
+    assert not pages[0, :, 2:].any()
 
 
 def test_opcheck() -> None:
