@@ -209,7 +209,7 @@ def from_numpy(op: str, name: str, value: np.ndarray) -> Tensor:
             f"{op}: {name} must be of a dtype that torch has, got {value.dtype}"
         ) from None
     # NumPy gives an array without elements strides of 0, torch those of a contiguous one.
-    return tensor if value.size else torch.empty(value.shape, dtype=tensor.dtype)
+    return tensor if value.size else torch.empty(value.shape, dtype=tensor.dtype, device="cpu")
 
 
 @cache

@@ -72,7 +72,7 @@ class MappedFile:
         begin, end = entry["data_offsets"]
         count = math.prod(shape)
         if count == 0:
-            return torch.empty(shape, dtype=dtype)
+            return torch.empty(shape, dtype=dtype, device="cpu")
         if end - begin > SMALL:
             at = self._first + begin
             return torch.frombuffer(self._map, dtype=dtype, count=count, offset=at).view(shape)

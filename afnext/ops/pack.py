@@ -83,7 +83,7 @@ class PackedWeight:
         size = compiled.packed_bytes(format, n, k, gate_up, False)
         check.typed("PackedWeight", "data", data, torch.uint8, (size,))
         if data.data_ptr() % ALIGNMENT or not data.is_contiguous():
-            kept = torch.empty(size, dtype=torch.uint8)
+            kept = torch.empty(size, dtype=torch.uint8, device="cpu")  # whose layout it is
             compiled.expect_huge_pages(kept)
             data = kept.copy_(data)
         return cls(data, format, n, k, gate_up, activations)

@@ -342,3 +342,9 @@ def test_a_null_pointer_is_followed_nowhere() -> None:
     with pytest.raises(ValueError, match="tensors has no memory"):
         compiled.empty(older(2, 8))
     compiled.empty(older(0, 8))  # there is nothing to read
+
+
+def test_arrays_stay_on_the_cpu_whatever_the_default_device() -> None:
+    none = np.zeros((0, 8), np.float32)
+    with torch.device("meta"):
+        assert ops.rms_norm(none, WEIGHT.numpy(), 1e-6).shape == (0, 8)

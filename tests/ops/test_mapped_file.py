@@ -77,3 +77,11 @@ def test_what_is_no_such_file_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(SafetensorError):
         MappedFile(path)
+
+
+def test_tensors_are_on_the_cpu_whatever_the_default_device(tmp_path: Path) -> None:
+    tensors = {"none": torch.zeros(0, 3), "small": torch.ones(4), "large": torch.ones(SMALL)}
+    save_file(tensors, tmp_path / "file.safetensors")
+    with torch.device("meta"):
+        found = MappedFile(tmp_path / "file.safetensors").tensors(tensors)
+    assert {name: t.device.type for name, t in found.items()} == dict.fromkeys(tensors, "cpu")

@@ -140,3 +140,13 @@ def test_careless_callers_get_one_line(
     with pytest.raises(ValueError, match=message) as caught:
         call(torch.ones(4, 4))
     assert "\n" not in str(caught.value)
+
+
+def test_bytes_stay_on_the_cpu_whatever_the_default_device() -> None:
+    data = ops.pack(torch.randn(31, 33), "float32").data
+    room = torch.empty(len(data) + 65, dtype=torch.uint8)
+    first = -room.data_ptr() % 64 + 1
+    unaligned = room[first : first + len(data)].copy_(data)
+    with torch.device("meta"):
+        kept = ops.PackedWeight.from_bytes(unaligned, "float32", 31, 33)
+    assert torch.equal(kept.data, data)
