@@ -9,6 +9,7 @@ overload without one.
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -179,6 +180,11 @@ def outputs(q: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor
     shape = q.shape
     heads = shape[1] if len(shape) == 3 else 0  # else the kernel refuses q
     return out, torch.empty(heads, shape[0], dtype=torch.float32, device=q.device)
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """``x [..., D]`` as ``[rows, D]``, for a D of 0 too, where torch cannot tell what -1 stands for."""
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def any_requires_grad(*tensors: Tensor | None) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ def _reference(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, pooled: Tensor | None
 ) -> Tensor:
     if pooled is not None and pooled.numel() > 0:
-        rows = x.numel() // x.shape[-1]
+        rows = math.prod(x.shape[:-1])
         low, high = int(pooled.min()), int(pooled.max())
         check.require(
             low >= 0 and high < rows,
@@ -57,6 +58,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     x, weight, pooled = ctx.saved_tensors
     width = x.shape[-1]
+    if width == 0:  # of which torch tells neither rows nor a variance
+        return torch.zeros_like(x), torch.zeros_like(weight), torch.zeros_like(weight), None, None
     rows = x.reshape(-1, width).float()
     t = rows if pooled is None else rows[pooled].mean(1)
     g = grad.reshape(-1, width).float()

@@ -12,7 +12,7 @@ from torch import Tensor
 from . import _check as check
 from . import reference
 from ._compiled import compiled
-from ._library import Array, any_requires_grad, call, call_detached, define, through_torch
+from ._library import Array, any_requires_grad, as_rows, call, call_detached, define, through_torch
 from .pack import DTYPES, PackedWeight, unpack
 from .quantize import QuantizedWeight
 
@@ -46,9 +46,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     x, weight = ctx.saved_tensors
-    rows = grad.reshape(-1, grad.shape[-1])
+    rows = as_rows(grad)
     dx = (grad @ weight) if ctx.needs_input_grad[0] else None
-    dw = (rows.T @ x.reshape(-1, x.shape[-1])) if ctx.needs_input_grad[1] else None
+    dw = (rows.T @ as_rows(x)) if ctx.needs_input_grad[1] else None
     db = rows.sum(0) if ctx.has_bias and ctx.needs_input_grad[2] else None
     return dx, dw, db
 
@@ -117,7 +117,7 @@ def multiply_unpacked(
 ) -> Tensor:
     """Many rows of x on CUDA: the weight is unpacked into x's dtype, and torch multiplies."""
     out = _packed_shape(x, data, bias, residual, format, n, k, gate_up, activation)
-    rows = x.reshape(-1, k)
+    rows = as_rows(x)
     weight = unpack(data, format, n, k, gate_up, x.dtype)
     if activation == "" and residual is None:
         return F.linear(rows, weight, bias).view(out.shape)

@@ -464,7 +464,7 @@ def layer_norm(
     dtype = _compute_dtype(x, compute_dtype)
     rows = x.to(dtype)
     if pooled is not None:
-        rows = rows.reshape(-1, x.shape[-1])[pooled].mean(1)
+        rows = rows.reshape(math.prod(x.shape[:-1]), x.shape[-1])[pooled].mean(1)
     out = F.layer_norm(rows, (x.shape[-1],), weight.to(dtype), bias.to(dtype), eps)
     return out.to(x.dtype)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from . import _check as check
 from . import reference
 from ._compiled import compiled
-from ._library import Array, any_requires_grad, call, define, through_torch
+from ._library import Array, any_requires_grad, as_rows, call, define, through_torch
 
 
 def _check_args(x: Tensor, weight: Tensor, residual: Tensor | None) -> None:
@@ -53,7 +53,7 @@ def _grads(grad: Tensor, total: Tensor, weight: Tensor, eps: float) -> tuple[Ten
     normed = x * scale
     gw = g * weight.float()
     dx = scale * (gw - normed * (gw * normed).mean(-1, keepdim=True))
-    dw = (g * normed).reshape(-1, x.shape[-1]).sum(0)
+    dw = as_rows(g * normed).sum(0)
     return dx.to(total.dtype), dw.to(weight.dtype)
 
 

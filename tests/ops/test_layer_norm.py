@@ -88,6 +88,17 @@ def test_gradients(backend: str, pool: int) -> None:
     )
 
 
+@pytest.mark.parametrize("pool", [0, 2])
+def test_gradients_of_no_width(backend: str, pool: int) -> None:
+    x = torch.randn(6, 0, requires_grad=True)
+    weight, bias = (torch.randn(0, requires_grad=True) for _ in range(2))
+    pooled = torch.tensor([[0, 1], [1, 5], [3, 3]]) if pool else None
+    out = ops.layer_norm(x, weight, bias, 1e-5, pooled)
+    assert out.shape == (3 if pool else 6, 0)
+    grads = torch.autograd.grad(out.sum(), (x, weight, bias))
+    assert [tuple(g.shape) for g in grads] == [(6, 0), (0,), (0,)]
+
+
 @pytest.mark.parametrize(
     ("x", "weight", "bias", "pooled", "named"),
     [

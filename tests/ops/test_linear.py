@@ -126,6 +126,16 @@ def test_gradients(backend: str) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(4, 0, 3), (4, 7, 0), (0, 7, 3), (4, 0, 0)])
+def test_gradients_of_no_elements(backend: str, shape: tuple[int, int, int]) -> None:
+    m, k, n = shape
+    args = [torch.randn(s, requires_grad=True) for s in ((2, m, k), (n, k), (n,))]
+    grad = torch.randn(2, m, n)
+    ours = torch.autograd.grad(ops.linear(*args), args, grad)
+    theirs = torch.autograd.grad(F.linear(*args), args, grad)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [

@@ -85,6 +85,14 @@ def test_gradients(backend: str) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+def test_gradients_of_no_width(backend: str) -> None:
+    x, weight = torch.randn(4, 0, requires_grad=True), torch.randn(0, requires_grad=True)
+    out, total = ops.rms_norm(x, weight, 1e-6, x)
+    for result in (ops.rms_norm(x, weight, 1e-6), out + total):
+        grads = torch.autograd.grad(result.sum(), (x, weight))
+        assert [tuple(g.shape) for g in grads] == [(4, 0), (0,)]
+
+
 @pytest.mark.parametrize(
     ("x", "weight", "residual", "named"),
     [
