@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 from ._compiled import compiled
@@ -131,10 +132,39 @@ def _check_devices(op: str, names: list[str], host: tuple[str, ...], args: tuple
 
 def call(op: Op, needs_grad: bool, *args: Any) -> Any:
     """Call a differentiable op."""
+    if forward_ad._current_level >= 0:
+        refuse_tangents(op, *args)
     try:
         return (op.default if needs_grad else op.no_grad)(*args)
     except RuntimeError as error:
         raise refusal(error) from error.__cause__
+
+
+def refuse_tangents(op: Op, *args: Any) -> None:
+    """Raise where a tensor carries a derivative in forward mode: torch would drop it in silence.
+
+    To be called where ``forward_ad._current_level`` is 0 or more: asking that costs next to nothing.
+
+    Raises:
+        NotImplementedError: as torch does for its own ops without such a derivative.
+    """
+    if any(isinstance(arg, Tensor) and _has_tangent(arg) for arg in args):
+        word = op.default._opname  # type: ignore[attr-defined]
+        raise NotImplementedError(
+            f"{_PUBLIC.get(word, word)}: has no derivative in forward mode: take torch.autograd.grad"
+        )
+
+
+def _has_tangent(tensor: Tensor) -> bool:
+    functorch = torch._C._functorch
+    if functorch.is_batchedtensor(tensor):
+        return _has_tangent(functorch.get_unwrapped(tensor))
+    if forward_ad.unpack_dual(tensor).tangent is not None:
+        return True
+    # One of an outer transform of torch.func, whose tangent cannot be seen from here.
+    top = functorch.peek_interpreter_stack()
+    outer = top is not None and functorch.maybe_get_level(tensor) < top.level()
+    return outer and functorch.is_gradtrackingtensor(tensor)
 
 
 def call_detached(op: Op, *args: Any) -> Any:

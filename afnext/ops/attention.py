@@ -6,11 +6,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import _check as check
 from . import reference
 from ._compiled import compiled
-from ._library import AnyArray, Array, any_requires_grad, define, outputs, refusal, through_torch
+from ._library import (
+    AnyArray,
+    Array,
+    any_requires_grad,
+    define,
+    outputs,
+    refusal,
+    refuse_tangents,
+    through_torch,
+)
 from .rotate import Rotation, as_times
 
 HEAD_DIM_MAX = 256
@@ -262,6 +272,8 @@ def attention(
         if out_dtype not in (q.dtype, torch.float32):
             raise ValueError(f"attention: out_dtype must be float32 or q's, got {out_dtype}")
         partials = out_dtype == torch.float32
+    if forward_ad._current_level >= 0:
+        refuse_tangents(OP, q, k, v)
     op = OP.default if any_requires_grad(q, k, v) else OP.no_grad
     try:
         return op(

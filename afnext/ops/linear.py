@@ -8,11 +8,21 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import _check as check
 from . import reference
 from ._compiled import compiled
-from ._library import Array, any_requires_grad, as_rows, call, call_detached, define, through_torch
+from ._library import (
+    Array,
+    any_requires_grad,
+    as_rows,
+    call,
+    call_detached,
+    define,
+    refuse_tangents,
+    through_torch,
+)
 from .pack import DTYPES, PackedWeight, unpack
 from .quantize import QuantizedWeight
 
@@ -219,6 +229,8 @@ def linear(
             "linear: x, bias and residual must not require grad with a packed weight, which is for "
             "inference"
         )
+    if forward_ad._current_level >= 0:
+        refuse_tangents(PACKED_OP, x, bias, residual)
     w = weight
     return call_detached(
         PACKED_OP, x, w.data, bias, residual, w.kernel, w.n, w.k, w.gate_up, activation or ""

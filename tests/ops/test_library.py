@@ -10,6 +10,7 @@ from typing import Any, get_origin, get_type_hints
 import numpy as np
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from afnext import ops
 from afnext.ops._compiled import compiled
@@ -159,6 +160,60 @@ def test_ops_compile_in_one_graph() -> None:
     x = torch.randn(2, 1, 8)
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     assert torch.equal(compiled(x), layer(x))
+
+
+DIFFERENTIABLE: dict[str, Callable[[torch.Tensor], Any]] = {
+    "all_to_all_pack": lambda x: ops.all_to_all_pack(x, [0, 1], [0]),
+    "all_to_all_unpack": lambda x: ops.all_to_all_unpack(x[:, 0], [0, 1], [0], 1),
+    "attention": lambda x: ops.attention(X, X, x),
+    "layer_norm": lambda x: ops.layer_norm(x, WEIGHT, WEIGHT),
+    "linear": lambda x: ops.linear(x, torch.ones(3, 8)),
+    "merge_attention": lambda x: ops.merge_attention(x, LSE, X, LSE),
+    "rms_norm": lambda x: ops.rms_norm(X, WEIGHT, 1e-6, residual=x),
+    "rotate": lambda x: ops.rotate(x, TIMES, INV_FREQ),
+    "silu_mul": lambda x: ops.silu_mul(X, x),
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_forward_mode_is_refused(name: str) -> None:
+    """torch would give derivatives of zero."""
+    op = DIFFERENTIABLE[name]
+    said = f"^{name}: has no derivative in forward mode"
+    with forward_ad.dual_level():
+        op(X)  # no derivative is asked of it
+        for mode in (torch.enable_grad, torch.no_grad):  # which does not concern forward mode
+            with mode(), pytest.raises(NotImplementedError, match=said):
+                op(forward_ad.make_dual(X, X))
+    with pytest.raises(NotImplementedError, match=said):
+        torch.func.jvp(op, (X,), (X,))
+
+
+def test_a_packed_weight_refuses_forward_mode_too() -> None:
+    weight = ops.pack(torch.ones(3, 8), "float32")
+    with pytest.raises(NotImplementedError, match=r"^linear: has no derivative in forward mode"):
+        torch.func.jvp(lambda x: ops.linear(x, weight), (X,), (X,))
+
+
+@pytest.mark.parametrize(
+    "nested",
+    [
+        lambda op: torch.func.jvp(torch.func.vmap(op), (X,), (X,)),
+        lambda op: torch.func.vmap(lambda x: torch.func.jvp(op, (x,), (x,)))(X),
+        lambda op: torch.func.jvp(
+            lambda x: torch.func.jvp(lambda y: y + op(x), (X,), (X,)), (X,), (X,)
+        ),
+        lambda op: torch.func.jvp(
+            lambda x: torch.func.grad(lambda y: (y * op(x)).sum())(X), (X,), (X,)
+        ),
+    ],
+    ids=["jvp of vmap", "vmap of jvp", "jvp in jvp", "grad in jvp"],
+)
+def test_forward_mode_is_refused_within_other_transforms(
+    nested: Callable[[Callable[..., Any]], object],
+) -> None:
+    with pytest.raises(NotImplementedError, match=r"^rms_norm: has no derivative in forward mode"):
+        nested(lambda x: ops.rms_norm(x, WEIGHT, 1e-6))
 
 
 def test_rows_may_lie_backwards() -> None:
