@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as Items
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,10 +11,11 @@ from torch import Tensor
 from afnext import ops
 from afnext.model import AudioLanguageModel
 
+from .captures import Captures
 from .gpu_model import GpuModel
 from .paged_attend import PlannedAttend
 from .pages import PagePool
-from .sampler import SETTINGS, draw
+from .sampler import SETTINGS, drawn
 
 MOST_SEQUENCES = 64
 MOST_AHEAD = 16
@@ -38,7 +38,7 @@ class DecodeGraphs:
         text = net.config.text
         pages = min(pool.num_pages, pool.pages_for(text.max_position_embeddings))
         device = pool.keys[0].device
-        memory = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+        captures = Captures(device) if device.type == "cuda" else None
 
         def make(size: int, draws: bool) -> _Step:
             plan = ops.PagedAttentionPlan(
@@ -50,7 +50,7 @@ class DecodeGraphs:
                 attend = PlannedAttend(plan, *tensors, positions, decoder.inv_freq.values)
                 return model.logits(model.layers(decoder.embed_tokens(ids), attend))
 
-            return _Step(size, plan, run, device, memory, draws)
+            return _Step(size, plan, run, device, captures, draws)
 
         self._make = make
 
@@ -82,7 +82,8 @@ class DecodeGraphs:
             rows: for each sequence how its tokens are drawn, as ``Sampler.rows`` has it, as many for each.
 
         Returns:
-            By turn, the N tokens that were said.
+            By turn, the N tokens that were said; -1 where a draw's logits are no numbers, and what follows
+            in its sequence means nothing.
         """
         count = len(rows[0])
         if not 1 <= count <= MOST_AHEAD:
@@ -92,7 +93,7 @@ class DecodeGraphs:
         step.put(ids, starts, how)
         for number in range(count):
             step.run([start + number for start in starts], table, number)
-            step.said[number].copy_(step.inputs[0])
+            step.said[number].copy_(step.chosen)
         return step.said[:count, : len(ids)].tolist()
 
     def _step(self, sequences: int, draws: bool) -> _Step:
@@ -109,6 +110,7 @@ class _Step:
 
     Attributes:
         inputs: int64 ``[2, size]``, tokens and their positions; a run leaves the next ones there.
+        chosen: int64 ``[size]``, the tokens that the last run chose, or -1.
         said: int64 ``[MOST_AHEAD, size]``, room for tokens of several runs.
         logits: of the last run.
     """
@@ -121,18 +123,20 @@ class _Step:
         plan: ops.PagedAttentionPlan,
         run: Callable[[Tensor, Tensor], Tensor],
         device: torch.device,
-        memory: Any,
+        captures: Captures | None,
         draws: bool,
     ) -> None:
         self._plan, self._run, self._draws = plan, run, draws
         pinned = device.type == "cuda"
         self.inputs = torch.zeros(2, size, dtype=torch.int64, device=device)
+        self.chosen = torch.zeros(size, dtype=torch.int64, device=device)
         self.said = torch.zeros(MOST_AHEAD, size, dtype=torch.int64, device=device)
         self._given = torch.zeros(2, size, dtype=torch.int64, pin_memory=pinned)
         # Settings, the number of this run, and those of all runs, of each sequence.
         self._how = torch.zeros(SETTINGS + 1 + MOST_AHEAD, size, device=device)
         self._given_how = torch.zeros(self._how.shape, pin_memory=pinned)
-        self._replay = self._forward if memory is None else self._captured(memory)
+        # Captured without a batch in the plan: nothing is appended meanwhile.
+        self._replay = self._forward if captures is None else captures(self._forward)
 
     def put(self, ids: Items[int], starts: Items[int], how: Tensor | None = None) -> None:
         """Give the next runs their tokens, and float32 ``[N, runs, SETTINGS + 1]``, how others are drawn.
@@ -160,21 +164,8 @@ class _Step:
         ids, positions = self.inputs
         self.logits = self._run(ids, positions)
         if self._draws:
-            said, _ = draw(self.logits, self._how[: SETTINGS + 1])
+            self.chosen.copy_(drawn(self.logits, self._how[: SETTINGS + 1]))
         else:
-            said = self.logits.argmax(-1)
-        ids.copy_(said)
+            self.chosen.copy_(self.logits.argmax(-1))
+        ids.copy_(self.chosen.clamp(min=0))  # no token has an embedding all the same
         positions += 1
-
-    def _captured(self, memory: Any) -> Callable[[], None]:
-        """The step as a graph. Its plan has no batch yet, so nothing is appended meanwhile."""
-        side = torch.cuda.Stream(self.inputs.device)
-        side.wait_stream(torch.cuda.current_stream(self.inputs.device))
-        with torch.cuda.stream(side):
-            for _ in range(2):  # libraries choose kernels and take memory at their first calls
-                self._forward()
-        torch.cuda.current_stream(self.inputs.device).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=memory):
-            self._forward()
-        return graph.replay

@@ -11,6 +11,7 @@ from threading import Condition
 import torch
 
 from .allocator import PageAllocator
+from .captures import CAPTURING
 from .disk_cache import DiskCache
 from .pages import PagePool
 
@@ -79,8 +80,9 @@ class PageStore:
             if self._disk.has(key, used):
                 continue
             # Nobody waits for a page to be written: one that was needed for something else is left out,
-            # and what is published does not change while the lock is held.
-            with self._lock:
+            # and what is published does not change while the lock is held. A copy from a GPU is none of a
+            # capture's; it is waited for before the lock is taken, which others need meanwhile.
+            with CAPTURING, self._lock:
                 page = None if self._closed else self._allocator.find(digest)
                 data = None if page is None else pool.read(page)
             if data is None or not self._disk.writable:

@@ -138,14 +138,17 @@ def sample_rows(logits: Tensor, rows: Sequence[Sequence[float]]) -> list[int]:
     """
     if not any(row[0] for row in rows):
         return logits.argmax(-1).tolist()
-    tokens, logprobs = draw(logits, torch.tensor(rows).T.contiguous().to(logits.device))
-    return torch.where(logprobs.isfinite(), tokens, -1).tolist()
+    return drawn(logits, torch.tensor(rows).T.contiguous().to(logits.device)).tolist()
 
 
-def draw(logits: Tensor, how: Tensor) -> tuple[Tensor, Tensor]:
-    """``ops.sample`` by float32 ``[SETTINGS + 1, N]``: settings, and a number for each row."""
+def drawn(logits: Tensor, how: Tensor) -> Tensor:
+    """A token for each row by float32 ``[SETTINGS + 1, N]``: settings, and a number for each row.
+
+    -1 where logits are no numbers.
+    """
     temperature, top_k, top_p, min_p, number = how
-    return ops.sample(logits, temperature, top_k.int(), top_p, min_p, number)
+    tokens, logprobs = ops.sample(logits, temperature, top_k.int(), top_p, min_p, number)
+    return torch.where(logprobs.isfinite(), tokens, -1)
 
 
 def logprob_of(logits: Tensor, token: int, count: int) -> TokenLogprob:

@@ -186,6 +186,44 @@ def test_drawn_tokens_are_the_same_in_a_row(
     assert other.stats().steps == 1 + 4 * AHEAD
 
 
+@torch.inference_mode()
+def test_a_draw_of_no_numbers_says_so_and_leaves_others_alone(
+    net: AudioLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, table = GpuModel(net, None), torch.tensor([[3], [1]], dtype=torch.int32)
+    rows = [[[0.9, 0.0, 1.0, 0.0, number] for number in (0.2, 0.7, 0.4)]] * 2
+    expected = DecodeGraphs(net, model, pool(net)).ahead([5, 6], [0, 0], table, rows)
+    logits, second = model.logits, torch.tensor([1])
+    monkeypatch.setattr(model, "logits", lambda h: logits(h).index_fill(0, second, torch.nan))
+    said = DecodeGraphs(net, model, pool(net)).ahead([5, 6], [0, 0], table, rows)
+    assert said == [[first, -1] for first, _ in expected]
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_an_answer_ends_where_logits_are_no_numbers(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, ahead: bool
+) -> None:
+    """In the same words, whether the device draws or the host."""
+    if not ahead:
+        monkeypatch.setattr(stepper, "ask_ahead", lambda scheduler: None)
+    model = engine.runner._gpu
+    assert model is not None
+    logits, calls = model.logits, []
+
+    def broken(hidden: torch.Tensor) -> torch.Tensor:
+        calls.append(hidden)
+        good = logits(hidden)
+        return good if len(calls) < 3 else torch.full_like(good, torch.nan)
+
+    monkeypatch.setattr(model, "logits", broken)
+    handle = engine.submit([5, 6, 7], (), GenerationParams(max_tokens=9, temperature=0.9, seed=1))
+    with pytest.raises(RuntimeError, match="no numbers"):
+        handle.result()
+    assert len(calls) == (1 + AHEAD if ahead else 3)
+    stats = engine.stats()
+    assert stats.free_pages == stats.pages
+
+
 def test_tokens_in_a_row_save_steps(engine: Engine) -> None:
     engine.submit([5, 6, 7], (), GenerationParams(max_tokens=1 + 4 * AHEAD)).result()
     assert engine.stats().steps == 1 + 4
