@@ -56,6 +56,13 @@ AFNEXT_DEVICE float largest_of_lanes(float x) {
   return x;
 }
 
+// What a row is multiplied by. Of one so small that this is no number (in its scale a value has no
+// bits to be told by), all values are 0: 0 times infinity would be a NaN.
+AFNEXT_DEVICE float inverse_of(float peak, float most) {
+  const float inverse = peak > 0.0f ? most / peak : 0.0f;
+  return inverse < INFINITY ? inverse : 0.0f;
+}
+
 template <typename T>
 struct Quantizer {
   AFNEXT_DEVICE explicit Quantizer(float) {}
@@ -65,7 +72,7 @@ template <>
 struct Quantizer<int8_t> {
   static constexpr float kMost = 127.0f;
   float inverse;
-  AFNEXT_DEVICE explicit Quantizer(float peak) : inverse(peak > 0.0f ? kMost / peak : 0.0f) {}
+  AFNEXT_DEVICE explicit Quantizer(float peak) : inverse(inverse_of(peak, kMost)) {}
   AFNEXT_DEVICE int8_t operator()(float x) const {
     const float whole = rintf(x * inverse);
     return static_cast<int8_t>(whole >= -kMost && whole <= kMost ? whole : 0.0f);
@@ -75,7 +82,7 @@ template <>
 struct Quantizer<e4m3> {
   static constexpr float kMost = 448.0f;
   float inverse;
-  AFNEXT_DEVICE explicit Quantizer(float peak) : inverse(peak > 0.0f ? kMost / peak : 0.0f) {}
+  AFNEXT_DEVICE explicit Quantizer(float peak) : inverse(inverse_of(peak, kMost)) {}
   AFNEXT_DEVICE e4m3 operator()(float x) const { return arch::to_e4m3(x * inverse); }
 };
 

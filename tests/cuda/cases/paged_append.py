@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from afnext.ops import reference
 from tests.cuda.cases.paged_cache import (
     BYTES,
     LARGEST,
@@ -130,6 +131,48 @@ def nan(name: str, kind: torch.dtype, kernels: Kernels) -> None:
         assert int(bad.sum()) == 1
 
 
+def tiny(name: str, dtype: torch.dtype, kind: torch.dtype, kernels: Kernels) -> None:
+    """Rows of which float32 cannot tell the inverse of their scale are zeros, as in the reference, and rows a
+    little larger are what it makes of them, to a step: it rounds the inverse twice."""
+    random = generator(name)
+    totals = [a + b for a, b in zip(BEFORE, NEW, strict=True)]
+    pages = empty_pages(random, totals, 2, 16, 64, kind)
+    k, v = torch.randn(2, sum(NEW), 2, 64, generator=random)
+    # e4m3 begins to be told at 1.3e-36, int8 at 3.7e-37; below 1.2e-38 float32 has fewer bits.
+    sizes = torch.tensor([1.0, 1e-35, 1e-36, 3e-37, 1e-38, 1e-40])
+    for rows in (k, v):
+        rows[..., ::7] = 0.0
+        rows /= rows.abs().amax(-1, keepdim=True)
+        rows *= sizes[torch.arange(len(rows)) % len(sizes)][:, None, None]
+    k, v = k.to(dtype), v.to(dtype)
+    expected = Pages(
+        *(_copied(t) for t in (pages.k, pages.v, pages.k_scales, pages.v_scales)),
+        pages.table,
+        pages.lengths,
+    )
+    reference.paged_append(
+        k, v, expected.k, expected.v, pages.table, offsets(NEW), int32(BEFORE), None, None, False,
+        expected.k_scales, expected.v_scales,
+    )  # fmt: skip
+    got = append(kernels, k, v, pages, None, None, False)
+    for which in ("k", "v"):
+        marks, truth = getattr(got, f"{which}_scales"), getattr(expected, f"{which}_scales")
+        torch.testing.assert_close(marks, truth, rtol=2e-7, atol=2e-45, equal_nan=True)
+        written = ~truth.isnan()
+        held, wanted = (getattr(p, which).double()[written] for p in (got, expected))
+        step = 1.0 if kind == torch.int8 else wanted.abs() / 8 + 2.0**-9
+        assert ((held - wanted).abs() <= step).all()
+        lost = truth[written].double() < 1 / torch.finfo(torch.float32).max
+        assert 0 < int(lost.sum()) < len(lost)
+        assert not held[lost].any()
+        assert (held[~lost].abs().amax(-1) == LARGEST[kind]).all()
+
+
+def _copied(t: Tensor | None) -> Tensor:
+    assert t is not None
+    return t.clone()
+
+
 def _cases() -> list[Case]:
     made = []
     for dtype in FLOATS:
@@ -150,6 +193,10 @@ def _cases() -> list[Case]:
     for kind in BYTES:
         name = f"nan-{str(kind).removeprefix('torch.')}"
         made.append(Case(name, partial(nan, name, kind)))
+        for dtype in (torch.float32, torch.bfloat16):
+            kinds = "-".join(str(t).removeprefix("torch.") for t in (dtype, kind))
+            name = f"tiny-{kinds}"
+            made.append(Case(name, partial(tiny, name, dtype, kind), dtype == torch.float32))
     return made
 
 
