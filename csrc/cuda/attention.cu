@@ -33,7 +33,7 @@ void attention(const TensorView& q, const TensorView& k, const TensorView& v,
                Stream stream) {
   const Call call("attention", q, stream);
   AttentionPlan plan(call, q, k, v, options, out, lse);
-  if (attention_sm90(call, q, k, v, options, plan)) return;
+  if (attention_sm90(call, q, k, v, options, out, plan)) return;
   if (q.dtype == DType::f32) {
     const AttentionParams& p = plan.params(kRowWarps);
     call.launch<attention_rows_kernel>(static_cast<unsigned>(p.items), kRowThreads,

@@ -302,7 +302,7 @@ AFNEXT_DEVICE void write_rows(AttentionShared<T, kDim>& shared, const AttentionP
     const int head = item.kv_head * p.group + row % p.group;
     T* out = static_cast<T*>(p.out) + (token * heads + head) * p.dim + 8 * unit;
     const T* from = shared.q.at(in_block, unit);
-    if (p.dim % 8 == 0) {
+    if (p.wide_out) {
       *reinterpret_cast<uint4*>(out) = *reinterpret_cast<const uint4*>(from);
     } else {
       for (int c = 0; c < 8 && 8 * unit + c < p.dim; ++c) out[c] = from[c];

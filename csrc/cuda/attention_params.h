@@ -78,7 +78,8 @@ struct AttentionParams {
   int tile_rows, items;
   void* out;  // [tokens, heads, dim]
   bool out_is_float;
-  float* lse;  // [heads, tokens]
+  bool wide_out;  // rows begin and end at 16 bytes
+  float* lse;     // [heads, tokens]
 };
 
 // The `index`-th piece of work. The last rows of a causal mask see the most keys and go first, so

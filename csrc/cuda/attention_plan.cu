@@ -3,6 +3,8 @@
 
 #include "cuda/arch/numbers.h"
 #include "cuda/attention_plan.h"
+#include "cuda/dispatch.h"
+
 namespace afnext::cuda {
 namespace {
 
@@ -65,6 +67,7 @@ AttentionPlan::AttentionPlan(const Call& call, const TensorView& q, const Tensor
   p.scale_log2 = std::max(std::abs(p.scale), 1e-37f) * kLog2E;
   p.out = out.data;
   p.out_is_float = out.dtype == DType::f32;
+  p.wide_out = rows_align(out);
   p.lse = lse.as<float>();
 
   for (const PackedSequence& s : sequences_of(q, k, options)) {

@@ -38,14 +38,14 @@ void run(const Call& call, const TensorView& q, AttentionPlan& plan) {
 }  // namespace
 
 bool attention_sm90(const Call& call, const TensorView& q, const TensorView& k, const TensorView& v,
-                    const AttentionOptions& options, AttentionPlan& plan) {
+                    const AttentionOptions& options, const TensorView& out, AttentionPlan& plan) {
   const int64_t dim = q.shape[2];
   const bool turns_by_words =
       options.inv_freq == nullptr || options.interleaved || options.inv_freq->last() % 2 == 0;
   const bool serves = call.device().sm == 90 && q.dtype != DType::f32 &&
-                      (dim == 64 || dim == 128) && rows_align(q) && turns_by_words &&
-                      k.shape[0] > 0 && heads_of(k).steps() && heads_of(v).steps() &&
-                      options.scale > 0;
+                      (dim == 64 || dim == 128) && rows_align(q) && rows_align(out) &&
+                      turns_by_words && k.shape[0] > 0 && heads_of(k).steps() &&
+                      heads_of(v).steps() && options.scale > 0;
   if (!serves) return false;
   q.dtype == DType::bf16 ? run<bf16>(call, q, plan) : run<f16>(call, q, plan);
   return true;

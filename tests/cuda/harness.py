@@ -7,6 +7,7 @@ same cases run under pytest in the emulator and on a bare machine with a GPU (``
 from __future__ import annotations
 
 import importlib
+import math
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -53,10 +54,16 @@ class Kernels:
             return EmulatedArray(_copy(tensor, "cpu"))
         return _copy(tensor, "cuda")
 
-    def empty(self, *shape: int, dtype: torch.dtype) -> Any:
-        """An output: full of NaN (integers: of ones), so that what a kernel leaves out is seen."""
+    def empty(self, *shape: int, dtype: torch.dtype, shift: int = 0) -> Any:
+        """An output: full of NaN (integers: of ones), so that what a kernel leaves out is seen.
+
+        ``shift``: how many elements behind the beginning of an allocation it begins.
+        """
         fill = float("nan") if dtype.is_floating_point else 1
-        return self.put(torch.full(shape, fill, dtype=dtype))
+        whole = self.put(torch.full((shift + math.prod(shape),), fill, dtype=dtype))
+        if isinstance(whole, EmulatedArray):
+            return EmulatedArray(whole.tensor[shift:].view(shape))
+        return whole[shift:].view(shape)
 
     def get(self, array: Any) -> Tensor:
         """Back on the CPU."""

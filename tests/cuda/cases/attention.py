@@ -35,6 +35,7 @@ class Problem:
     partials: bool = False
     scale: float | None = None
     gap: int = 0  # elements between heads
+    shift: int = 0  # elements by which out begins behind a multiple of 16 bytes
     dtype: torch.dtype = torch.bfloat16
     sm: int = 80  # of the GPU that the emulator plays: those of 90 have a kernel of their own
 
@@ -82,7 +83,8 @@ def run(name: str, problem: Problem, kernels: Kernels) -> None:
         problem.rotation == "interleaved", problem.causal, *problem.window, scale,
     )  # fmt: skip
 
-    out = kernels.empty(*q.shape, dtype=torch.float32 if problem.partials else dtype)
+    out_dtype = torch.float32 if problem.partials else dtype
+    out = kernels.empty(*q.shape, dtype=out_dtype, shift=problem.shift)
     lse = kernels.empty(q.shape[1], q.shape[0], dtype=torch.float32)
     kernels.compiled.attention(
         kernels.put(q), kernels.put(k), kernels.put(v),
@@ -121,6 +123,7 @@ CORE = {
     "partials": Problem(queries=(5,), keys=(100,), partials=True, heads=(8, 1), dim=128),
     "dim-80": Problem(queries=(66,), dim=80, rotation="half", causal=True),
     "dim-36-unaligned": Problem(queries=(33,), dim=36, causal=True, gap=1),
+    "shifted-out": Problem(queries=(33,), shift=1),
     "negative-scale": Problem(queries=(40,), scale=-0.2),
     "zero-scale": Problem(queries=(9,), keys=(50,), scale=0.0),
     "float32": Problem(queries=(19, 40), causal=True, rotation="half", dtype=torch.float32),

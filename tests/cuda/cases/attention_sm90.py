@@ -3,6 +3,7 @@ tiles that masks cut and that they don't, several items a block, sequences that 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -88,7 +89,14 @@ def _cases() -> list[Case]:
                 core_dtype = dtype == torch.bfloat16 or name == "ragged"
                 made.append(Case(full, partial(run_hopper, full, changed), core and core_dtype))
     odd = Problem(queries=(70,), causal=True, rotation="half", turned=46, sm=HOPPER)
-    made.append(Case("odd-halves", partial(run_hopper, "odd-halves", odd, serves=False)))
+    shifted = Problem(queries=(70,), causal=True, shift=1, sm=HOPPER)
+    others = {
+        "odd-halves": odd,
+        "shifted-out": shifted,
+        "shifted-partials": replace(shifted, partials=True),
+    }
+    for name, problem in others.items():
+        made.append(Case(name, partial(run_hopper, name, problem, serves=False)))
     for dtype, dim in ((torch.bfloat16, 128), (torch.float16, 64)):
         made.append(Case(f"beside-nan-{dim}", partial(run_beside_nan, dtype, dim)))
     return made
