@@ -280,7 +280,7 @@ def attention_backward(
             dq[rows] = torch.einsum("hnm,mhd->nhd", moved, kn)
             for sums, part, x in ((dk, moved, exact_q), (dv, weights, grad)):
                 each = torch.einsum("hnm,nhd->mhd", part, x[rows])
-                sums[keys] += each.unflatten(1, (-1, group)).sum(2)
+                sums[keys] += each.unflatten(1, (k.shape[1], group)).sum(2)
     if inv_freq is not None:
         for turned, times in ((dq, times_q), (dk, times_k)):
             back = rotate(turned, times, inv_freq, None, interleaved, True, compute_dtype)

@@ -204,6 +204,12 @@ void attention_backward(const TensorView& grad_out, const TensorView* grad_lse, 
                         const TensorView& grad_q, const TensorView& grad_k,
                         const TensorView& grad_v, Stream stream) {
   const Call call("attention_backward", q, stream);
+  if (q.numel() == 0) {  // no query, or no head that asks
+    for (const TensorView* grad : {&grad_k, &grad_v}) {
+      if (grad->numel() > 0) call.clear(grad->data, grad->numel() * dtype_size(grad->dtype));
+    }
+    return;
+  }
   const int64_t heads = q.shape[1], dim = q.shape[2], group = heads / k.shape[1];
   if (std::max(q.shape[0] * group, k.shape[0]) > INT32_MAX) {
     call.fail("takes 2**31 - 1 rows of a KV head at most");

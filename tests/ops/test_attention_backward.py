@@ -133,6 +133,16 @@ def test_no_tokens(backend: str) -> None:
         assert all(torch.equal(g, torch.zeros_like(t)) for g, t in zip(grads, inputs, strict=True))
 
 
+def test_no_heads(backend: str) -> None:
+    """Keys that no head reads have gradients of zero, not of what was in memory."""
+    q = torch.randn(5, 0, 8, requires_grad=True)
+    k, v = (torch.randn(7, 2, 8, requires_grad=True) for _ in range(2))
+    out, lse = ops.attention(q, k, v)
+    assert (out.shape, lse.shape) == ((5, 0, 8), (0, 5))
+    grads = torch.autograd.grad((out, lse), (q, k, v), (torch.ones_like(out), lse))
+    assert all(torch.equal(g, torch.zeros_like(t)) for g, t in zip(grads, (q, k, v), strict=True))
+
+
 def test_ring_steps(backend: str) -> None:
     """Halves of the keys, merged, give the gradients of the whole: lse carries its share."""
     q, k, v = (torch.randn(30, 2, 32, requires_grad=True) for _ in range(3))

@@ -189,6 +189,23 @@ def run(name: str, s: Setting, kernels: Kernels) -> None:
         assert torch.equal(ours, first), "other bits than before"
 
 
+def nothing_asks(queries: int, heads: int, dtype: torch.dtype, sm: int, kernels: Kernels) -> None:
+    """Keys that no query or no head sees get gradients of zero."""
+    if kernels.emulated:
+        kernels.compiled.set_emulated_device(sm=sm)
+    q = torch.empty(queries, heads, 64, dtype=dtype)
+    k, v = torch.randn(2, 70, 2, 64, generator=generator("nothing asks")).to(dtype)
+    grads = [kernels.empty(*t.shape, dtype=dtype) for t in (q, k, v)]
+    kernels.compiled.attention_backward(
+        kernels.put(q), None, *map(kernels.put, (q, k, v, q)), kernels.put(torch.empty(heads, queries)),
+        None, None, None, None, None, None, False, True, -1, -1, 0.125, *grads,
+    )  # fmt: skip
+    if kernels.emulated:
+        kernels.compiled.set_emulated_device(sm=90)
+    for grad, given in zip(grads, (q, k, v), strict=True):
+        assert torch.equal(kernels.get(grad), torch.zeros_like(given))
+
+
 def _cases() -> list[Case]:
     bf16, f16, f32 = torch.bfloat16, torch.float16, torch.float32
     one = ((65, 129),)  # one more of each than fills steps and tiles
@@ -260,7 +277,15 @@ def _cases() -> list[Case]:
         for scale in (-0.3, 0.0):
             kind = "f32" if dtype is f32 else "bf16"
             long[f"{kind}-scale{scale}"] = Setting(dtype, ((40, 40),), causal=True, scale=scale)
-    return [
+    nobody = [
+        Case(
+            f"{'no-heads' if heads == 0 else 'no-queries'}-{sm}-{str(dtype).removeprefix('torch.')}",
+            partial(nothing_asks, queries, heads, dtype, sm),
+        )
+        for queries, heads in ((5, 0), (0, 4))
+        for dtype, sm in ((bf16, 80), (bf16, 90), (f32, 80))
+    ]
+    return nobody + [
         Case(name, partial(run, name, s), is_core)
         for group, is_core in ((core, True), (long, False))
         for name, s in group.items()
