@@ -50,7 +50,13 @@ if(AFNEXT_CUDA STREQUAL "on")
   if(NOT AFNEXT_CUDA_ARCHS)
     set(AFNEXT_CUDA_ARCHS 80 90a 100 120)
   endif()
-  list(TRANSFORM AFNEXT_CUDA_ARCHS REPLACE "^90$" "90a") # plain 90 lacks wgmma, which kernels for it use
+  # Plain 90 lacks wgmma, which kernels for it use: by its number alone they could not tell it from 90a.
+  list(TRANSFORM AFNEXT_CUDA_ARCHS REPLACE "^90((-real|-virtual)?)$" "90a\\1")
+  foreach(arch ${AFNEXT_CUDA_ARCHS})
+    if(NOT arch MATCHES "^[0-9]+[af]?(-real|-virtual)?$")
+      message(FATAL_ERROR "AFNEXT_CUDA_ARCHS must list architectures, as \"80;90a\", got ${arch}")
+    endif()
+  endforeach()
   set(CMAKE_CUDA_ARCHITECTURES ${AFNEXT_CUDA_ARCHS})
   enable_language(CUDA)
   # CUDA sources are C++20, as the others are; older releases of CMake do not know that nvcc can do it.

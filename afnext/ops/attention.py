@@ -245,6 +245,8 @@ def attention(
 
     Raises:
         ValueError: naming the argument whose dtype, shape, stride, device or value is wrong.
+        RuntimeError: while a CUDA graph is captured, several sequences, or gradients: the host says what
+            they are, and a graph would not have it again.
     """
     if not isinstance(q, Tensor):
         return through_torch(

@@ -30,6 +30,8 @@ void set_device(int sm, int multiprocessors) {
   device.multiprocessors = multiprocessors;
 }
 
+void set_capturing(bool capturing) { cuda::emulated_launches().capturing = capturing; }
+
 py::dict counters() {
   const cuda::EmulatedLaunches& all = cuda::emulated_launches();
   py::dict out;
@@ -49,6 +51,7 @@ const Binding binding([](py::module_& m) {
   m.def("set_emulation", &set_emulation, py::arg("order"), py::arg("seed") = 1,
         py::arg("os_threads") = 1, py::arg("detect_races") = true);
   m.def("set_emulated_device", &set_device, py::arg("sm"), py::arg("multiprocessors") = 4);
+  m.def("set_emulated_capture", &set_capturing, py::arg("capturing"));
   m.def("emulation_counters", &counters);
 });
 

@@ -45,6 +45,7 @@ UploadBuffer::UploadBuffer(const Call& call, size_t bytes)
 UploadBuffer::~UploadBuffer() = default;
 
 void UploadBuffer::upload(const Call& call, const void* host, size_t bytes) {
+  call.check_uploads();  // before waiting, which would end the capture
   Staging& s = *staging_;
   require(call, cudaEventSynchronize(s.sent[s.next]), "upload");
   std::memcpy(s.host[s.next], host, bytes);

@@ -32,7 +32,8 @@ class UploadBuffer {
   UploadBuffer& operator=(const UploadBuffer&) = delete;
 
   // `host` may be reused at once. One asynchronous copy out of pinned memory, of which there are
-  // two: what is waited for, if anything, is the upload before the last.
+  // two: what is waited for, if anything, is the upload before the last. Refused while the stream
+  // is captured: the graph would copy again what is meant for later.
   void upload(const Call& call, const void* host, size_t bytes);
   int32_t* words() const { return device_.as<int32_t>(); }
 

@@ -46,13 +46,55 @@ int attribute(cudaDeviceAttr which, int device) {
   return value;
 }
 
-// Freed memory stays in the pool from one call to the next, instead of going back at every wait.
-void keep_pool(int device) {
-  cudaMemPool_t pool;
-  if (cudaDeviceGetDefaultMemPool(&pool, device) != cudaSuccess) return;
-  uint64_t everything = UINT64_MAX;
-  cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &everything);
+// Makes a device current as long as it lives.
+class Current {
+ public:
+  explicit Current(int device) {
+    cudaGetDevice(&before_);
+    cudaSetDevice(device);
+  }
+  ~Current() { cudaSetDevice(before_); }
+
+ private:
+  int before_ = 0;
+};
+
+__global__ void compiled_kernel() {}
+
+// What kernels were compiled for, of that which this device takes: 80 where an sm_90 runs PTX of
+// sm_80, which has neither its instructions nor its waits for kernels that started early. All of
+// the library is compiled for the same architectures, so that one kernel tells for all.
+int compiled_sm(int device) {
+  const Current current(device);
+  cudaFuncAttributes attributes{};
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, compiled_kernel);
+  if (error == cudaSuccess) return attributes.ptxVersion;
+  cudaGetLastError();
+  throw CudaError("CUDA: kernels for cuda:" + std::to_string(device) + ": " +
+                  cudaGetErrorString(error));
 }
+
+// A pool of scratch, for as long as the process lives. What is freed stays in it from one call to
+// the next, instead of going back at every wait, but no more than this: beside us others take
+// memory, torch for one, and one long call is no reason to hold what it took for ever. The backward
+// pass of 8,192 tokens and 28 heads of 128 takes 220 MB. Null where a device has no pools.
+cudaMemPool_t make_pool(int device) {
+  constexpr uint64_t kKept = 256 << 20;
+  cudaMemPoolProps properties{};
+  properties.allocType = cudaMemAllocationTypePinned;
+  properties.location.type = cudaMemLocationTypeDevice;
+  properties.location.id = device;
+  cudaMemPool_t pool = nullptr;
+  if (cudaMemPoolCreate(&pool, &properties) != cudaSuccess) {
+    cudaGetLastError();
+    return nullptr;
+  }
+  uint64_t kept = kKept;
+  cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &kept);
+  return pool;
+}
+
+std::array<cudaMemPool_t, kMaxDevices> pools;  // of devices that were called
 
 const Device& device_of(int index) {
   static std::array<Device, kMaxDevices> devices;
@@ -63,11 +105,13 @@ const Device& device_of(int index) {
     Device device;
     device.sm = 10 * attribute(cudaDevAttrComputeCapabilityMajor, index) +
                 attribute(cudaDevAttrComputeCapabilityMinor, index);
-    if (device.sm >= kOldestSm) device.sm = std::min(device.sm, highest_sm());
+    if (device.sm >= kOldestSm) {
+      device.sm = std::min({device.sm, compiled_sm(index), highest_sm()});
+    }
     device.multiprocessors = attribute(cudaDevAttrMultiProcessorCount, index);
     device.shared_bytes = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
     device.l2_bytes = attribute(cudaDevAttrL2CacheSize, index);
-    keep_pool(index);
+    pools[index] = make_pool(index);
     devices[index] = device;
   });
   return devices[index];
@@ -128,7 +172,16 @@ void Call::run(const void* kernel, const Shape& shape, void** parameters) const 
   fail(std::string(name) + ": " + cudaGetErrorString(error));
 }
 
+bool Call::captured() const {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  const cudaError_t error = cudaStreamIsCapturing(handle(stream_), &status);
+  if (error == cudaSuccess) return status != cudaStreamCaptureStatusNone;
+  cudaGetLastError();
+  fail(std::string("capture: ") + cudaGetErrorString(error));
+}
+
 void Call::upload(void* device, const void* host, size_t bytes) const {
+  check_uploads();
   const cudaError_t error =
       cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, handle(stream_));
   if (error != cudaSuccess) fail(std::string("upload: ") + cudaGetErrorString(error));
@@ -141,7 +194,10 @@ void Call::clear(void* device, size_t bytes) const {
 
 Scratch::Scratch(const Call& call, size_t bytes) : call_(call) {
   if (bytes == 0) return;
-  const cudaError_t error = cudaMallocAsync(&data_, bytes, handle(call.stream()));
+  const cudaStream_t stream = handle(call.stream());
+  cudaMemPool_t pool = pools[call.about_.device_index];
+  const cudaError_t error = pool != nullptr ? cudaMallocFromPoolAsync(&data_, bytes, pool, stream)
+                                            : cudaMallocAsync(&data_, bytes, stream);
   if (error == cudaSuccess) return;
   cudaGetLastError();
   call.fail(std::to_string(bytes) + " bytes of scratch: " + cudaGetErrorString(error));

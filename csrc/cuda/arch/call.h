@@ -29,7 +29,9 @@ class CudaError : public std::runtime_error {
 constexpr int kOldestSm = 80;  // compute capability that kernels need
 
 struct Device {
-  int sm = 0;  // compute capability: 80, 90, ...; AFNEXT_CUDA_SM holds it lower
+  // Compute capability whose kernels run: 80, 90, ... The device's, or a lower one: what kernels
+  // were compiled for, as a device runs code of older ones too, or what AFNEXT_CUDA_SM says.
+  int sm = 0;
   int multiprocessors = 0;
   size_t shared_bytes = 0;  // that a block can have
   size_t l2_bytes = 0;
@@ -59,11 +61,19 @@ class Call {
     Launcher<kernel>::launch(*this, {grid, block, shared_bytes, true}, arguments...);
   }
 
-  // Host memory to the device, in the stream's order; `host` may be reused at once.
+  // Host memory to the device, in the stream's order; `host` may be reused at once. Refused while
+  // the stream is captured: the graph would read `host` each time it runs.
   void upload(void* device, const void* host, size_t bytes) const;
   void clear(void* device, size_t bytes) const;
 
   [[noreturn]] void fail(const std::string& what) const;
+
+  void check_uploads() const {
+    if (!captured()) return;
+    fail(
+        "is told its sequences by the host, which a graph would not be: call it outside of the "
+        "capture (of pages: update a PagedAttentionPlan there, and capture its append and attend)");
+  }
 
  private:
   friend class Scratch;
@@ -92,6 +102,7 @@ class Call {
   void run(const Shape& shape, const std::function<void()>& kernel) const;
 #endif
 
+  bool captured() const;  // whether the stream's work goes to a graph now
   // Refuses what the device cannot run, in the same words in emulation.
   void check_device() const {
     if (device_->sm >= kOldestSm) return;
@@ -112,7 +123,7 @@ class Call {
   int device_before_ = -1;
 };
 
-// Device memory for as long as a call's launches need it, from the stream's pool: taken and given
+// Device memory for as long as a call's launches need it, from a pool of our own: taken and given
 // back in the stream's order, without a wait. Not cleared.
 class Scratch {
  public:

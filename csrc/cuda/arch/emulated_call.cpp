@@ -37,7 +37,10 @@ void Call::run(const Shape& shape, const std::function<void()>& kernel) const {
   fail(std::to_string(report.races.size()) + " races:" + text);
 }
 
+bool Call::captured() const { return emulated_launches().capturing; }
+
 void Call::upload(void* device, const void* host, size_t bytes) const {
+  check_uploads();
   std::memcpy(device, host, bytes);
 }
 

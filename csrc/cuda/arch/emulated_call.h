@@ -11,6 +11,7 @@ struct EmulatedLaunches {
   Device device{90, 4, 227 << 10, 50 << 20};
   emulation::Counters counters;  // of all launches so far
   uint64_t launches = 0;
+  bool capturing = false;  // calls believe that their stream is captured; what they launch runs
 };
 EmulatedLaunches& emulated_launches();
 
