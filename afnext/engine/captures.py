@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from threading import Lock
 
 import torch
@@ -10,6 +12,18 @@ import torch
 # Held while a graph is captured. A capture begins with a wait for the device and gives unused memory back,
 # and what another thread asks of the device meanwhile may end it: who copies from a GPU takes this first.
 CAPTURING = Lock()
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No garbage is collected meanwhile: among it may be another graph, whose end would end a capture."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 class Captures:
@@ -40,6 +54,6 @@ class Captures:
             capture = torch.cuda.graph(
                 graph, self._memory, self._stream, capture_error_mode="thread_local"
             )
-            with CAPTURING, capture:
+            with CAPTURING, _uncollected(), capture:
                 work()
         return graph.replay

@@ -15,7 +15,7 @@ from .captures import Captures
 from .gpu_model import GpuModel
 from .paged_attend import PlannedAttend
 from .pages import PagePool
-from .sampler import SETTINGS, drawn
+from .sampler import SETTINGS, drawn, likeliest
 
 MOST_SEQUENCES = 64
 MOST_AHEAD = 16
@@ -82,8 +82,8 @@ class DecodeGraphs:
             rows: for each sequence how its tokens are drawn, as ``Sampler.rows`` has it, as many for each.
 
         Returns:
-            By turn, the N tokens that were said; -1 where a draw's logits are no numbers, and what follows
-            in its sequence means nothing.
+            By turn, the N tokens that were said; -1 where logits are no numbers, and what follows in its
+            sequence means nothing.
         """
         count = len(rows[0])
         if not 1 <= count <= MOST_AHEAD:
@@ -166,6 +166,6 @@ class _Step:
         if self._draws:
             self.chosen.copy_(drawn(self.logits, self._how[: SETTINGS + 1]))
         else:
-            self.chosen.copy_(self.logits.argmax(-1))
+            self.chosen.copy_(likeliest(self.logits))
         ids.copy_(self.chosen.clamp(min=0))  # no token has an embedding all the same
         positions += 1

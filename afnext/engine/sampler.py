@@ -134,11 +134,17 @@ class Sampler:
 def sample_rows(logits: Tensor, rows: Sequence[Sequence[float]]) -> list[int]:
     """A token for each row of ``logits [N, vocabulary]``, drawn as ``Sampler.rows`` says, where they lie.
 
-    -1 where a draw's logits are no numbers.
+    -1 where logits are no numbers.
     """
     if not any(row[0] for row in rows):
-        return logits.argmax(-1).tolist()
+        return likeliest(logits).tolist()
     return drawn(logits, torch.tensor(rows).T.contiguous().to(logits.device)).tolist()
+
+
+def likeliest(logits: Tensor) -> Tensor:
+    """The likeliest token of each row, the first of several; -1 where logits are no numbers."""
+    values, tokens = logits.max(-1)  # where there is a NaN, it is that
+    return torch.where(values.isfinite(), tokens, -1)
 
 
 def drawn(logits: Tensor, how: Tensor) -> Tensor:

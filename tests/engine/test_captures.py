@@ -3,6 +3,7 @@ is played: what can be seen of it without one is in which order it is asked for 
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +59,7 @@ class PlayedDevices:
     ) -> Iterator[None]:
         assert pool == "memory"
         assert CAPTURING.locked()  # from before it waits for the device
+        assert not gc.isenabled()  # a graph among garbage would end the capture with its own end
         self.captures.append((self.at, stream, capture_error_mode))
         with self.stream(stream):
             yield
@@ -90,6 +92,7 @@ def test_a_graph_is_of_its_device_whichever_is_current(cuda: PlayedDevices) -> N
     # The first two calls warm up, on another stream, while others may copy.
     assert [own is stream for _, own, _ in seen] == [False, False, True] * 2
     assert [locked for *_, locked in seen] == [False, False, True] * 2
+    assert gc.isenabled()
     assert cuda.at.index == 0
 
 

@@ -12,7 +12,7 @@ from afnext.engine import Engine, Generation, GenerationParams, Prompt
 from afnext.engine.engine import PAGE_SIZE
 from afnext.engine.pages import page_bytes
 from afnext.model import AudioLanguageModel
-from tests.engine.models import SOUND, heard, recomputed, window
+from tests.engine.models import SOUND, heard, recomputed, small_model, window
 
 PAGE = PAGE_SIZE
 
@@ -262,3 +262,15 @@ def test_what_needs_texts_is_refused(net: AudioLanguageModel, params: dict[str, 
     """It would be ignored: tokens are all that the engine knows."""
     with pytest.raises(ValueError, match=f"^{next(iter(params))}: "):
         Engine(net, []).submit([1, 2], params=GenerationParams(**params))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_are_an_error(temperature: float, value: float) -> None:
+    """Of a broken model, say: it must not answer with its first token for ever."""
+    net = small_model()
+    with torch.no_grad():
+        net.language_model.model.norm.weight.fill_(value)
+    params = GenerationParams(max_tokens=4, temperature=temperature)
+    with pytest.raises(RuntimeError, match="the model's logits are no numbers"):
+        Engine(net, []).submit([1, 2, 3], params=params).result()
