@@ -1,6 +1,6 @@
 """The engine on a GPU at the released geometry, beside transformers: first tokens, streams, many at once.
 
-    python -m benchmarks.gpu.engine [--json FILE] [--rehearse]
+    python -m benchmarks.gpu.engine [--json FILE] [--rehearse] [--only WORDS]
 
 Weights are random, samples are noise. Times are of a wall clock, since tokens come to the host. Needs
 transformers for the peer, tokenizers and safetensors beside torch.
@@ -9,6 +9,7 @@ transformers for the peer, tokenizers and safetensors beside torch.
 from __future__ import annotations
 
 import argparse
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="where results go, if not benchmarks/results")
     parser.add_argument("--rehearse", action="store_true", help="a layer, on the CPU")
     parser.add_argument("--budget", type=float, default=240, help="seconds, about")
+    parser.add_argument("--only", default="", help="a regular expression on rows' names")
     options = parser.parse_args(arguments)
     until = time.monotonic() + options.budget
     load_module(cuda=not options.rehearse)
@@ -55,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shared = Path("/dev/shm")
     with TemporaryDirectory(dir=shared if shared.is_dir() else None) as folder:
         for case in Bench(options.rehearse, Path(folder)).cases():
+            if not re.search(options.only, case.name):
+                continue
             try:
                 timings = alternate({case.label: case.ours, **case.peers}, rounds=case.rounds)
                 results.append(result_of("engine", case, timings, peaks))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from afnext.audio.windows import cut_windows
+from afnext.audio.windows import AudioWindow, cut_windows
 from afnext.engine import Engine, GenerationParams, Handle, Prompt
 from afnext.hub import find_model
 from afnext.model import AudioBatch, AudioLanguageModel
@@ -23,6 +23,7 @@ from ..models.released import AUDIO, TEXT, geometry, random_model
 FORMATS = (None, "int8", "int4", "fp8")
 TOKENS = 64
 TOGETHER = (8, 32)
+SECONDS, LONG = 30.0, 1800.0
 CACHE_BYTES = 4 << 30
 
 
@@ -33,7 +34,7 @@ def noise(seconds: float) -> np.ndarray:
 
 
 class Bench:
-    """One model, asked about half a minute.
+    """One model, asked about half a minute, and once about half an hour.
 
     Args:
         rehearse: a layer of the model, on the CPU.
@@ -48,25 +49,41 @@ class Bench:
         self.rehearse, self.folder = rehearse, folder
         self.device = torch.device("cpu" if rehearse else "cuda")
         self.net = random_model(geometry(text, audio), device=self.device)
-        self.windows = list(cut_windows([noise(30.0)]))
-        sound = self.net.config.audio_token_id
-        self.ids = [1, 2, *[sound] * self.windows[0].num_tokens, *range(3, 40)]
+        self.ids, self.windows = self.about(SECONDS)
         self.formats = FORMATS[:3] if rehearse else FORMATS
 
     def engine(self, quantization: str | None) -> Engine:
         """One that ends no answer by itself."""
         return Engine(self.net, [], quantization=quantization, cache_bytes=CACHE_BYTES)
 
-    def answers(self, engine: Engine, count: int, requests: int = 1) -> list[list[int]]:
+    def about(self, seconds: float) -> tuple[list[int], list[AudioWindow]]:
+        """A prompt about a recording of so many seconds, and its windows."""
+        windows = list(cut_windows([noise(seconds)]))
+        tokens = sum(window.num_tokens for window in windows)
+        return [1, 2, *[self.net.config.audio_token_id] * tokens, *range(3, 40)], windows
+
+    def answers(
+        self, engine: Engine, count: int, requests: int = 1, seconds: float = SECONDS
+    ) -> list[list[int]]:
         """Tokens of so many requests at once, nothing known of the recording."""
 
         engine.clear_caches()
         params = GenerationParams(max_tokens=count)
-        prompts = [Prompt([*self.ids, 100 + n], self.windows, params) for n in range(requests)]
+        ids, windows = self._asked(seconds)
+        prompts = [Prompt([*ids, 100 + n], windows, params) for n in range(requests)]
         return [record.tokens for record in engine.generate(prompts)]
 
-    def peer(self) -> Callable[[int], object] | None:
-        """transformers' answer of so many tokens, where it has the model."""
+    def _asked(self, seconds: float) -> tuple[list[int], list[AudioWindow]]:
+        if seconds == SECONDS:
+            return self.ids, self.windows
+        return self._long
+
+    @cached_property
+    def _long(self) -> tuple[list[int], list[AudioWindow]]:
+        return self.about(4 * SECONDS if self.rehearse else LONG)
+
+    def peer(self) -> Callable[[int, float], object] | None:
+        """transformers' answer of so many tokens about so many seconds, where it has the model."""
         try:
             from transformers import MusicFlamingoForConditionalGeneration
 
@@ -79,7 +96,12 @@ class Bench:
             self.folder, dtype=torch.bfloat16
         )
         model = model.to(self.device).eval()
-        return lambda count: generate(model, [*self.ids, 100], self.windows, count).cpu()
+
+        def answer(count: int, seconds: float) -> object:
+            ids, windows = self._asked(seconds)
+            return generate(model, [*ids, 100], windows, count).cpu()
+
+        return answer
 
     def cases(self) -> Iterator[Case]:
         """Each with what it needs; that of a format before goes first."""
@@ -96,7 +118,7 @@ class Bench:
                     f"7B, the first token about 30 s {what}, {format}".replace(" ,", ","),
                     label="afnext",
                     ours=partial(self.answers, engine, count),
-                    peers={"transformers bfloat16": partial(peer, count)} if peer else {},
+                    peers={"transformers bfloat16": partial(peer, count, SECONDS)} if peer else {},
                     rounds=3,
                 )
             for together in TOGETHER:
@@ -108,6 +130,13 @@ class Bench:
                 )
             yield self.steps(engine, format)
             if quantization is None:
+                yield Case(
+                    f"7B, the first token about half an hour, {format}",
+                    label="afnext",
+                    ours=partial(self.answers, engine, 1, 1, LONG),
+                    peers={"transformers bfloat16": partial(peer, 1, LONG)} if peer else {},
+                    rounds=2,
+                )
                 yield self.steps(engine, f"{format}, drawn", temperature=0.7, top_p=0.95, seed=1)
             del engine
             gc.collect()
