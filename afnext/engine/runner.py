@@ -23,6 +23,7 @@ from .paged_attend import PagedAttend
 from .pages import PagePool, Sequence, kv_dtype, page_bytes
 
 PREFILL_CHUNK = 2048
+GPU_WINDOWS = 8
 
 
 @dataclass(slots=True)
@@ -115,9 +116,17 @@ class Runner:
         """Whether ``ahead`` is to be had."""
         return self._gpu is not None
 
+    @property
+    def windows_at_once(self) -> int:
+        """How many windows of a prompt are worth encoding together: on a GPU it takes longer to launch what
+        encodes one than to compute it.
+        """
+        return 1 if self._gpu is None else GPU_WINDOWS
+
     def mel(self, windows: Items[AudioWindow]) -> AudioBatch:
         """Log-mel features of some windows."""
-        return AudioBatch.collate([list(windows)], max_windows=1).to(self.device, self.dtype)
+        most = self.windows_at_once
+        return AudioBatch.collate([list(windows)], max_windows=most).to(self.device, self.dtype)
 
     def encode(self, audio: AudioBatch) -> Tensor:
         """Audio tokens ``[audio.num_tokens, hidden]``."""

@@ -287,17 +287,38 @@ class Stepper:
         if tokens is None:
             tokens = cache.get(key)
         if tokens is None:
-            runner, timings = self.engine.runner, request.record.timings
-            clock = perf_counter()
-            features = runner.mel([request.audio.windows[stretch.window]])
-            timings.mel += (taken := perf_counter() - clock)
-            tokens = runner.encode(features)
-            timings.encode += perf_counter() - clock - taken
-            self.done.model_seconds += perf_counter() - clock
-            cache.put(key, tokens)
+            tokens = self._encoded(request, stretch.window)
         if not stretch.ends:
             request.encoded[stretch.window] = tokens
         return tokens
+
+    def _encoded(self, request: Request, first: int) -> Tensor:
+        """Encode a window that is not known; those behind it come along, as many as go together."""
+        audio, runner, cache = request.audio, self.engine.runner, self.engine.audio_cache
+        assert audio is not None
+        keys = [audio.keys[first]]
+        while len(keys) < runner.windows_at_once and (n := first + len(keys)) < len(audio.windows):
+            if n in request.encoded or (key := audio.keys[n]) in keys:
+                break
+            if (known := cache.get(key)) is not None:
+                request.encoded[n] = known
+                break
+            keys.append(key)
+        windows = audio.windows[first : first + len(keys)]
+        timings, clock = request.record.timings, perf_counter()
+        features = runner.mel(windows)
+        timings.mel += (taken := perf_counter() - clock)
+        together = runner.encode(features)
+        timings.encode += perf_counter() - clock - taken
+        self.done.model_seconds += perf_counter() - clock
+        parts = together.split([window.num_tokens for window in windows])
+        if len(parts) > 1:  # each of which is held, and dropped, alone
+            parts = tuple(part.clone() for part in parts)
+        for n, (key, part) in enumerate(zip(keys, parts, strict=True), first):
+            cache.put(key, part)
+            if n > first:
+                request.encoded[n] = part
+        return parts[0]
 
     def _run(
         self, parts: Sequence[Part], chunks: Sequence[Chunk], ahead: int

@@ -5,24 +5,27 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 import afnext
 from afnext import ops
+from afnext.audio import AudioWindow
 from afnext.convert import convert
 from afnext.engine import Engine, GenerationParams, stepper
 from afnext.engine.decode_graphs import MOST_AHEAD, DecodeGraphs
 from afnext.engine.gpu_model import GPU_FORMATS, GpuModel, place
 from afnext.engine.look_ahead import AHEAD, UNKNOWN, at_once
 from afnext.engine.packed import STORED, require_quantization, stored_quantization
+from afnext.engine.paged_attend import LONG
 from afnext.engine.pages import PagePool, Sequence
 from afnext.engine.request import Request
 from afnext.engine.runner import Runner
 from afnext.engine.sampler import Sampler
 from afnext.engine.scheduler import Part
-from afnext.model import AudioLanguageModel
+from afnext.model import AudioBatch, AudioLanguageModel
 from afnext.model.quantized import kept
 from tests.engine.models import as_on_a_gpu, heard, recomputed, small_model, window
 
@@ -290,3 +293,54 @@ def test_formats_are_of_a_device() -> None:
 def test_a_gpu_without_our_kernels_runs_modules(net: AudioLanguageModel) -> None:
     runner = Runner(net.to("meta"))
     assert not runner.looks_ahead
+
+
+def test_windows_are_encoded_together(
+    net: AudioLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to eight; one that is known ends the row, and one that comes twice is encoded once. Answers are
+    those of the whole model, and a second question finds all of them.
+    """
+    net = small_model(text={"max_position_embeddings": 4096})
+    engine = as_on_a_gpu(Engine(net, [], max_step_tokens=64, max_running=4))
+    counts: list[int] = []
+    encode = engine.runner.encode
+
+    def counted(audio: AudioBatch) -> torch.Tensor:
+        counts.append(len(audio.tokens))
+        return encode(audio)
+
+    monkeypatch.setattr(engine.runner, "encode", counted)
+    windows = [window(0.7, seed) for seed in range(11)]
+
+    def ask(windows: list[AudioWindow], last: int) -> None:
+        ids = heard(windows, [1], *[[2]] * (len(windows) - 1), [last])
+        said = engine.submit(ids, windows, GenerationParams(max_tokens=6)).result().tokens
+        assert said == recomputed(net, ids, windows, 6)
+
+    ask(windows, 3)
+    assert counts == [8, 3]
+    assert engine.stats().audio_misses == 11
+    counts.clear()
+    ask(windows, 4)
+    ask([window(0.7, 20), windows[3], window(0.7, 21), window(0.7, 22), window(0.7, 21)], 5)
+    assert counts == [1, 2]
+
+
+@pytest.mark.parametrize("chunk", [LONG - 1, LONG, 300])
+def test_a_long_chunk_sees_keys_side_by_side(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = small_model(text={"max_position_embeddings": 2048})
+    engine = as_on_a_gpu(Engine(net, [], max_step_tokens=chunk, max_running=4))
+    asked: list[int] = []
+    paged = ops.paged_attention
+
+    def seen(q: torch.Tensor, *args: Any, **options: Any) -> Any:
+        asked.append(len(q))
+        return paged(q, *args, **options)
+
+    monkeypatch.setattr("afnext.engine.paged_attend.ops.paged_attention", seen)
+    ids = [7 * i % 50 for i in range(3 * chunk + 20)]
+    said = engine.submit(ids, (), GenerationParams(max_tokens=6)).result().tokens
+    assert said == recomputed(net, ids, (), 6)
+    wanted = {20} | ({chunk} if chunk < LONG else set())
+    assert {count for count in asked if count > 1} == wanted
