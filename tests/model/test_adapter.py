@@ -187,6 +187,7 @@ def nanos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantization", [None, "int8"])
 def test_who_loads_or_converts_with_it_gets_the_same_answer(
     nanos: Path, scene_file: Path, tmp_path: Path, quantization: str | None
@@ -208,6 +209,7 @@ def test_who_loads_or_converts_with_it_gets_the_same_answer(
             afnext.load(merged, adapter=nanos)
 
 
+@pytest.mark.slow
 def test_a_cache_on_disk_knows_adapters_apart(
     nanos: Path, scene_file: Path, tmp_path: Path
 ) -> None:
