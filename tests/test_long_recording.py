@@ -128,6 +128,6 @@ def test_the_context_is_too_short_for_it(file: Path) -> None:
         for _ in range(seconds):
             longer.write(np.zeros(16_000, np.float32))
     for partial in (False, True):  # known by the header, or not before it is read
-        with pytest.raises(afnext.ChatError, match=f"takes {limit - 1:,}"):
+        with pytest.raises(afnext.ChatError, match=f"has room for {limit - 1:,}"):
             model.ask(file.with_name("longer.flac"), QUESTION, partial=partial)
     assert idle(model)

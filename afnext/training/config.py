@@ -116,11 +116,6 @@ class ParallelConfig:
     layout: Literal["contiguous", "zigzag", "striped"] = "zigzag"
     ranks: int = 0
 
-    @property
-    def shares(self) -> bool:
-        """Whether a sequence is shared at all."""
-        return self.ulysses * self.ring > 1 or self.ranks > 1
-
     def __post_init__(self) -> None:
         if self.ulysses < 1 or self.ring < 1 or self.ranks < 0:
             raise AfnextError("parallel: ulysses and ring must be at least 1, ranks at least 0")
@@ -221,7 +216,8 @@ class StageConfig:
         clip: largest norm of the gradients.
         spike: a step whose gradients are more than so many times as long as of late is left out; 0: none is.
         accumulate: batches of a step, shared out among the processes of a run.
-        parallel: how processes share each sequence.
+        parallel: how processes share each sequence. Each conversation has its recordings to itself then, so
+            that a batch grows by what ``per_recording`` would have shared: 1 keeps it to ``batch_tokens``.
         lora: adapters that this stage trains. What they are added to, as everything, is trained or frozen by
             its pattern; adapters are trained by patterns with ``lora`` in them, which match nothing else, and
             where there is none they rest.

@@ -274,28 +274,3 @@ def test_impossible_mixtures_are_named(
     sources = {name: numbered(tmp_path, name, [1]) for name in "ab"}
     with pytest.raises(AfnextError, match=f"mixture: {why}"):
         Mixture(sources, weights, longest)
-
-
-def test_where_records_lie_apart_recordings_count_once_for_each(tmp_path: Path) -> None:
-    """No batch is beyond its budget by what processes that share sequences repeat."""
-    sources = {
-        "a": numbered(tmp_path, "a", [8] * 12, 120.0),
-        "b": numbered(tmp_path, "b", [9] * 5, 10.0),
-    }
-    weights = dict.fromkeys("ab", 1.0)
-    mixture = Mixture(sources, weights, 130.0, apart_within=10_000)
-    batches = walk(mixture, 10_000, 40)
-
-    def tokens(draw: Draw) -> int:
-        return sum(draw.entry.tokens([i]) for i in draw.chosen)
-
-    assert 9_000 < max(sum(map(tokens, batch)) for batch in batches) <= 10_000 + len(batches[0])
-    drawn = [draw for batch in batches for draw in batch]
-    assert {len(d.chosen) for d in drawn if d.source == "a"} == {3}
-    assert {len(d.chosen) for d in drawn if d.source == "b"} == {6}
-    totals = Counter[str]()
-    for draw in drawn:
-        totals[draw.source] += tokens(draw)
-    assert totals["a"] / totals.total() == pytest.approx(0.5, abs=0.06)
-    alone = Mixture(sources, weights, 130.0, apart_within=100)
-    assert {len(d.chosen) for batch in walk(alone, 100, 9) for d in batch} == {1}

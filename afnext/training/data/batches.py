@@ -139,7 +139,7 @@ class Batches(Dataset[Step]):
         per_second = AUDIO_TOKENS if stage.hearing == "audio" else SCRIPT_TOKENS
         self.mixture = Mixture(
             sources, shares, stage.audio_seconds, stage.per_recording, per_second,
-            stage.per_recording_of, stage.batch_tokens if stage.parallel.shares else 0,
+            stage.per_recording_of,
         )  # fmt: skip
         self._empty = 0  # batches in a row
         self._encoded: OrderedDict[tuple[str, Place], Encoded] = OrderedDict()

@@ -37,17 +37,10 @@ class Entry:
     seconds: float
     characters: tuple[int, ...]
 
-    def tokens(
-        self, chosen: Sequence[int], per_second: float = AUDIO_TOKENS, copies: int = 1
-    ) -> int:
-        """About how many tokens some of its records take, packed, with the recording in so many copies."""
+    def tokens(self, chosen: Sequence[int], per_second: float = AUDIO_TOKENS) -> int:
+        """About how many tokens the recording and some of its records take, packed."""
         text = sum(self.characters[i] / CHARACTERS + OVERHEAD for i in chosen)
-        return round(per_second * self.seconds * copies + text)
-
-    def fitting(self, tokens: int, per_second: float = AUDIO_TOKENS) -> int:
-        """How many records fit into so many tokens, each with a copy of the recording; one at least."""
-        longest = max(self.characters) / CHARACTERS + OVERHEAD
-        return max(1, int(tokens / (per_second * self.seconds + longest)))
+        return round(per_second * self.seconds + text)
 
 
 class Entries(list[Entry]):

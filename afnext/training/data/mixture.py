@@ -47,9 +47,6 @@ class Mixture:
         per_recording: records of an entry that a draw takes, at most; the next epoch takes others.
         per_recording_of: the same by name of a source, where it is another.
         per_second: tokens of a second of audio.
-        apart_within: tokens of a batch in which each record has the entry's recordings to itself, as where
-            processes share sequences: they count once for each, and a draw takes no more records than fit.
-            0: records share them.
 
     Raises:
         AfnextError: a weight names no source or is negative, or nothing is left to draw.
@@ -61,7 +58,6 @@ class Mixture:
     per_recording: int = 6
     per_second: float = AUDIO_TOKENS
     per_recording_of: Mapping[str, int] = field(default_factory=dict)
-    apart_within: int = 0
     _usable: dict[str, Entries | Part] = field(init=False, default_factory=dict)
     _shares: dict[str, float] = field(init=False, default_factory=dict)  # of draws
 
@@ -106,14 +102,10 @@ class Mixture:
         return lines
 
     def _count(self, name: str, entry: Entry) -> int:
-        count = min(len(entry.records), self.per_recording_of.get(name, self.per_recording))
-        if not self.apart_within:
-            return count
-        return min(count, entry.fitting(self.apart_within, self.per_second))
+        return min(len(entry.records), self.per_recording_of.get(name, self.per_recording))
 
     def _tokens(self, entry: Entry, chosen: Sequence[int]) -> int:
-        copies = len(chosen) if self.apart_within else 1
-        return entry.tokens(chosen, self.per_second, copies)
+        return entry.tokens(chosen, self.per_second)
 
     def begun(self, cursors: Cursors) -> Cursors:
         """Cursors of this mixture: those given, those of sources that are new at their beginning.
