@@ -343,6 +343,11 @@ class TrainConfig:
             )
         for key, least in LEAST.items():
             _check(self.name, key, getattr(self, key), least)
+        if self.held_out and self.held_out.split == "train":
+            raise AfnextError(
+                f"{self.name}: held_out: split must be held-out: the voices and sentences of train are "
+                "trained on"
+            )
         for stage in self.stages:
             mixture_of(stage, self.stages)
         if len({stage.lora for stage in self.stages} - {None}) > 1:

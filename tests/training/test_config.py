@@ -210,6 +210,18 @@ def test_a_missing_recipe_is_one_line(tmp_path: Path) -> None:
         load_recipe(tmp_path / "none.yaml")
 
 
+def test_what_is_held_out_is_not_of_what_is_trained_on(tmp_path: Path) -> None:
+    """Told before anything is made."""
+    chain = (
+        f"of: {RECIPES / 'nano' / 'chain.yaml'}\nheld_out: {{seed: 1, sentences: 9, sets: {{}}}}\n"
+    )
+    (tmp_path / "chain.yaml").write_text(chain)
+    with pytest.raises(
+        AfnextError, match="held_out: split must be held-out: the voices and sentences"
+    ):
+        load_recipe(tmp_path)
+
+
 def test_nano_is_watched_by_all_that_it_is_trained_on() -> None:
     recipe = load_recipe(RECIPES / "nano")
     assert recipe.held_out
