@@ -157,8 +157,8 @@ def _complete(folder: Path) -> bool:
     if not all((folder / name).is_file() for name in ("config.json", "tokenizer.json")):
         return False
     index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return any(folder.glob("*.safetensors"))
+    if not index.is_file():  # a shard alone may have come before it
+        return (folder / "model.safetensors").is_file()
     try:
         files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (ValueError, LookupError, TypeError, AttributeError):

@@ -55,12 +55,14 @@ def test_what_is_whole_is_not_downloaded_again(hub: Hub) -> None:
     assert hub.downloads == 0
 
 
-@pytest.mark.parametrize("lacks", ["shard", "config.json", "tokenizer.json", "weights"])
+@pytest.mark.parametrize("lacks", ["shard", "index", "config.json", "tokenizer.json", "weights"])
 def test_a_download_that_was_cut_short_is_gone_on_with(hub: Hub, lacks: str) -> None:
     shutil.copytree(hub.whole, hub.snapshot)
     shards = sorted(hub.snapshot.glob("*.safetensors"))
     assert len(shards) > 2
-    missing = {"shard": shards[1:], "weights": shards}.get(lacks, [hub.snapshot / lacks])
+    index = [hub.snapshot / "model.safetensors.index.json", *shards[1:]]
+    several = {"shard": shards[1:], "weights": shards, "index": index}
+    missing = several.get(lacks, [hub.snapshot / lacks])
     for file in missing:
         file.unlink()
     assert find_model(ID) == hub.snapshot
