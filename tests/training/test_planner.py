@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from torch.distributed.tensor import DTensor
 from torch.profiler import ProfilerActivity, profile
 
 from afnext.errors import AfnextError
@@ -19,9 +20,9 @@ from afnext.model import AudioLanguageModel, ModelConfig
 from afnext.model.info import ModelInfo, geometry
 from afnext.training import loop
 from afnext.training.config import LoraConfig, ParallelConfig, TrainConfig
-from afnext.training.data.batches import Batch
 from afnext.training.data.mixture import LOOKAHEAD
 from afnext.training.distributed.sharding import Trained, clip
+from afnext.training.distributed.world import World
 from afnext.training.network.lora import add_adapters
 from afnext.training.network.objectives import share
 from afnext.training.network.optimizer import build_optimizers
@@ -29,8 +30,9 @@ from afnext.training.network.recompute import autocast, set_activations
 from afnext.training.planner import Resources, as_dict, as_text, plan
 from afnext.training.planner.dry_step import ACTIVATIONS, dry_step, without_memory
 from afnext.training.planner.load import Load
-from afnext.training.planner.plan import model_of, plan_stage
+from afnext.training.planner.plan import StagePlan, model_of, plan_stage
 from afnext.training.recipe import load_recipe
+from tests.parallel.processes import spawn
 from tests.training.mesh_runs import recipe as mesh_recipe
 
 pytestmark = pytest.mark.slow
@@ -57,26 +59,28 @@ def recipe(folder: Path, seconds: float, tokens: int, **stage: Any) -> TrainConf
     return dataclasses.replace(made, stages=[changed])
 
 
-def measured(config: TrainConfig, out: Path) -> tuple[int, int, Batch]:
-    """Bytes of the second step of a run (the first makes the optimizer's state): all that is held at its
-    peak, and what it added to what was there; and its batch.
+def measured(config: TrainConfig, out: Path) -> tuple[int, int, Load]:
+    """Bytes of the second step of a run (the first makes the optimizer's state) on this process: all that is
+    held at its peak, and what it added to what was there; and its first batch.
     """
     journal = loop.Journal(out / "log.jsonl")
-    run = loop.Run(config, out, *loop.prepare(config, out / "data", journal), journal)
-    stage, team = config.stages[0], run.world.team(config.stages[0], run.net.config.text)
+    world = World(config.device)
+    run = loop.Run(config, out, *loop.prepare(config, out / "data", journal), journal, None, world)
+    stage, team = config.stages[0], world.team(config.stages[0], run.net.config.text)
     names = {n for pattern in stage.train for n in run.parts[0][pattern]}
     for name, parameter in run.trained.named_parameters():
         parameter.requires_grad_(name in names)
     set_activations(run.net, stage.activations)
     optimizers = build_optimizers(run.parameters, run.parts[0], stage)
-    batches = run.batches(stage, run.sources, team)
-    (batch,) = share(batches[next(batches.plans())].batches, stage, team, run.world)
+    drawn = run.batches(stage, run.sources, team)
+    batches = list(share(drawn[next(drawn.plans())].batches, stage, team, world))
 
     def step() -> None:
-        with autocast("cpu", config.bf16, stage.activations):
-            losses = run.trained(run.losses, batch, stage)
-        torch.stack(list(losses.values())).sum().backward()
-        del losses
+        for batch in batches:
+            with autocast("cpu", config.bf16, stage.activations):
+                losses = run.trained(run.losses, batch, stage)
+            torch.stack(list(losses.values())).sum().backward()
+            del losses
         clip([run.parameters[n] for n in sorted(names)], stage.clip)
         for optimizer in optimizers:
             optimizer.step()
@@ -84,7 +88,10 @@ def measured(config: TrainConfig, out: Path) -> tuple[int, int, Batch]:
 
     step()
     state = [v for o in optimizers for s in o.state.values() for v in s.values()]
-    there = sum(t.nbytes for t in (*run.trained.parameters(), *state))
+    kept = (
+        t.to_local() if isinstance(t, DTensor) else t for t in (*run.trained.parameters(), *state)
+    )
+    there = sum(t.nbytes for t in kept)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -92,16 +99,20 @@ def measured(config: TrainConfig, out: Path) -> tuple[int, int, Batch]:
     for event in sorted(events, key=lambda e: e.start_ns()):
         held += event.nbytes()
         peak = max(peak, held)
-    return there + Load.of_batch(batch).data_bytes + peak, peak, batch
+    load = Load.of_batch(batches[0])
+    return there + load.data_bytes + peak, peak, load
 
 
-def check(config: TrainConfig, out: Path) -> None:
-    total, peak, batch = measured(config, out)
-    load = Load.of_batch(batch)
+def planned(config: TrainConfig, load: Load, processes: int = 1) -> StagePlan:
     with without_memory():
         net = AudioLanguageModel(ModelConfig.from_folder(EMBEDDED["nano"]))
         add_adapters(net, config)
-        found = plan_stage(config, 0, Trained(net, None), Resources(), load)
+        return plan_stage(config, 0, Trained(net, None), Resources(processes), load)
+
+
+def check(config: TrainConfig, out: Path) -> None:
+    total, peak, load = measured(config, out)
+    found = planned(config, load)
     there = ("parameters", "optimizer state", "data")
     added = sum(size for part, size in found.memory.items() if part not in there)
     assert found.total == pytest.approx(total, rel=NEAR)
@@ -136,6 +147,31 @@ def test_every_sort_of_step_takes_what_was_planned(
     if not bf16:
         stage = stage | {"seconds": stage["seconds"] / 2, "tokens": stage["tokens"] // 2}
     check(dataclasses.replace(recipe(tmp_path, **stage), bf16=bf16), tmp_path)
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize(
+    "stage",
+    [
+        {"accumulate": 4},
+        {"accumulate": 8, "bf16": False},
+        {"accumulate": 2, "parallel": ParallelConfig(ulysses=2)},
+        {"accumulate": 1, "parallel": ParallelConfig(ulysses=2, ring=2)},
+    ],
+    ids=["shards", "of two batches, float32", "shards and shared", "shared"],
+)
+def test_each_of_four_processes_takes_what_was_planned(
+    stage: dict[str, Any], tmp_path: Path
+) -> None:
+    """Whichever it is, with FSDP's shards and with a part of each sequence."""
+    bf16 = stage.get("bf16", True)
+    every = {key: value for key, value in stage.items() if key != "bf16"}
+    config = recipe(tmp_path, 30.0, 3500 if bf16 else 1700)
+    config = dataclasses.replace(
+        config, bf16=bf16, stages=[dataclasses.replace(config.stages[0], **every)]
+    )
+    for total, _, load in spawn(4, measured, config, tmp_path):
+        assert planned(config, load, 4).total == pytest.approx(total, rel=NEAR)
 
 
 @pytest.mark.sweep

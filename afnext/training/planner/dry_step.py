@@ -61,6 +61,7 @@ def dry_step(
     activations: Activations = "keep",
     kept_gradients: bool = False,
     answers: bool = True,
+    share: Callable[[nn.Parameter], float] = lambda _: 1.0,
 ) -> DryStep:
     """Run one, inside :func:`without_memory`.
 
@@ -71,9 +72,10 @@ def dry_step(
         activations: what the layers of ``net`` were told to keep.
         kept_gradients: whether those of an earlier batch are there.
         answers: whether the decoder runs at all; else the loss is of what the adaptor gives.
+        share: of a parameter's gradient, what stays here once it is summed over processes.
     """
     trained = [p for p in net.parameters() if p.requires_grad]
-    with _Watch(net, load) as watch:
+    with _Watch(net, load, share) as watch:
         hooks = [p.register_post_accumulate_grad_hook(watch.accumulated) for p in trained]
         for parameter in trained if kept_gradients else ():
             parameter.grad = torch.empty_like(parameter)
@@ -111,12 +113,20 @@ def forward(net: AudioLanguageModel, load: Load, answers: bool = True) -> Tensor
     return chunked_answer_losses(lm.lm_head, hidden, targets, ()).sum()
 
 
+@dataclass(eq=False)
+class _Held:
+    """A storage's bytes, and as what they are counted."""
+
+    kind: str
+    size: int
+
+
 class _Watch(TorchDispatchMode):
     """Counts the storages that operations make, as long as they live, and the operations."""
 
-    def __init__(self, net: nn.Module, load: Load) -> None:
+    def __init__(self, net: nn.Module, load: Load, share: Callable[[nn.Parameter], float]) -> None:
         super().__init__()
-        self.load = load
+        self.load, self.share = load, share
         self.vocabulary = next(m.num_embeddings for n, m in net.named_modules()
                                if n.endswith("embed_tokens"))  # fmt: skip
         self.weights = {id(p) for p in net.parameters()}
@@ -125,16 +135,16 @@ class _Watch(TorchDispatchMode):
         self.flops = self.attention_flops = 0.0
         self._kinds = WeakIdKeyDictionary()
         for parameter in net.parameters():
-            self._kinds[parameter.untyped_storage()] = [""]
+            self._kinds[parameter.untyped_storage()] = _Held("", 0)
 
-    def accumulated(self, parameter: Tensor) -> None:
+    def accumulated(self, parameter: nn.Parameter) -> None:
         """A gradient has come to its place."""
         assert parameter.grad is not None
-        kind = self._kinds.get(storage := parameter.grad.untyped_storage())
-        if kind is not None:
-            self.now[kind[0]] -= storage.nbytes()
-            self.now[GRADIENTS] += storage.nbytes()
-            kind[0] = GRADIENTS
+        held = self._kinds.get(storage := parameter.grad.untyped_storage())
+        if held is not None:
+            self.now[held.kind] -= held.size
+            held.kind, held.size = GRADIENTS, round(storage.nbytes() * self.share(parameter))
+            self.now[GRADIENTS] += held.size
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -152,18 +162,17 @@ class _Watch(TorchDispatchMode):
         storage = tensor.untyped_storage()
         if storage in self._kinds:
             return
-        kind = [ACTIVATIONS]  # which may change: a list
+        kind = ACTIVATIONS
         if tensor.shape[-1:] == (self.vocabulary,):
-            kind = [LOGITS]
+            kind = LOGITS
         elif func is torch.ops.aten._to_copy.default and id(args[0]) in self.weights:
-            kind = [CASTS]
-        size = storage.nbytes()
-        self._kinds[storage] = kind
-        self.now[kind[0]] += size
-        weakref.finalize(storage, self._gone, kind, size)
+            kind = CASTS
+        self._kinds[storage] = held = _Held(kind, storage.nbytes())
+        self.now[kind] += held.size
+        weakref.finalize(storage, self._gone, held)
 
-    def _gone(self, kind: list[str], size: int) -> None:
-        self.now[kind[0]] -= size
+    def _gone(self, held: _Held) -> None:
+        self.now[held.kind] -= held.size
 
     def _count(self, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
         packet = func._overloadpacket

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from torch import nn
@@ -144,18 +144,17 @@ def plan_stage(
     activate(net, config, index)
     set_activations(net, stage.activations)
     batches = stage.accumulate // groups
-    # Shards of gradients are there from the first batch on, and do not grow in a backward.
-    there = batches > 1 or resources.processes > 1
     step = dry_step(
-        net, load, config.bf16, stage.activations, kept_gradients=there,
-        answers=bool(stage.losses.answer),
+        net, load, config.bf16, stage.activations,
+        kept_gradients=batches > 1 and resources.processes == 1, answers=bool(stage.losses.answer),
+        share=_kept_gradient(net, batches, resources.processes // config.replicate),
     )  # fmt: skip
     counts = {
         pattern: (sum(parameters[n].numel() for n in matched), stage.train.get(pattern))
         for pattern, matched in parts.items()
     }
     state = optimizer_bytes(parameters, parts, stage)
-    memory, host = memory_of(trained, step, load, state, config, resources)
+    memory, host = memory_of(trained, step, load, state, batches, config, resources)
     frames = sum(whole.windows) * stage.accumulate
     return StagePlan(
         stage, mesh, load, counts, memory, host,
@@ -210,12 +209,26 @@ def _bytes(module: nn.Module, trained: bool = False) -> float:
     )
 
 
+def _kept_gradient(
+    net: AudioLanguageModel, batches: int, shards: int
+) -> Callable[[nn.Parameter], float]:
+    """What stays of a gradient in a backward of several processes: of a layer a shard, which adds to that of
+    the batch before, if there was one; what belongs to no layer is summed at the end.
+    """
+    if shards == 1:
+        return lambda _: 1.0
+    inside = {id(p) for layer in layers_of(net) for p in layer.parameters()}
+    shard = 1 / shards if batches == 1 else 0.0
+    return lambda parameter: shard if id(parameter) in inside else 1.0
+
+
 def memory_of(
-    trained: Trained, step: DryStep, load: Load, state: float, config: TrainConfig,
+    trained: Trained, step: DryStep, load: Load, state: float, batches: int, config: TrainConfig,
     resources: Resources,
 ) -> tuple[dict[str, float], float]:  # fmt: skip
     """Bytes by part, and those on the host: in a run of several parameters, gradients and optimizer state are
-    shards, and the layers at work are whole, in bfloat16 where the run computes in it.
+    shards, and the layers at work are whole, in bfloat16 where the run computes in it. Gradients are shards
+    from a process's second batch on.
     """
     everything, learnt = _bytes(trained), _bytes(trained, True)
     found = {
@@ -236,20 +249,20 @@ def memory_of(
     inside = sum(map(_bytes, layers))
     root, outside = everything - inside, {p for p in trained.parameters() if p.ndim > 1}
     outside -= {p for layer in layers for p in layer.parameters()} | set(_embeddings(trained))
-    learnt_root = learnt - sum(_bytes(layer, True) for layer in layers)
     largest = max(map(_bytes, layers)) * _gathered(config) / FLOAT
     largest_learnt = max(_bytes(layer, True) for layer in layers)
     kept = {
         "parameters": everything / shards,
-        "gradients": learnt / shards,
+        "gradients": learnt / shards if batches > 1 else 0.0,
         "optimizer state": state / shards,
     }
-    host = sum(kept.values()) if config.offload else 0.0
+    host = 0.0
     if config.offload:
+        host = (everything + learnt + state) / shards
         kept = dict.fromkeys(kept, 0.0)
     # Whole at once: what belongs to no layer, a layer at work and the next; gradients until they are summed.
     kept["parameters"] += root + 2 * largest
-    kept["gradients"] += learnt_root + largest_learnt
+    kept["gradients"] += found["gradients"]
     text = net.config.text
     keys = 2 * text.num_key_value_heads * text.head_dim * load.tokens
     ring = 2 * keys * (2 + FLOAT) if load.ranks > 1 else 0  # that come and go, with their gradients
