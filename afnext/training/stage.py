@@ -26,6 +26,7 @@ from afnext.training.network.recompute import autocast, set_activations
 from afnext.training.run.meters import Meters, SourceLosses
 from afnext.training.run.monitor import task_accuracy
 from afnext.training.run.picture import draw_losses
+from afnext.training.run.spans import said
 from afnext.training.run.state import Cursors
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class StageRun:
         peak = 1e12 * run.config.peak_tflops or measured_peak(run.device, dtype)
         self.meters = Meters(peak * run.world.size)
         self.too_long = 0  # conversations beyond the stage's context
+        self.began, self.first = time.perf_counter(), self.progress.step
         self.used = 0.0  # learnt tokens and seconds of audio
         self.told = False  # by any process, to end
 
@@ -80,12 +82,12 @@ class StageRun:
         workers = 0 if on_cpu else (run.config.workers or max(1, (os.cpu_count() or 1) - 1))
         depth = run.config.prefetch
         self._waits_for_data()
-        began = time.perf_counter()
+        began = self.began = time.perf_counter()
         for made in batches.ahead(progress.step, progress.cursors, depth, min(workers, depth)):
             began = self._step(made, began)
             step = progress.step
             run.world.watch.at(f"between steps {step - 1} and {step} of {stage.name}")
-            if run.journal.due() or step == stage.steps:
+            if run.journal.due(step, stage.steps):
                 self._report()
             every = run.config.evaluate_every
             if every and (step % every == 0 or step == stage.steps):
@@ -141,7 +143,7 @@ class StageRun:
         losses = {name: seen.pop(name) for name in losses}
         loss = sum(losses.values())
         self.meters.add(losses | {"gradient_norm": norm}, seen | {"seconds": ended - began}, usable)
-        run.journal.advance(f"{stage.name} loss {loss:.2f}", progress.step, stage.steps)
+        run.journal.show(f"{stage.name} loss {loss:.2f}", progress.step, stage.steps)
         return ended
 
     def _gradients(self, made: Step) -> dict[str, float]:
@@ -205,9 +207,20 @@ class StageRun:
         rate = rate_at(self.stage, self.progress.step - 1) * max(self.stage.train.values())
         minutes = self.progress.seconds / 60
         self.run.journal.write(
-            "train", stage=self.stage.name, step=self.progress.step, minutes=minutes,
+            "train", self._place(), stage=self.stage.name, step=self.progress.step, minutes=minutes,
             **self.meters.report(rate),
         )  # fmt: skip
+
+    def _place(self) -> str:
+        """The stage and the step of how many; how long the stage still takes, if its steps take as long as
+        those of this process did, with all that came between them.
+        """
+        step, steps = self.progress.step, self.stage.steps
+        place = f"{self.stage.name} {self.index + 1}/{len(self.run.config.stages)}, step {step} of {steps}"
+        if step in (self.first, steps):
+            return place
+        taken = (time.perf_counter() - self.began) / (step - self.first)
+        return f"{place}, about {said((steps - step) * taken)} left of the stage"
 
     def _report_left_out(self) -> None:
         left_out = {f"{name}: broken": count for name, count in self.run.broken.counts.items()}
@@ -237,7 +250,9 @@ class StageRun:
             with torch.autocast(run.device.type, torch.bfloat16, enabled=run.config.bf16):
                 scores = run.trained(task_accuracy, run.net, batches, run.words)
             settle(run.trained)
-            run.journal.write("held-out", stage=self.stage.name, step=self.progress.step, **scores)
+            run.journal.write(
+                "held-out", self._place(), stage=self.stage.name, step=self.progress.step, **scores
+            )
 
     def _show(self) -> None:
         """What the stage came to, for somebody to look at."""

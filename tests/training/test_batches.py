@@ -196,7 +196,7 @@ def test_the_loss_of_answers_is_that_of_what_was_not_left_out(
     """Of most steps nothing is left: they count for nothing."""
     config, sources = with_broken(run, tmp_path, broken_limit=4)
     only = stage("only", ["net"], [], mixture={"mine": 1.0}, steps=10, batch_tokens=40)
-    journal = loop.Journal(tmp_path / "losses.jsonl")
+    journal = loop.Journal(tmp_path / "losses.jsonl", records=1)
     loop.Run(dataclasses.replace(config, stages=[only]), tmp_path, sources, {}, journal).train()
     log = [json.loads(line) for line in journal.path.read_text().splitlines()]
     (told,) = [record for record in log if record["kind"] == "train"]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from afnext.training.data.batches import Batches
 from afnext.training.data.packing import NOT_LEARNT, hear, hidden_states
 from afnext.training.network.flops import Flops, forward_flops, measured_peak
 from afnext.training.run.meters import Meters
+from afnext.training.run.spans import said
 from tests.training.conftest import stage
 
 
@@ -52,6 +55,7 @@ def test_the_log_has_each_sources_loss_and_tensorboard_what_the_log_has(
         return losses(run, batch, stage)
 
     monkeypatch.setattr(loop.Run, "losses", watched)
+    monkeypatch.setattr(loop, "Journal", partial(loop.Journal, records=1))  # of all steps
     model = dataclasses.replace(short.model, times="digits")  # no smoothing of times
     loop.train(
         dataclasses.replace(short, model=model), tmp_path, data=shared_data, tensorboard=True
@@ -154,20 +158,63 @@ def test_the_peak_is_no_less_than_another_products_rate() -> None:
     assert measured_peak(torch.device("cpu"), torch.float32) > 1e9
 
 
+@pytest.mark.parametrize(
+    ("steps", "seconds", "wanted"),
+    [
+        (100, 1.0, list(range(5, 101, 5))),  # a twentieth is sooner
+        (7, 1.0, list(range(1, 8))),
+        (1000, 1.0, list(range(20, 1001, 20))),  # 20 s are
+        (2050, 0.001, [*range(102, 2050, 102), 2050]),
+    ],
+)
 def test_records_come_as_often_as_they_are_due_whatever_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    steps: int, seconds: float, wanted: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A step takes a second; each tells how far it came, which takes nothing from the log."""
+    """Of a stage twenty, or as many as it has steps, and one every 20 s, whatever is told between."""
     now = [0.0]
     monkeypatch.setattr("afnext.training.run.monitor.time.monotonic", lambda: now[0])
     journal = loop.Journal(tmp_path / "log.jsonl")
     found = []
-    for step in range(1, 101):
-        now[0] += 1.0
-        journal.advance("all", step, 100)
-        if journal.due():
+    for step in range(1, steps + 1):
+        now[0] += seconds
+        journal.advance("all", step, steps)
+        if journal.due(step, steps):
             found.append(step)
-    assert found == [20, 40, 60, 80, 100]
+    assert found == wanted
+
+
+@pytest.mark.slow
+def test_a_pipe_is_told_the_stage_the_step_and_the_time_left_and_the_picture_has_a_curve(
+    recipe: TrainConfig, tmp_path: Path, shared_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of two stages of a few steps, far shorter than what is between two records otherwise."""
+    stages = [stage("letters", ["net"], [], hearing="script", steps=6), stage("last", ["net"], [])]
+    short = dataclasses.replace(recipe, stages=stages, save_every=0)
+    loop.train(short, tmp_path, data=shared_data)
+    told = [line for line in capsys.readouterr().err.splitlines() if "step" in line]
+    train = [line for line in told if line.startswith("train: ")]
+    assert len(train) == 6 + 4
+    for step, line in enumerate(train[:5], 1):
+        left = r"about [\d.]+ (s|min) left of the stage"
+        assert re.match(rf"train: letters 1/2, step {step} of 6, {left}: minutes=\S+ ", line), line
+    assert train[5].startswith("train: letters 1/2, step 6 of 6: minutes=")
+    assert train[-1].startswith("train: last 2/2, step 4 of 4: minutes=")
+    assert any(line.startswith("held-out: letters 1/2, step 4 of 6, about ") for line in told)
+    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    first = next(record for record in records if record["kind"] == "train")
+    assert list(first)[:5] == ["kind", "stage", "step", "minutes", "answer_loss"]
+    drawn = (tmp_path / "losses.svg").read_text()
+    curves = re.findall(r'<g id="line2d_\d+">\s*<path d="([^"]+)"', drawn)
+    assert max(path.count("L") for path in curves) >= 9
+
+
+@pytest.mark.parametrize(
+    ("seconds", "wanted"),
+    [(0.4, "0.4 s"), (89.0, "89 s"), (91.0, "1.5 min"), (720.0, "12 min"), (12240.0, "3.4 h"),
+     (172_900.0, "2 days"), (1e7, "116 days")],
+)  # fmt: skip
+def test_spans_are_told_in_the_unit_that_suits_them(seconds: float, wanted: str) -> None:
+    assert said(seconds) == wanted
 
 
 def test_small_rates_are_not_rounded_away(tmp_path: Path) -> None:

@@ -67,13 +67,19 @@ def task_accuracy(
 class Journal:
     """Records as JSON lines in a file, and on a ``board`` if there is one; a progress bar on a terminal,
     plain lines in a pipe.
+
+    Args:
+        path: of the file.
+        every: seconds from one record of a stage to the next, at most.
+        records: of a stage, at least, as far as it has steps.
     """
 
     board: Board | None = None
 
-    def __init__(self, path: Path, every: float = 20.0) -> None:
-        self.path, self.every = path, every
+    def __init__(self, path: Path, every: float = 20.0, records: int = 20) -> None:
+        self.path, self.every, self.records = path, every, records
         self._last = self._advanced = time.monotonic()
+        self._unrecorded = 0  # steps
         self._bar: Progress | None = None
         if sys.stderr.isatty():
             columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
@@ -81,21 +87,31 @@ class Journal:
             self._bar.start()
             self._task = self._bar.add_task("", total=None)
 
-    def advance(self, name: str, done: int, total: int) -> None:
+    def show(self, name: str, done: int, total: int) -> None:
+        """Move the bar; a pipe learns it from the records."""
         if self._bar:
             self._bar.update(self._task, description=name, completed=done, total=total)
-        elif time.monotonic() - self._advanced >= self.every:  # not due(): that is the records'
+
+    def advance(self, name: str, done: int, total: int) -> None:
+        """As :meth:`show`, of work that has no records: a pipe is told now and then."""
+        self.show(name, done, total)
+        if not self._bar and time.monotonic() - self._advanced >= self.every:
             self._advanced = time.monotonic()
             self.say(f"{name}: {done} of {total}")
 
-    def due(self) -> bool:
-        """Whether it is time for another record."""
-        if time.monotonic() - self._last < self.every:
+    def due(self, step: int, steps: int) -> bool:
+        """Whether a stage that has taken ``step`` of its ``steps`` is to have another record, as it always is
+        after the last; asked once a step.
+        """
+        self._unrecorded += 1
+        late = time.monotonic() - self._last >= self.every
+        if not late and self._unrecorded < steps // self.records and step < steps:
             return False
-        self._last = time.monotonic()
+        self._last, self._unrecorded = time.monotonic(), 0
         return True
 
-    def write(self, kind: str, **values: Any) -> None:
+    def write(self, kind: str, place: str = "", /, **values: Any) -> None:
+        """A record. ``place`` says on the console where the run stands, in place of its stage and step."""
         # Digits that say something, of rates of 1e-6 too.
         record = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in values.items()}
         with self.path.open("a", encoding="utf-8") as file:
@@ -103,9 +119,11 @@ class Journal:
         if self.board:
             self.board.add(kind, values)
         line = " ".join(
-            f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in values.items()
+            f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}"
+            for k, v in values.items()
+            if not (place and k in ("stage", "step"))
         )
-        self.say(f"{kind}: {line}")
+        self.say(f"{kind}: {place}: {line}" if place else f"{kind}: {line}")
 
     def say(self, text: str) -> None:
         """A line for whoever watches, not for the file."""
@@ -127,13 +145,16 @@ class Quiet(Journal):
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    def show(self, name: str, done: int, total: int) -> None:
+        pass
+
     def advance(self, name: str, done: int, total: int) -> None:
         pass
 
-    def due(self) -> bool:
+    def due(self, step: int, steps: int) -> bool:
         return False
 
-    def write(self, kind: str, **values: Any) -> None:
+    def write(self, kind: str, place: str = "", /, **values: Any) -> None:
         pass
 
     def say(self, text: str) -> None:

@@ -32,7 +32,8 @@ def draw_losses(log: Path, picture: Path) -> bool:
     figure = Figure(figsize=(10, 5), layout="constrained")
     axes = figure.subplots()
     for name, points in curves.items():
-        axes.plot(*zip(*points, strict=True), label=name, linewidth=1)
+        alone = "." if len(points) == 1 else None  # of which no line can be drawn
+        axes.plot(*zip(*points, strict=True), label=name, linewidth=1, marker=alone)
     for stage, minute in begins.items():
         axes.axvline(minute, color="#bbbbbb", linewidth=0.8, zorder=0)
         axes.text(minute, 1.01, f" {stage}", transform=axes.get_xaxis_transform(), fontsize=8)
