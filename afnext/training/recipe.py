@@ -2,7 +2,7 @@
 
 A chain is a file that names its stages; each stage is a file of its own beside it. Keys that are unknown or
 ill-typed are refused. Those of the embedded model are in ``afnext/recipes/nano``, those at the published
-figures in ``afnext/recipes/7b``.
+figures in ``afnext/recipes/7b``; what is not beside a recipe is looked for among them.
 """
 
 from __future__ import annotations
@@ -21,13 +21,17 @@ from afnext.errors import AfnextError
 from afnext.training.config import SourceConfig, StageConfig, TrainConfig
 from afnext.training.data.store import is_remote
 
+RECIPES = Path(__file__).parents[1] / "recipes"
+"""The package's own: a folder each, with a ``chain.yaml`` and stages."""
+
 
 def load_recipe(path: str | Path) -> TrainConfig:
     """Read a chain: a YAML file, or a folder with its ``chain.yaml``. A stage may be a mapping or the name of
-    a YAML file beside the chain's; a mapping with ``of`` is that file's stage with other values for the keys
-    that it names. ``of`` on the chain itself is another chain's file, whose keys it has where it has none of
-    its own. Relative paths of sources are looked up from the current folder, then beside the file that has
-    them.
+    a YAML file; a mapping with ``of`` is that file's stage with other values for the keys that it names.
+    ``of`` on the chain itself is another chain, whose keys it has where it has none of its own. Names are
+    looked up beside the file that has them, then in the package: ``nano`` is its chain, ``nano/midtrain-2``
+    one of its stages. Relative paths of sources are looked up from the current folder, then beside the file
+    that has them.
 
     Raises:
         AfnextError: naming the file and the key at fault.
@@ -57,29 +61,59 @@ def recipe_file(path: str | Path) -> Path:
     return path / "chain.yaml" if path.is_dir() else path
 
 
-def _chain(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+def _chain(path: Path, below: tuple[Path, ...] = ()) -> tuple[dict[str, Any], dict[str, str]]:
     """A chain's values, its stages in place of their files' names; and the file that each value is from."""
     values = _read(path)
-    of = values.pop("of", None)
-    before, files = _chain(path.parent / of) if isinstance(of, str) else ({}, {})
+    before: dict[str, Any] = {}
+    files: dict[str, str] = {}
+    if "of" in values:
+        of = _found(path, values.pop("of"), f"{path}: of", "chain")
+        if of.resolve() in (known := (*below, path.resolve())):
+            raise AfnextError(f"{path}: of: leads back to {of}")
+        before, files = _chain(of, known)
     if isinstance(values.get("stages"), list):
         values["stages"] = [
-            _stage(path.parent, stage, f"{path}: stages[{i}]")
-            for i, stage in enumerate(values["stages"])
+            _stage(path, stage, f"{path}: stages[{i}]") for i, stage in enumerate(values["stages"])
         ]
     return before | values, files | dict.fromkeys(values, str(path))
 
 
-def _stage(folder: Path, stage: Any, where: str) -> Any:
+def _stage(chain: Path, stage: Any, where: str) -> Any:
     """A stage of a file of its own, or of one with other values; a mapping as it is."""
     if isinstance(stage, str):
-        return _build(StageConfig, _read(folder / stage), str(folder / stage))
-    if isinstance(stage, dict) and isinstance(of := stage.get("of"), str):
+        file = _found(chain, stage, where, "stage")
+        return _build(StageConfig, _read(file), str(file))
+    if isinstance(stage, dict) and "of" in stage:
+        file = _found(chain, stage["of"], f"{where}: of", "stage")
         changes = {key: value for key, value in stage.items() if key != "of"}
-        values = _read(folder / of)
-        kept = dict.fromkeys(values.keys() - changes.keys(), str(folder / of))
+        values = _read(file)
+        kept = dict.fromkeys(values.keys() - changes.keys(), str(file))
         return _build(StageConfig, values | changes, where, kept)
     return stage
+
+
+def _found(recipe: Path, name: Any, where: str, kind: Literal["chain", "stage"]) -> Path:
+    """The file of another chain or stage, beside a recipe or in the package.
+
+    Raises:
+        AfnextError: there is none; ``where`` begins the message.
+    """
+    if not isinstance(name, str):
+        raise AfnextError(f"{where}: expected the name of a {kind}, got {name!r}")
+    beside, ours = recipe.parent / name, RECIPES / name
+    if kind == "chain":
+        looked = [beside, beside / "chain.yaml", ours / "chain.yaml"]
+        known = sorted(path.parent.name for path in RECIPES.glob("*/chain.yaml"))
+    else:
+        looked = [beside, Path(f"{beside}.yaml"), ours, Path(f"{ours}.yaml")]
+        stages = (path for path in RECIPES.glob("*/*.yaml") if path.stem != "chain")
+        known = sorted(f"{path.parent.name}/{path.stem}" for path in stages)
+    if found := next((path for path in looked if path.is_file()), None):
+        return found
+    raise AfnextError(
+        f"{where}: no {kind} {name!r} is beside the recipe ({beside}) or in the package, which has "
+        f"{', '.join(known)}"
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -107,6 +107,47 @@ def test_a_chain_of_another_has_what_it_does_not_change(tmp_path: Path) -> None:
     assert load_recipe(below) == one
 
 
+def test_a_chain_and_its_stages_may_be_of_the_packages(tmp_path: Path) -> None:
+    """By name, with a file's ending or without; what lies beside the recipe comes first."""
+    nano = load_recipe(RECIPES / "nano")
+    (tmp_path / "nano").mkdir()  # without a chain: a run's folder, say
+    (tmp_path / "mine.yaml").write_text(
+        "of: nano\nname: mine\nstages: [nano/midtrain-1.yaml, {of: nano/midtrain-2, steps: 50}]\n"
+    )
+    last = dataclasses.replace(nano.stage("midtrain-2"), steps=50)
+    found = load_recipe(tmp_path / "mine.yaml")
+    assert found == dataclasses.replace(nano, name="mine", stages=[nano.stage("midtrain-1"), last])
+    (tmp_path / "nano" / "chain.yaml").write_text(MINIMAL)
+    (tmp_path / "nano" / "midtrain-2.yaml").write_text(
+        "{name: b, steps: 7, train: {'.': 1e-3}, mixture: {short: 1}}"
+    )
+    found = load_recipe(tmp_path / "mine.yaml")
+    assert (found.seed, found.synthesis) == (0, None)
+    assert [(s.name, s.steps) for s in found.stages] == [("midtrain-1", 700), ("b", 50)]
+
+
+@pytest.mark.parametrize(
+    ("chain", "said"),
+    [
+        ("of: nanno", r": of: no chain 'nanno' is beside the recipe \({folder}/nanno\) or in the "
+         "package, which has 7b, ablations, af-whisper, nano, "),
+        ("stages: [{of: nano/midtrain-3}]", r": stages\[0\]: of: no stage 'nano/midtrain-3' is beside "
+         r"the recipe \({folder}/nano/midtrain-3\) or in .* nano/midtrain-2, "),
+        ("stages: [encoder]", r": stages\[0\]: no stage 'encoder' is beside the recipe"),
+        ("of: 3", ": of: expected the name of a chain, got 3"),
+        ("stages: [{of: [a]}]", r": stages\[0\]: of: expected the name of a stage, got \['a'\]"),
+        ("of: mine.yaml", ": of: leads back to .*/mine.yaml"),
+    ],
+)  # fmt: skip
+def test_another_recipe_that_is_not_there_is_told_with_file_and_key(
+    tmp_path: Path, chain: str, said: str
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"name: x\n{chain}\n")
+    with pytest.raises(AfnextError, match=f"^{file}{said.replace('{folder}', str(tmp_path))}"):
+        load_recipe(file)
+
+
 def test_sources_lie_in_the_current_folder_or_beside_the_recipe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
