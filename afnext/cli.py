@@ -309,12 +309,13 @@ def plan(
     model = None if geometry is None else known_geometry(geometry)
     config = load_recipe(_chain(recipe))
     found = planner.plan(config, resources, model)
+    made = planner.made(config)
     if json:
         import json as writer
 
-        _print(writer.dumps(planner.as_dict(found, resources)))
+        _print(writer.dumps(planner.as_dict(found, resources, made)))
     else:
-        _print(planner.as_text(found, resources))
+        _print(planner.as_text(found, resources, made))
     for name, source in config.sources.items():
         if not is_remote(source.path) and not Path(source.path).exists():
             _note(f"sources: {name}: nothing is at {Path(source.path).absolute()} yet")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from afnext.training.network.lora import add_adapters
 from afnext.training.network.objectives import share
 from afnext.training.network.optimizer import build_optimizers
 from afnext.training.network.recompute import autocast, set_activations
-from afnext.training.planner import Resources, as_dict, as_text, plan
+from afnext.training.planner import Made, Resources, as_dict, as_text, made, plan
 from afnext.training.planner.dry_step import ACTIVATIONS, dry_step, without_memory
 from afnext.training.planner.load import Load
 from afnext.training.planner.plan import StagePlan, model_of, plan_stage
@@ -249,6 +250,48 @@ def test_what_cannot_be_planned_is_said() -> None:
         plan(dataclasses.replace(config, replicate=3), Resources(processes=4))
     with pytest.raises(AfnextError, match=r"no config\.json here"):
         plan(dataclasses.replace(config, init="nowhere"))
+
+
+def test_a_small_chain_is_told_in_small_units_with_what_is_synthesised_before() -> None:
+    """nano's first stage; where a device does ten million operations a second it takes days."""
+    nano = load_recipe(RECIPES / "nano")
+    first = plan(dataclasses.replace(nano, stages=nano.stages[:1]))
+    found = made(nano)
+    assert found
+    # 75 hours in 16 bits at 16 kHz, 17,500 sentences, four soundfonts
+    assert found.seconds == pytest.approx(75 * 3600, rel=0.01)
+    assert found.bytes == pytest.approx(8.64e9 + 17_500 * 68e3 + 4 * 92e6, rel=0.01)
+    text = as_text(first, Resources(), found)
+    assert re.search(r"^time +[\d.]+ s$", text, re.MULTILINE)
+    assert "days" not in text
+    assert re.search(r"All stages: [\d.]+ s on 1 device that reaches 40% of 989 .* \(an H100's\), which is "
+                     "assumed", text)  # fmt: skip
+    assert "Steps of less than 10 ms take longer than their operations" in text
+    assert (
+        "before the first stage: 75 hours of recordings are synthesised on the CPU, 10 GB" in text
+    )
+    assert as_dict(first, Resources(), found)["synthesised"] == {
+        "audio_seconds": found.seconds, "bytes": found.bytes,
+    }  # fmt: skip
+    slow = Resources(processes=2, peak=1e7)
+    stage = dataclasses.replace(nano.stages[0], accumulate=2)
+    text = as_text(plan(dataclasses.replace(nano, stages=[stage]), slow), slow)
+    assert re.search(r"^days +[\d.]+", text, re.MULTILINE)
+    assert re.search(
+        r"All stages: [\d.e+]+ days on 2 devices that reach 40% of 1e-05 T operations/s, ", text
+    )
+    assert "synthesised" not in text
+    assert "Steps of less" not in text
+
+
+def test_a_chain_that_synthesises_nothing_plans_nothing_of_it() -> None:
+    assert made(load_recipe(RECIPES / "7b")) is None
+    sounds = load_recipe(RECIPES / "ablations")  # without speech and music there are no banks
+    assert sounds.synthesis
+    scenes = [scene for sets in sounds.synthesis.sets.values() for scene in sets]
+    assert not any(scene.needs_banks for scene in scenes)
+    seconds = sum(scene.seconds for scene in scenes)
+    assert made(sounds) == Made(seconds, 32_000 * seconds)
 
 
 @pytest.mark.parametrize("name", ["nano", "nano-more", "nano-gpu", "af-whisper", "ablations"])

@@ -5,20 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from afnext.training.run.spans import DAY, HOUR, said
+
 from .load import audio_tokens
+from .made import Made
 from .plan import Resources, StagePlan
 
 GB = 1e9
+FEW_DAYS = 0.1  # below it a chain's times are told in smaller units
+SHORT_STEP = 0.01  # seconds: what launches kernels and makes batches takes about as long
 
 
-def as_dict(plans: Sequence[StagePlan], resources: Resources) -> dict[str, Any]:
-    """Bytes, operations and seconds by stage."""
+def as_dict(
+    plans: Sequence[StagePlan], resources: Resources, made: Made | None = None
+) -> dict[str, Any]:
+    """Bytes, operations and seconds by stage, and what is synthesised before."""
+    synthesised = {"audio_seconds": made.seconds, "bytes": made.bytes} if made else None
     return {
         "processes": resources.processes,
         "peak_operations_per_second": resources.peak,
         "utilisation": resources.utilisation,
         "device_memory_bytes": resources.device_memory,
-        "days": sum(plan.days for plan in plans),
+        "days": _days(plans),
+        "synthesised": synthesised,
         "stages": [
             {
                 "name": plan.stage.name,
@@ -46,9 +55,9 @@ def as_dict(plans: Sequence[StagePlan], resources: Resources) -> dict[str, Any]:
     }
 
 
-def as_text(plans: Sequence[StagePlan], resources: Resources) -> str:
-    """A column for each stage."""
-    limit = resources.device_memory
+def as_text(plans: Sequence[StagePlan], resources: Resources, made: Made | None = None) -> str:
+    """A column for each stage, then notes, also of what is synthesised before."""
+    limit, few = resources.device_memory, _days(plans) < FEW_DAYS
     rows: list[tuple[str, list[str]]] = [
         ("", [plan.stage.name for plan in plans]),
         ("groups x ring x Ulysses", [" x ".join(map(str, plan.mesh)) for plan in plans]),
@@ -77,7 +86,9 @@ def as_text(plans: Sequence[StagePlan], resources: Resources) -> str:
         rows.append((f"  {part}", [f"{plan.seconds[part]:.3g}" for plan in plans]))
     rows += [
         ("steps", [f"{plan.stage.steps:,}" for plan in plans]),
-        ("days", [f"{plan.days:.3g}" for plan in plans]),
+        ("time", [said(plan.days * DAY) for plan in plans])
+        if few
+        else ("days", [f"{plan.days:.3g}" for plan in plans]),
     ]
     wide = max(len(name) for name, _ in rows)
     widths = [max(len(cells[i]) for _, cells in rows) for i in range(len(plans))]
@@ -86,7 +97,7 @@ def as_text(plans: Sequence[StagePlan], resources: Resources) -> str:
         for name, cells in rows
     ]
     return "\n".join(
-        [*(line.rstrip() for line in lines), "", *_groups(plans), *_notes(plans, resources)]
+        [*(line.rstrip() for line in lines), "", *_groups(plans), *_notes(plans, resources, made)]
     )
 
 
@@ -102,16 +113,34 @@ def _groups(plans: Sequence[StagePlan]) -> list[str]:
     return found
 
 
-def _notes(plans: Sequence[StagePlan], resources: Resources) -> list[str]:
-    days = sum(plan.days for plan in plans)
-    devices = "device" if resources.processes == 1 else "devices"
+def _days(plans: Sequence[StagePlan]) -> float:
+    return sum(plan.days for plan in plans)
+
+
+def _notes(plans: Sequence[StagePlan], resources: Resources, made: Made | None) -> list[str]:
+    days = _days(plans)
+    device = "1 device that reaches"
+    if resources.processes > 1:
+        device = f"{resources.processes} devices that reach"
+    h100 = " (an H100's)" if resources.peak == Resources.peak else ""
     notes = [
-        f"All stages: {days:.3g} days on {resources.processes} {devices} that reach "
-        f"{resources.utilisation:.0%} of {resources.peak / 1e12:g} T operations/s (assumed: --utilisation, "
-        "--peak), messages by the model of their cost.",
+        f"All stages: {said(days * DAY) if days < FEW_DAYS else f'{days:.3g} days'} on {device} "
+        f"{resources.utilisation:.0%} of {resources.peak / 1e12:g} T operations/s{h100}, which is assumed, "
+        "not found on this machine: say --peak and --utilisation. Messages by the model of their cost.",
         "Batches as large as a stage draws them: recordings as long as it takes, one question about each. "
         "Parts are those of the moment when most is held.",
     ]
+    if any(sum(plan.seconds.values()) < SHORT_STEP for plan in plans):
+        notes.append(
+            f"Steps of less than {SHORT_STEP * 1000:g} ms take longer than their operations: what launches "
+            "kernels and makes batches is not counted."
+        )
+    if made:
+        notes.append(
+            f"In addition, before the first stage: {made.seconds / HOUR:.2g} hours of recordings are "
+            f"synthesised on the CPU, {made.bytes / GB:.2g} GB with voices and instruments, unless they are "
+            "there already."
+        )
     if any(plan.stage.losses.frames or plan.stage.losses.spelling for plan in plans):
         notes.append("Objectives of labels are not counted among activations and operations.")
     return notes

@@ -36,6 +36,8 @@ SOUNDFONTS = {
 }
 SPEAKERS = {"train": VOICES, "held-out": HELD_OUT_VOICES, "known voices": KNOWN_VOICES}
 CHUNK = 50  # sentences of a task
+SENTENCE_BYTES = 68_000  # of 2.1 s, on average
+SOUNDFONT_BYTES = 92_000_000
 FULL_SCALE = 3000.0  # int16 of a spoken sentence's unit RMS
 
 
@@ -86,6 +88,11 @@ class Banks:
     def music(self) -> tuple[Path, ...]:
         """The folders of its instruments, one of each soundfont."""
         return tuple(sorted(path for path in self.folder.iterdir() if path.is_dir()))
+
+
+def size(split: str, sentences: int) -> int:
+    """Bytes on disk that the banks of a split take, about."""
+    return len(SOUNDFONTS[split]) * SOUNDFONT_BYTES + sentences * SENTENCE_BYTES
 
 
 def make(

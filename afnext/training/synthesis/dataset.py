@@ -9,6 +9,7 @@ not on how many processes worked; what is whole of an earlier call is kept.
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -27,6 +28,7 @@ from afnext.training.synthesis.labels import to_json
 from afnext.training.synthesis.scenes import KINDS, Scene, compose
 from afnext.training.synthesis.sounds import SAMPLE_RATE
 
+BYTES = 2 * SAMPLE_RATE  # of a second of audio: WAV, 16 bits
 SHARD_SECONDS = 1800.0  # of audio in a shard: 58 MB
 FOLLOW_UP = 0.15  # of questions, as a further turn of the conversation before
 ALIKE = 0.5  # of pairs, if any has the same sounds: so that "the same" is as often true as not
@@ -68,6 +70,13 @@ class SceneSet:
     def needs_banks(self) -> bool:
         """Whether anything is spoken or played in it."""
         return self.kind != "sounds"
+
+    @property
+    def seconds(self) -> float:
+        """Of all scenes together, as is to be expected."""
+        wide = self.longest / self.shortest
+        mean = (self.longest - self.shortest) / math.log(wide) if wide > 1 else self.longest
+        return self.count * mean
 
     def scene(self, seed: int, index: int, banks: Banks) -> tuple[Scene, float]:
         """Scene ``index`` of the endless sequence that belongs to a seed and this set, and its length."""

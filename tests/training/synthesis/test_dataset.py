@@ -76,6 +76,12 @@ def test_any_number_of_workers_makes_the_same(folder: Path, banks: Banks, tmp_pa
     assert contents(tmp_path) == contents(folder)
 
 
+def test_a_folder_takes_what_is_expected(folder: Path) -> None:
+    """Nearly all of it recordings."""
+    taken = sum(path.stat().st_size for path in folder.glob("*.tar"))
+    assert taken == pytest.approx(sum(s.seconds for s in SETS) * dataset.BYTES, rel=0.1)
+
+
 def test_another_seed_makes_another_set_elsewhere(
     folder: Path, banks: Banks, tmp_path: Path
 ) -> None:
@@ -228,6 +234,8 @@ def test_lengths_are_even_on_a_logarithmic_scale(banks: Banks) -> None:
     lengths = [scenes.scene(1, i, banks)[1] for i in range(200)]
     assert all(0.5 <= s <= 8 and s == round(s, 1) for s in lengths)
     assert np.median(lengths) == pytest.approx(2, rel=0.35)  # the geometric mean
+    assert scenes.seconds == pytest.approx(sum(lengths), rel=0.1)
+    assert SceneSet("music", 3, 4.0, 4.0).seconds == 12
     assert {
         s for _, s in (SceneSet("music", 3, 4.0, 4.0).scene(1, i, banks) for i in range(3))
     } == {4.0}
