@@ -330,7 +330,10 @@ def evaluate(
         Path | None, typer.Option("--out", "-o", help="Folder for scores and every answer.")
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=2, help="Recordings of each group; by default all.")
+        int | None,
+        typer.Option(
+            min=2, help="Recordings of each group; by default all. Of fewer no target is judged."
+        ),
     ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Folder for the held-out recordings, kept between runs.")

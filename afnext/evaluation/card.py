@@ -41,21 +41,35 @@ TARGETS: dict[tuple[str, str], Target] = {
 
 
 def tables(scores: Mapping[str, Any]) -> str:
-    """Two tables of an evaluation as :meth:`Evaluation.to_dict` gives it: with targets, and all others."""
-    figures = scores["figures"]
+    """Two tables of an evaluation as :meth:`Evaluation.to_dict` gives it: with targets, and all others. Those
+    of a part of the recordings say so, and name no target.
+    """
+    figures, part = scores["figures"], limited(scores)
     aimed = [key for key in TARGETS if key[1] in figures.get(key[0], {})]
     others = [(kind, measure) for kind in figures for measure in figures[kind]]
     rows = [
         "| asked | measure | value | 95 % interval | chance | target | questions | recordings |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    first = [_row(figures, *key) for key in aimed]
+    first = [_row(figures, *key, aimed=not part) for key in aimed]
     second = [_row(figures, *key) for key in others if key not in TARGETS]
-    return "\n".join([*rows, *first, "", *rows, *second, ""])
+    return "\n".join([*rows, *first, "", *rows, *second, "", *([part, ""] if part else [])])
+
+
+def limited(scores: Mapping[str, Any]) -> str:
+    """That an evaluation heard but a part of the recordings, if it did; else nothing."""
+    if (limit := scores.get("limit")) is None:
+        return ""
+    return (
+        f"These figures are of {scores['recordings']} recordings, at most {limit} of each group. Targets are "
+        "of the whole set, and are not judged."
+    )
 
 
 def missed(scores: Mapping[str, Any]) -> Iterator[str]:
-    """The targets that are not met, each in a line."""
+    """The targets that are not met, each in a line; of a part of the recordings none is judged."""
+    if limited(scores):
+        return
     for (kind, measure), target in TARGETS.items():
         figure = scores["figures"].get(kind, {}).get(measure)
         if figure is not None and not target.met(figure["value"]):
@@ -63,8 +77,8 @@ def missed(scores: Mapping[str, Any]) -> Iterator[str]:
             yield f"{kind}, {NAMES[measure]}: {said}"
 
 
-def _row(figures: Mapping[str, Any], kind: str, measure: str) -> str:
-    figure, target = figures[kind][measure], TARGETS.get((kind, measure))
+def _row(figures: Mapping[str, Any], kind: str, measure: str, *, aimed: bool = True) -> str:
+    figure, target = figures[kind][measure], TARGETS.get((kind, measure)) if aimed else None
     chance = figure["chance"]
     cells = [
         kind, NAMES.get(measure, measure), _text(measure, figure["value"]),

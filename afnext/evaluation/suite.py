@@ -82,7 +82,8 @@ class Evaluation:
     Attributes:
         answers: to every question.
         figures: by kind of question and measure, see ``score.Figure``.
-        facts: plain numbers and names: how many questions and recordings, how long it took.
+        facts: plain numbers and names: how many questions and recordings, how many of a group at most
+            (``limit``; None: all), how long it took.
     """
 
     answers: Mapping[Question, str]
@@ -161,6 +162,7 @@ def evaluate(
         "parameters": sum(p.numel() for p in listener.net.parameters()),
         "questions": len(answers),
         "recordings": len({sound for a in asked for sound in a.sounds}),
+        "limit": limit,
         "seconds": round(taken, 1),
         "missing_packages": others.missing_packages(root),
     }

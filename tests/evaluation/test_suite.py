@@ -81,7 +81,7 @@ def test_kinds_together_are_their_sum(evaluation: Evaluation) -> None:
 
 
 def test_tables(evaluation: Evaluation) -> None:
-    text = card.tables(evaluation.to_dict())
+    text = card.tables(evaluation.to_dict() | {"limit": None})
     lines = [line for line in text.splitlines() if line.startswith("| ")]
     measures = sum(len(m) for m in evaluation.figures.values())
     assert len(lines) == measures + 2  # and two heads
@@ -90,6 +90,22 @@ def test_tables(evaluation: Evaluation) -> None:
     row = next(line for line in lines if line.startswith("| transcribe | word error rate |"))
     assert f"| {100 * wer['value']:.1f} % |" in row
     assert "at most 10.0 %" in row
+
+
+def test_figures_of_a_part_of_the_recordings_say_so_and_judge_no_target(
+    evaluation: Evaluation,
+) -> None:
+    scores = evaluation.to_dict()
+    rows = {False: card.tables(scores | {"limit": None}), True: card.tables(scores)}
+    assert rows[True].strip().splitlines()[-1] == (
+        f"These figures are of {scores['recordings']} recordings, at most 2 of each group. Targets are of "
+        "the whole set, and are not judged."
+    )
+    assert "at most 10.0 %" not in rows[True]
+    assert "Targets" not in rows[False]
+    assert list(card.missed(scores)) == []
+    assert list(card.missed(scores | {"limit": None}))
+    assert len(evaluation.notes) == 1  # of packages that are missing
 
 
 def test_missed_targets_are_named() -> None:
@@ -141,13 +157,15 @@ def test_missing_programs_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         suite.prepare(tmp_path)
 
 
-@pytest.mark.parametrize("json_wanted", [False, True])
+@pytest.mark.parametrize(("json_wanted", "limited"), [(False, True), (True, True), (True, False)])
 def test_the_command(
-    tiny: Path, few: HeldOut, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, json_wanted: bool
-) -> None:
-    """Scores go to stdout, what was missed and left out to stderr."""
+    tiny: Path, few: HeldOut, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, json_wanted: bool,
+    limited: bool,
+) -> None:  # fmt: skip
+    """Scores go to stdout, what was missed and left out to stderr; a part of the recordings misses none."""
     monkeypatch.setattr(suite, "prepare", lambda folder, told: few)
-    words = ["eval", str(tiny), "--limit", "2", "--root", str(tmp_path), "--data", str(tmp_path)]
+    words = ["eval", str(tiny), "--root", str(tmp_path), "--data", str(tmp_path)]
+    words += ["--limit", "2"] if limited else []
     words += ["--out", str(tmp_path / "out"), *(["--json"] if json_wanted else [])]
     run = CliRunner().invoke(app, words)
     assert run.exit_code == 0, run.output
@@ -156,5 +174,7 @@ def test_the_command(
         assert json.loads(run.stdout)["figures"] == saved["figures"]
     else:
         assert run.stdout.startswith("| asked | measure |")
-    assert "to be at most 10.0 %" in run.stderr
+        assert "at most 2 of each group" in run.stdout
+    assert saved["limit"] == (2 if limited else None)
+    assert ("to be at most 10.0 %" in run.stderr) != limited
     assert "gcompris-qt-data" in run.stderr
