@@ -298,6 +298,7 @@ def plan(
     from .training import load_recipe, planner
     from .training.config import ParallelConfig
     from .training.data.store import is_remote
+    from .training.recipe import told_of
 
     parallel = None
     if ulysses is not None or ring is not None:
@@ -308,7 +309,8 @@ def plan(
     )  # fmt: skip
     model = None if geometry is None else known_geometry(geometry)
     config = load_recipe(_chain(recipe))
-    found = planner.plan(config, resources, model)
+    with told_of(_chain(recipe)):
+        found = planner.plan(config, resources, model)
     made = planner.made(config)
     if json:
         import json as writer

@@ -34,7 +34,7 @@ MOST = sys.float_info.max
 
 
 class RecipeError(AfnextError):
-    """A recipe asks for what cannot be, as is found where it is run; :func:`train` adds the recipe's file."""
+    """A recipe asks for what cannot be, as is found where it runs; :func:`.recipe.told_of` adds its file."""
 
 
 def _check(where: str, key: str, value: float, low: float, high: float = inf) -> None:
@@ -176,13 +176,13 @@ class LoraConfig:
     def __post_init__(self) -> None:
         if self.rank < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:
             raise AfnextError(
-                f"lora: rank must be at least 1, alpha above 0, dropout at least 0 and below 1, got rank "
+                f"rank must be at least 1, alpha above 0, dropout at least 0 and below 1, got rank "
                 f"{self.rank}, alpha {self.alpha:g}, dropout {self.dropout:g}"
             )
         try:
             re.compile(self.targets)
         except re.error as error:
-            raise AfnextError(f"lora: targets {self.targets!r} is no pattern: {error}") from None
+            raise AfnextError(f"targets {self.targets!r} is no pattern: {error}") from None
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,8 +35,8 @@ from afnext.training.network.initialise import initialise
 from afnext.training.network.lora import add_adapters, merged, save_adapter
 from afnext.training.network.loss import heads_of
 from afnext.training.network.objectives import Objectives
-from afnext.training.network.optimizer import parts_of
-from afnext.training.recipe import load_recipe, recipe_file
+from afnext.training.network.optimizer import parts_of_stage
+from afnext.training.recipe import load_recipe, told_of
 from afnext.training.run import state
 from afnext.training.run.checkpoints import CHECKPOINTS, Checkpoints, newest
 from afnext.training.run.export import appearing, export, model_config, save
@@ -111,7 +111,7 @@ def train(
             if tensorboard and not world.rank:
                 journal.board = Board(out, config)
             folder = Path(data) if data else out / "data"
-            with _told_of(recipe):
+            with told_of(recipe):
                 with world.first():
                     limits = {name: source.broken_limit for name, source in config.sources.items()}
                     broken = Broken(out, limits, world.rank == 0)
@@ -130,17 +130,6 @@ def train(
             raise
         raise told from error
     return made
-
-
-@contextmanager
-def _told_of(recipe: str | Path | TrainConfig) -> Iterator[None]:
-    """What is wrong with a recipe is told with its file."""
-    try:
-        yield
-    except RecipeError as error:
-        if isinstance(recipe, TrainConfig):
-            raise
-        raise RecipeError(f"{recipe_file(recipe)}: {error}") from None
 
 
 def refusal(out: Path, resume: bool) -> str:
@@ -207,7 +196,7 @@ class Run:
             mesh = self.world.parameters(config.replicate)
             shard(self.trained, mesh, bf16=config.bf16, offload=config.offload)
         self.parameters = {n: p for n, p in self.trained.named_parameters() if CONSTANT not in n}
-        self.parts = [self._parts(stage) for stage in config.stages]
+        self.parts = [parts_of_stage(self.parameters, stage) for stage in config.stages]
         for stage in config.stages:
             self.world.team(stage, self.net.config.text)
             try:  # a mixture that cannot be drawn from ends the run here
@@ -249,12 +238,6 @@ class Run:
                     f"audio_tower: that of {self.config.audio_tower} has another geometry than model says"
                 ) from None
         return net
-
-    def _parts(self, stage: StageConfig) -> dict[str, list[str]]:
-        try:
-            return parts_of(self.parameters, stage.train, stage.freeze)
-        except AfnextError as error:
-            raise RecipeError(f"{stage.name}: {error}") from None
 
     def train(self, stages: Sequence[str] = ()) -> Path:
         """Run or resume the stages, up to the last of ``stages`` if given, then export."""

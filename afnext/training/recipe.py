@@ -10,15 +10,15 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
 from afnext.errors import AfnextError
-from afnext.training.config import SourceConfig, StageConfig, TrainConfig
+from afnext.training.config import RecipeError, SourceConfig, StageConfig, TrainConfig
 from afnext.training.data.store import is_remote
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -43,6 +43,17 @@ def load_recipe(path: str | Path) -> TrainConfig:
     return dataclasses.replace(
         recipe, sources={name: _placed(source, folder) for name, source in recipe.sources.items()}
     )
+
+
+@contextmanager
+def told_of(recipe: str | Path | TrainConfig) -> Iterator[None]:
+    """What is wrong with a recipe, wherever it is found, is told with its file."""
+    try:
+        yield
+    except RecipeError as error:
+        if isinstance(recipe, TrainConfig):
+            raise
+        raise RecipeError(f"{recipe_file(recipe)}: {error}") from None
 
 
 def _placed(source: SourceConfig, folder: Path) -> SourceConfig:

@@ -19,7 +19,8 @@ from afnext.training import loop
 from afnext.training.config import LoraConfig, ParallelConfig, TrainConfig
 from afnext.training.data.batches import Batches
 from afnext.training.network.lora import LoraLinear, add_adapters
-from afnext.training.recipe import load_recipe
+from afnext.training.planner import plan
+from afnext.training.recipe import load_recipe, told_of
 from afnext.training.run.checkpoints import newest, read
 from tests.parallel.processes import spawn
 from tests.training.conftest import stage
@@ -162,6 +163,43 @@ def test_what_cannot_be_adapted_is_named(recipe: TrainConfig, lora: dict, messag
     values = dataclasses.asdict(LORA) | {"targets": "self_attn.k_proj"} | lora
     with pytest.raises(AfnextError, match=message):
         add_adapters(nano(), chain(recipe, LoraConfig(**values)))
+
+
+@pytest.mark.parametrize(
+    ("rate", "lora", "message"),
+    [
+        ("lora", "rank: 0, targets: q_proj", r"stages\[1\]: lora: rank must be at least 1"),
+        ("lora", "rank: 8, targets: (q", r"stages\[1\]: lora: targets '\(q' is no pattern"),
+        ("lora", "rank: 8, targets: k_prj", "tune: lora: targets 'k_prj' names no linear layer; "
+         "language_model.model.layers.0.self_attn.q_proj is one"),
+        ("lora", "rank: 8, targets: lm_head", "tune: lora: targets 'lm_head' names .* is tied"),
+        ("lora", "rank: 999, targets: k_proj", "tune: lora: rank 999 is more than that of "),
+        ("lora_C", "rank: 8, targets: k_proj", "tune: the pattern 'lora_C' matches no parameter"),
+        ("net", "rank: 8, targets: k_proj", r"stages\[1\]: tune: lora is given, and train has no rate"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("planned", [False, True])
+def test_what_cannot_be_adapted_is_told_with_file_stage_and_key(
+    tmp_path: Path, rate: str, lora: str, message: str, planned: bool
+) -> None:
+    """Where a run begins, and where it is planned."""
+    (tmp_path / "x.jsonl").write_text('{"conversations": [{"from": "human", "value": "Who?"}, '
+                                      '{"from": "gpt", "value": "Ada."}]}\n')  # fmt: skip
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        f"{{name: mine, init: nano, sources: {{x: {{path: x.jsonl}}}}, stages: [{{name: first, steps: 1, "
+        f"train: {{net: 1e-3}}, mixture: {{x: 1}}}}, {{name: tune, steps: 1, train: {{{rate}: 1e-3}}, "
+        f"freeze: [net], mixture: {{x: 1}}, lora: {{alpha: 16, {lora}}}}}]}}"
+    )
+
+    def begun() -> None:
+        if not planned:
+            loop.train(file, tmp_path / "run")
+        with told_of(file):
+            plan(load_recipe(file))
+
+    with pytest.raises(AfnextError, match=f"^{file}: {message}"):
+        begun()
 
 
 def test_a_recipe_says_what_adapters_are(recipe: TrainConfig, tmp_path: Path) -> None:

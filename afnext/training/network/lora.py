@@ -17,10 +17,9 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from afnext.errors import AfnextError
 from afnext.model import AudioLanguageModel, adapter
 from afnext.model.layers import Linear, linear
-from afnext.training.config import LoraConfig, TrainConfig
+from afnext.training.config import LoraConfig, RecipeError, TrainConfig
 
 A, B = adapter.PARTS
 HEAD = "language_model.lm_head"
@@ -59,23 +58,25 @@ def add_adapters(net: AudioLanguageModel, config: TrainConfig) -> None:
     process: they are drawn from the chain's seed.
 
     Raises:
-        AfnextError: the pattern names no linear layer, or the head of a model that has it tied to its word
+        RecipeError: the pattern names no linear layer, or the head of a model that has it tied to its word
             embeddings; the rank is more than a layer's.
     """
     lora = config.lora
     if lora is None:
         return
+    where = f"{next(stage.name for stage in config.stages if stage.lora)}: lora"
     layers = {n: m for n, m in net.named_modules() if isinstance(m, nn.Linear)}
     chosen = {name: m for name, m in layers.items() if re.search(lora.targets, name)}
     if not chosen:
-        raise AfnextError(f"lora: targets {lora.targets!r} names no linear layer")
+        one = next(name for name in layers if name.startswith("language_model."))
+        raise RecipeError(f"{where}: targets {lora.targets!r} names no linear layer; {one} is one")
     if HEAD in chosen and net.config.text.tie_word_embeddings:
-        raise AfnextError(f"lora: targets {lora.targets!r} names {HEAD}, whose weight is tied")
+        raise RecipeError(f"{where}: targets {lora.targets!r} names {HEAD}, whose weight is tied")
     random = torch.Generator().manual_seed(config.seed)
     for name, base in chosen.items():
         if lora.rank > min(base.weight.shape):
-            raise AfnextError(
-                f"lora: rank {lora.rank} is more than that of {name}, {list(base.weight.shape)}"
+            raise RecipeError(
+                f"{where}: rank {lora.rank} is more than that of {name}, {list(base.weight.shape)}"
             )
         parent, _, last = name.rpartition(".")
         setattr(net.get_submodule(parent), last, LoraLinear(base, lora, random))

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import AdamW, Optimizer
 
 from afnext.errors import AfnextError
-from afnext.training.config import ADAPTER, StageConfig
+from afnext.training.config import ADAPTER, RecipeError, StageConfig
 
 MATRICES = r"\.layers\.\d+\.|projector\."
 """Where Muon's matrices are: in layers and in the adaptor, not embeddings, heads or convolutions."""
@@ -105,6 +105,18 @@ def parts_of(
             said = " and ".join(matching) or "nothing"
             raise AfnextError(f"{name} must be trained or frozen by one pattern; it matches {said}")
     return found
+
+
+def parts_of_stage(names: Iterable[str], stage: StageConfig) -> dict[str, list[str]]:
+    """As :func:`parts_of`, of a stage, whose name begins the message of what does not fit.
+
+    Raises:
+        RecipeError: as :func:`parts_of` does.
+    """
+    try:
+        return parts_of(names, stage.train, stage.freeze)
+    except AfnextError as error:
+        raise RecipeError(f"{stage.name}: {error}") from None
 
 
 def build_optimizers(

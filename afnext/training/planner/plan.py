@@ -20,7 +20,7 @@ from afnext.training.distributed.world import mesh_of
 from afnext.training.loop import CONSTANT
 from afnext.training.network.lora import activate, add_adapters
 from afnext.training.network.loss import heads_of
-from afnext.training.network.optimizer import build_optimizers, parts_of
+from afnext.training.network.optimizer import build_optimizers, parts_of_stage
 from afnext.training.network.recompute import set_activations
 from afnext.training.planner.dry_step import (
     ACTIVATIONS,
@@ -137,7 +137,7 @@ def plan_stage(
     groups, ring, ulysses = mesh = mesh_of(wanted, net.config.text, resources.processes)
     load = whole.shared(ring * ulysses)
     parameters = {n: p for n, p in trained.named_parameters() if CONSTANT not in n}
-    parts = parts_of(parameters, stage.train, stage.freeze)
+    parts = parts_of_stage(parameters, stage)
     names = {name for pattern in stage.train for name in parts[pattern]}
     for name, parameter in trained.named_parameters():
         parameter.requires_grad_(name in names)
