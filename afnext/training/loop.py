@@ -12,7 +12,7 @@ from threading import Event
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from afnext.chat import Tokenizer as ChatTokenizer
 from afnext.chat.variants import detect_variant, mark_variant, template_of
@@ -245,6 +245,8 @@ class Run:
         self.progress = found or self.progress
         count = sum(p.numel() for p in self.net.parameters())
         self.journal.write("start", parameters=count, vocabulary=self.tokenizer.vocab_size)
+        for line in self._apart():
+            self.journal.say(line)
         names = [stage.name for stage in self.config.stages]
         last = max((names.index(name) for name in stages), default=len(names) - 1)
         with termination() as stop, closing(self.checkpoints):
@@ -252,6 +254,25 @@ class Run:
                 self._stage(index, stop)
             self.checkpoints.finish()
         return self.export()
+
+    def _apart(self) -> list[str]:
+        """What the number of parameters and the stages' tables do not both count."""
+
+        def count(module: nn.Module, part: str = "") -> int:
+            return sum(p.numel() for name, p in module.named_parameters() if part in name)
+
+        lines = [
+            f"  of them {count(self.net, CONSTANT):,} are the encoder's positions: fixed, in no table"
+        ]
+        if adapters := count(self.net, ADAPTER):
+            lines.append(
+                f"  of them {adapters:,} are adapters: in the tables of stages that train them"
+            )
+        if self.heads is not None:
+            lines.append(
+                f"  besides there are {count(self.heads):,} of heads, which are thrown away"
+            )
+        return lines
 
     def note_broken(self, samples: Iterable[Sample]) -> None:
         """Count, list and tell what cannot be read; all processes of the run call it with the same.

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from afnext.errors import AfnextError
 from afnext.training import loop
-from afnext.training.config import TrainConfig
+from afnext.training.config import LoraConfig, TrainConfig
 from afnext.training.data.batches import Batches
 from afnext.training.data.packing import NOT_LEARNT, hear, hidden_states
 from afnext.training.network.flops import Flops, forward_flops, measured_peak
@@ -206,6 +206,39 @@ def test_a_pipe_is_told_the_stage_the_step_and_the_time_left_and_the_picture_has
     drawn = (tmp_path / "losses.svg").read_text()
     curves = re.findall(r'<g id="line2d_\d+">\s*<path d="([^"]+)"', drawn)
     assert max(path.count("L") for path in curves) >= 9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapted", [False, True])
+def test_the_number_of_parameters_and_the_tables_are_of_the_same(
+    recipe: TrainConfig, tmp_path: Path, shared_data: Path, capsys: pytest.CaptureFixture[str],
+    adapted: bool,
+) -> None:  # fmt: skip
+    """With what is said of the difference: positions are in no table, heads not in the model, and adapters in
+    the tables of stages that train them.
+    """
+    stages = [dataclasses.replace(recipe.stages[0], steps=1)]
+    if adapted:
+        lora = LoraConfig(4, 8.0, "language_model.*q_proj")
+        stages.append(stage("adapters", ["lora"], ["net", "heads"], lora=lora, steps=1))
+    config = dataclasses.replace(recipe, stages=stages, evaluate_every=0, save_every=0)
+    loop.train(config, tmp_path, data=shared_data)
+    told = capsys.readouterr().err
+    parameters = int(re.findall(r"start: parameters=(\d+)", told)[0])
+
+    def said(line: str) -> int:
+        return int(re.findall(line.replace("N", r"([\d,]+)"), told)[0].replace(",", ""))
+
+    whole = parameters - said("of them N are the encoder's positions: fixed, in no table")
+    whole += said("besides there are N of heads, which are thrown away")
+    rows = re.findall(r"^  \S+ +([\d,]+)  (frozen|[\d.e-]+)$", told, re.MULTILINE)
+    numbers = [int(number.replace(",", "")) for number, _ in rows]
+    if adapted:
+        adapters = said("of them N are adapters: in the tables of stages that train them")
+        assert (sum(numbers[:4]), sum(numbers[4:])) == (whole - adapters, whole)
+    else:
+        assert sum(numbers) == whole
+        assert "adapters" not in told
 
 
 @pytest.mark.parametrize(

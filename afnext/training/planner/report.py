@@ -128,7 +128,8 @@ def _notes(plans: Sequence[StagePlan], resources: Resources, made: Made | None) 
         f"{resources.utilisation:.0%} of {resources.peak / 1e12:g} T operations/s{h100}, which is assumed, "
         "not found on this machine: say --peak and --utilisation. Messages by the model of their cost.",
         "Batches as large as a stage draws them: recordings as long as it takes, one question about each. "
-        "Parts are those of the moment when most is held.",
+        "Parts are those of the moment when most is held. Of parameters the encoder's positions, which are "
+        "fixed, are not counted.",
     ]
     if any(sum(plan.seconds.values()) < SHORT_STEP for plan in plans):
         notes.append(
