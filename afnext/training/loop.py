@@ -47,9 +47,9 @@ from afnext.training.run.signals import termination
 from afnext.training.run.tensorboard import Board
 from afnext.training.stage import StageRun
 
-Show = Callable[[Path, Mapping[str, Source], Path, float], None]
-"""Given a model folder, held-out sources, where to write, and the longest recordings in seconds:
-``afnext.evaluation.samples.write_samples``."""
+Show = Callable[[Path, Mapping[str, Source], Path, float, bool], None]
+"""Given a model folder, sources, where to write, the longest recordings in seconds, and whether the sources
+are held out or those of training: ``afnext.evaluation.samples.write_samples``."""
 CONSTANT = "embed_positions"  # Whisper's sinusoids
 
 
@@ -75,7 +75,8 @@ def train(
         data: folder for synthesised recordings, kept between runs; by default ``out/data``.
         stages: stop after the last of these; by default run all.
         device: what to train on, ``"cpu"`` or ``"cuda"``; by default what the recipe says.
-        show: called after each stage that trains answers about audio.
+        show: called after each stage that trains answers about audio, with what is held out; a run of one
+            process that holds nothing out gives the stage's own sources.
         tensorboard: write the log's numbers for TensorBoard too, under ``out/tensorboard``.
 
     Returns:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from afnext.errors import AfnextError
 from afnext.parallel import GroupLink
-from afnext.training.config import StageConfig
+from afnext.training.config import StageConfig, mixture_of
 from afnext.training.data.batches import Batch, Step
 from afnext.training.distributed.sharding import clip, settle
 from afnext.training.distributed.world import summed
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from afnext.training.loop import Run
 
 HELD_OUT_BATCHES = 4
+SHOWN_SECONDS = 30.0  # of a recording that was trained on
 
 
 class StageRun:
@@ -259,12 +260,27 @@ class StageRun:
         run, stage = self.run, self.stage
         if run.world.rank == 0:
             draw_losses(run.journal.path, run.out / "losses.svg")
-        heard = stage.losses.answer and stage.hearing == "audio"
-        if run.show and heard and run.held_out_sources:
-            path, folder = run.out / f"samples-{stage.name}.md", run.export()
-            if run.world.rank == 0:
-                run.show(folder, run.held_out_sources, path, stage.audio_seconds)
-            run.world.wait()
+        if not (run.show and stage.losses.answer and stage.hearing == "audio"):
+            return
+        sources, longest = run.held_out_sources, stage.audio_seconds
+        if (
+            not sources
+        ):  # answers are made on the CPU: about short ones, and nobody else waits for them
+            if run.world.size > 1:
+                return
+            names = mixture_of(stage, run.config.stages)
+            sources = {name: source for name, source in run.sources.items() if names.get(name)}
+            longest = min(longest, SHOWN_SECONDS)
+        path, folder = run.out / f"samples-{stage.name}.md", run.export()
+        if run.world.rank == 0:
+            try:
+                with torch.random.fork_rng(
+                    devices=()
+                ):  # what is drawn here must not change dropout
+                    run.show(folder, sources, path, longest, bool(run.held_out_sources))
+            except AfnextError as error:  # what is trained is worth more than what is shown of it
+                run.journal.say(f"{path.name} is not written: {error}")
+        run.world.wait()
 
 
 def describe(

@@ -391,6 +391,29 @@ def test_what_is_watched_is_what_is_held_out(
     assert [r["stage"] for r in _log(tmp_path) if r["kind"] == "held-out"] == ["both"]
 
 
+@pytest.mark.parametrize("held_out", [True, False])
+def test_what_is_shown_is_held_out_or_else_what_the_stage_learnt(
+    recipe: TrainConfig, tmp_path: Path, shared_data: Path, capsys: pytest.CaptureFixture[str],
+    held_out: bool,
+) -> None:  # fmt: skip
+    """Of a stage that trains answers about audio; a sample that cannot be made ends no run."""
+    asked = []
+
+    def show(folder, sources, path, longest, is_held_out):  # type: ignore[no-untyped-def]
+        asked.append((sorted(sources), path.name, longest, is_held_out, folder.exists()))
+        raise AfnextError("no")
+
+    last = stage("last", ["net"], [], audio_seconds=40.0, steps=1)
+    read = stage("read", ["net"], [], hearing="script", steps=1)
+    config = dataclasses.replace(recipe, stages=[read, last], evaluate_every=0)
+    if not held_out:
+        config = dataclasses.replace(config, held_out=None)
+    loop.train(config, tmp_path, data=shared_data, show=show)
+    sources, longest = (["longer", "short"], 40.0) if held_out else (["short"], 30.0)
+    assert asked == [(sources, "samples-last.md", longest, held_out, True)]
+    assert "samples-last.md is not written: no" in capsys.readouterr().err
+
+
 def test_prompts_are_those_of_use(
     recipe: TrainConfig, tmp_path: Path, shared_data: Path, trained: Path
 ) -> None:
