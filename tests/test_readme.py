@@ -87,6 +87,13 @@ def test_records_that_the_readme_shows_are_read(tmp_path: Path) -> None:
         assert (two.sounds, len(two.turns), none.sounds) == (("a.wav", "b.wav"), 4, ())
 
 
+def test_the_recipes_are_where_the_readme_says(tmp_path: Path) -> None:
+    """From any folder."""
+    (code,) = re.findall(r'`python -c "(import afnext; .*?)"`', README)
+    run = program(code, tmp_path)
+    assert (Path(run.stdout).parent / "recipes" / "nano" / "chain.yaml").is_file(), run.stderr
+
+
 def test_files_that_the_readme_names_exist() -> None:
     root = Path(__file__).parent.parent
     links = [link for link in re.findall(r"\]\(([^)#:]+)\)", README) if "//" not in link]

@@ -126,6 +126,16 @@ def test_a_chain_and_its_stages_may_be_of_the_packages(tmp_path: Path) -> None:
     assert [(s.name, s.steps) for s in found.stages] == [("midtrain-1", 700), ("b", 50)]
 
 
+def test_the_released_models_recipe_is_run_on_data_of_ones_own(tmp_path: Path) -> None:
+    """Without a change to the package's file: the folders are one's own, the stages its."""
+    (tmp_path / "mine.yaml").write_text(
+        "of: 7b\ninit: mine/model\nsources: {pretraining: {path: a}, skills: {path: b}, long: {path: c}}\n"
+    )
+    found, whole = load_recipe(tmp_path / "mine.yaml"), load_recipe(RECIPES / "7b")
+    assert (found.init, [s.path for s in found.sources.values()]) == ("mine/model", ["a", "b", "c"])
+    assert found.stages == whole.stages
+
+
 @pytest.mark.parametrize(
     ("chain", "said"),
     [
