@@ -34,7 +34,7 @@ stages:
 """
 
 
-@pytest.mark.parametrize("name", ["7b", "af-whisper", "nano", "nano-gpu", "nano-more"])
+@pytest.mark.parametrize("name", ["7b", "af-whisper", "nano", "nano-four", "nano-gpu", "nano-more"])
 def test_the_shipped_recipes_train_what_the_paper_trains(name: str) -> None:
     recipe = load_recipe(RECIPES / name)
     with torch.device("meta"):

@@ -294,11 +294,13 @@ def test_a_chain_that_synthesises_nothing_plans_nothing_of_it() -> None:
     assert made(sounds) == Made(seconds, 32_000 * seconds)
 
 
-@pytest.mark.parametrize("name", ["nano", "nano-more", "nano-gpu", "af-whisper", "ablations"])
+@pytest.mark.parametrize(
+    "name", ["nano", "nano-four", "nano-more", "nano-gpu", "af-whisper", "ablations"]
+)
 def test_recipes_are_planned(name: str) -> None:
     """Each in the package; 7b's are below, and a decoder that answers nothing costs nothing."""
     config = load_recipe(RECIPES / name)
-    stages = plan(config)
+    stages = plan(config, Resources(4 if name == "nano-four" else 1))
     assert [found.stage.name for found in stages] == [stage.name for stage in config.stages]
     for found in stages:
         assert found.flops > 0
