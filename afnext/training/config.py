@@ -13,6 +13,7 @@ from typing import Literal
 
 from afnext.errors import AfnextError
 from afnext.training.synthesis.dataset import SceneSet
+from afnext.training.synthesis.languages import require_languages
 
 Activations = Literal["keep", "selective", "recompute"]
 """What layers keep for backward."""
@@ -49,13 +50,18 @@ def _check(where: str, key: str, value: float, low: float, high: float = inf) ->
 class SynthesisConfig:
     """Training sets to make: ``sets`` of scenes by name, from banks of ``sentences`` spoken sentences.
 
-    ``split`` is ``train`` or ``held-out``: which voices, sentences and soundfont the banks have.
+    ``split`` is ``train`` or ``held-out``: which voices, sentences and soundfont the banks have. Sentences
+    are in English and, in turns with it, in ``languages`` (:mod:`afnext.training.synthesis.languages`).
     """
 
     seed: int
     sentences: int
     sets: dict[str, list[SceneSet]]
     split: str = "train"
+    languages: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        require_languages(self.languages)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -84,9 +84,10 @@ def play(instrument: Instrument, place: int) -> NDArray[np.int16]:
 
 
 def make_once(
-    folder: Path, split: str, sentences: int, seed: int, workers: int = 1
-) -> Iterator[tuple[int, Banks | None]]:
-    """In the place of ``banks.make``."""
+    folder: Path, split: str, sentences: int, seed: int, workers: int = 1,
+    languages: Sequence[str] = (),
+) -> Iterator[tuple[int, Banks | None]]:  # fmt: skip
+    """In the place of ``banks.make``; what is spoken is English."""
     where = Path(folder) / split
     done = where / "done"
     made = Banks(where)

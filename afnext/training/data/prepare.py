@@ -60,7 +60,9 @@ def _synthesise(
         return {}
     made: banks.Banks | None = banks.Banks(folder / "banks" / wanted.split)
     if any(scenes.needs_banks for sets in wanted.sets.values() for scenes in sets):
-        steps = banks.make(folder / "banks", wanted.split, wanted.sentences, wanted.seed, workers)
+        steps = banks.make(
+            folder / "banks", wanted.split, wanted.sentences, wanted.seed, workers, wanted.languages
+        )
         for done, finished in steps:
             journal.advance(f"sentences, {wanted.split}", done, wanted.sentences)
             made = finished

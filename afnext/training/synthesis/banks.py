@@ -8,7 +8,7 @@ that are held out.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,12 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afnext.training.synthesis import music
+from afnext.training.synthesis.languages import require_languages, sentence_in
 from afnext.training.synthesis.sentences import sentence
 from afnext.training.synthesis.speech import (
     HELD_OUT_VOICES,
     KNOWN_VOICES,
     VOICES,
     speak,
+    voices_in,
     who_says,
 )
 
@@ -96,26 +98,35 @@ def size(split: str, sentences: int) -> int:
 
 
 def make(
-    folder: str | Path, split: str, sentences: int, seed: int, workers: int = 1
+    folder: str | Path,
+    split: str,
+    sentences: int,
+    seed: int,
+    workers: int = 1,
+    languages: Sequence[str] = (),
 ) -> Iterator[tuple[int, Banks | None]]:
     """Make the banks of a split under ``folder``; what is there of an earlier call is kept.
 
     Yields sentences so far with None, at the end all of them with the banks. Sentence ``i`` depends on the
-    seed, the split and ``i`` alone.
+    seed, the split, ``languages`` and ``i`` alone; they take turns with English.
 
     Raises:
         AfnextError: a program or a soundfont is not installed.
-        ValueError: ``split`` is neither of ``SPLITS``, or the folder holds banks of another seed or size.
+        ValueError: ``split`` is none of ``SPLITS``, a language is not known, or the folder holds banks of
+            another seed or size, or of other languages.
     """
     if split not in SPLITS:
         raise ValueError(f"make: split must be one of {', '.join(SPLITS)}, got {split!r}")
+    require_languages(languages)
     number = SPLITS.index(split)
     where = Path(folder) / split
     where.mkdir(parents=True, exist_ok=True)
     for soundfont in SOUNDFONTS[split]:
         music.make_banks(where, soundfont)
     finished = Banks(where, varied=split == "train")
-    wanted = {"seed": seed, "sentences": sentences}
+    wanted: dict[str, object] = {"seed": seed, "sentences": sentences}
+    if languages:
+        wanted["languages"] = list(languages)
     manifest = where / "manifest.json"
     if manifest.exists():
         if (found := json.loads(manifest.read_text())) != wanted:
@@ -126,7 +137,7 @@ def make(
     lasts = [min(sentences, first + CHUNK) for first in firsts]
     items, parts, at = [], [], 0
     with ProcessPoolExecutor(workers) as pool:
-        chunks = pool.map(_say_some, repeat(seed), repeat(number), firsts, lasts)
+        chunks = pool.map(_say_some, repeat(seed), repeat(number), repeat(languages), firsts, lasts)
         for chunk in chunks:
             for speaker, text, samples in chunk:
                 items.append({"speaker": speaker, "text": text, "first": at, "size": len(samples)})
@@ -141,14 +152,19 @@ def make(
 
 
 def _say_some(
-    seed: int, split: int, first: int, last: int
+    seed: int, split: int, languages: Sequence[str], first: int, last: int
 ) -> list[tuple[str, str, NDArray[np.int16]]]:
-    voices = SPEAKERS[SPLITS[split]]
+    held_out = SPLITS[split] != "train"
     done = []
     for index in range(first, last):
         rng = np.random.default_rng([seed, split, index])
-        voice = who_says(index, voices)
-        text = sentence(rng, SPLITS[split] != "train")
+        turn, place = divmod(index, 1 + len(languages))
+        if place:
+            language = languages[place - 1]
+            text, voices = sentence_in(language, rng, held_out), voices_in(language)
+        else:
+            text, voices = sentence(rng, held_out), SPEAKERS[SPLITS[split]]
+        voice = who_says(turn, voices)
         wave = speak(text, voice, rng.uniform(0.85, 1.2), rng.uniform(0.88, 1.12))
         samples = np.clip(wave * FULL_SCALE, -32768, 32767).astype(np.int16)
         done.append((voice.name, text, samples))

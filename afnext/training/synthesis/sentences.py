@@ -241,7 +241,7 @@ def sentence(rng: np.random.Generator, held_out: bool = False) -> str:
 
 def words(text: str) -> list[str]:
     """Lower-case words without punctuation: what word errors are counted in."""
-    return re.findall(r"[a-z']+", text.lower())
+    return re.findall(r"(?:[^\W\d_]|')+", text.lower())
 
 
 @cache

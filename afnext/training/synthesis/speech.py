@@ -105,6 +105,19 @@ HELD_OUT_VOICES: tuple[Voice, ...] = (
 """Those of evaluation alone: an accent, a variant and a recorded speaker that no training set has."""
 
 
+_LOW_ABROAD = ("adam", "michael", "max", "m2", "boris", "victor")
+_HIGH_ABROAD = ("Annie", "linda", "belinda", "f2", "anika", "aunty")
+
+
+def voices_in(language: str) -> tuple[Voice, ...]:
+    """Of training sets, for another language than English: espeak-ng's alone."""
+    return tuple(
+        _espeak(f"{language}-{variant}".lower(), language, variant, high)
+        for variants, high in ((_LOW_ABROAD, False), (_HIGH_ABROAD, True))
+        for variant in variants
+    )
+
+
 RECORDED = 4
 """One sentence in so many is flite's where its voices are far fewer: they are of people."""
 
@@ -121,7 +134,7 @@ def speak(text: str, voice: Voice, rate: float = 1.0, pitch: float = 1.0) -> NDA
     """``text`` spoken: float32 ``[S]``, mono, 16 kHz, of unit RMS.
 
     Args:
-        text: English, on one line.
+        text: in the voice's language, on one line.
         voice: who speaks.
         rate: speed relative to the voice's own, 0.5 to 2.
         pitch: height relative to the voice's own, 0.5 to 2; flite's voices are resampled, and change
