@@ -289,7 +289,8 @@ class TrainConfig:
         stages: in order; each begins with the weights the one before ended with.
         init: a model to begin with ("nano", a folder or a hub id); otherwise ``model`` is drawn at random.
         model: geometry, where there is no ``init``.
-        audio_tower: a model whose audio tower a network drawn at random begins with, of the same geometry.
+        audio_tower: a model whose audio tower, or a Whisper whose encoder, a network drawn at random begins
+            with, of the same geometry.
         caption_decoder: geometry, where a stage trains towards ``captions``.
         synthesis: a training set to make; its sets are sources of these names.
         held_out: the like, for what is watched while training.

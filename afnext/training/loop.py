@@ -51,6 +51,7 @@ Show = Callable[[Path, Mapping[str, Source], Path, float, bool], None]
 """Given a model folder, sources, where to write, the longest recordings in seconds, and whether the sources
 are held out or those of training: ``afnext.evaluation.samples.write_samples``."""
 CONSTANT = "embed_positions"  # Whisper's sinusoids
+WHISPER = "encoder."  # begins names of its encoder's, in transformers' folders behind "model."
 
 
 def train(
@@ -232,8 +233,13 @@ class Run:
         initialise(net, self.words.times.cpu(), self.config.seed)
         if self.config.audio_tower and self.checkpoints.newest is None:
             given = Weights.open(_found(self.config.audio_tower, "audio_tower"))
+            part = given.part("audio_tower.", torch.float32) or given.part(WHISPER, torch.float32)
+            if not part:
+                raise RecipeError(
+                    f"audio_tower: {self.config.audio_tower} has none, nor a Whisper's encoder"
+                )
             try:
-                net.audio_tower.load_state_dict(given.part("audio_tower.", torch.float32))
+                net.audio_tower.load_state_dict(part)
             except RuntimeError:
                 raise RecipeError(
                     f"audio_tower: that of {self.config.audio_tower} has another geometry than model says"

@@ -6,12 +6,15 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
 import afnext
+from afnext.audio.windows import AudioWindow
+from afnext.model import AudioBatch
 from afnext.training import load_recipe, loop
 from afnext.training.config import CaptionShape, TrainConfig
 from afnext.training.data.packing import NOT_LEARNT, PackedBatch, hear
@@ -165,3 +168,43 @@ def test_two_processes_have_the_losses_of_one(recipe: TrainConfig, tmp_path: Pat
         assert answers[0] == pytest.approx(alone[0], rel=1e-5)
         for found, wanted in zip(answers, alone, strict=True):
             assert found == pytest.approx(wanted, rel=1e-3)
+
+
+def test_the_encoder_begins_as_whisper_s(
+    recipe: TrainConfig, tmp_path: Path, shared_data: Path
+) -> None:
+    """A folder as transformers writes Whisper: what our encoder gives before it pools is what Whisper's gives
+    before its last norm.
+    """
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    shape = recipe.model
+    torch.manual_seed(4)
+    whisper = WhisperForConditionalGeneration(
+        WhisperConfig(
+            vocab_size=50, num_mel_bins=128, d_model=shape.audio_width, encoder_layers=shape.audio_layers,
+            encoder_attention_heads=shape.audio_heads, encoder_ffn_dim=shape.audio_ffn, decoder_layers=1,
+            decoder_attention_heads=2, decoder_ffn_dim=16, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+            decoder_start_token_id=1,
+        )
+    )  # fmt: skip
+    whisper.save_pretrained(tmp_path / "whisper")
+    config = replace(smoke(recipe, 1), audio_tower=str(tmp_path / "whisper"))
+    journal = loop.Journal(tmp_path / "log.jsonl")
+    run = loop.Run(config, tmp_path, *loop.prepare(config, shared_data / "af", journal), journal)
+    encoder, tower = whisper.model.encoder, run.net.audio_tower
+    noise = np.random.default_rng(1).standard_normal(480_000).astype(np.float32) * 0.1
+    windows = [AudioWindow(noise, 0, len(noise))]
+    batch = AudioBatch.collate([windows])
+    found: list[torch.Tensor] = []
+    handles = [
+        m.layers[-1].register_forward_hook(lambda _, __, out: found.append(out))
+        for m in (encoder, tower)
+    ]
+    with torch.no_grad():
+        encoder(batch.features[:3000].T[None])
+        run.net.encode(batch)
+    for handle in handles:
+        handle.remove()
+    theirs, ours = (x[0] if isinstance(x, tuple) else x for x in found)
+    torch.testing.assert_close(ours, theirs.reshape(1500, -1), atol=1e-4, rtol=1e-4)

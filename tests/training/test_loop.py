@@ -149,6 +149,7 @@ stages:
         (("name: x", "name: x\ninit: FOLDER/tuned"), "init: model .*/tuned: is a run's .*/tuned/model$"),
         (("name: x", "name: x\naudio_tower: no/such/folder"), "audio_tower: model no/such/folder: "),
         (("name: x", "name: x\naudio_tower: nano"), "audio_tower: that of nano has another geometry"),
+        (("name: x", "name: x\naudio_tower: FOLDER/other"), "audio_tower: .*/other has none, nor "),
     ],
 )  # fmt: skip
 def test_a_recipe_that_cannot_be_run_is_told_with_its_file_and_leaves_nothing(
@@ -157,6 +158,8 @@ def test_a_recipe_that_cannot_be_run_is_told_with_its_file_and_leaves_nothing(
     (tmp_path / "x.jsonl").write_text(json.dumps({"conversations": SAID}) + "\n")
     (tmp_path / "tuned" / "model").mkdir(parents=True)
     (tmp_path / "tuned" / "model" / "config.json").touch()
+    (tmp_path / "other").mkdir()
+    save_file({"x": torch.zeros(1)}, tmp_path / "other" / "model.safetensors")
     file, out = tmp_path / "r.yaml", tmp_path / "out"
     file.write_text(WRITTEN.replace(*change).replace("FOLDER", str(tmp_path)))
     with pytest.raises(AfnextError, match=f"^{file}: {message}"):
