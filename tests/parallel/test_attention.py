@@ -171,6 +171,17 @@ def test_a_process_that_stalls_is_named() -> None:
     assert "rank 0: the ring's message from rank 1 or to rank 1 did not come to an end" in said[0]
 
 
+@pytest.mark.parametrize("first", ["sender", "receiver"])
+def test_a_local_message_arrives_before_it_is_waited_for(first: str) -> None:
+    """As soon as both ranks have asked for it, whichever was first: its copy hides behind what follows."""
+    links, sent, into = local_links(1, 2), torch.arange(3.0), torch.zeros(3)
+    calls = [lambda: links[0].shift([], [sent]), lambda: links[1].shift([into], [])]
+    works = [call() for call in (calls if first == "sender" else reversed(calls))]
+    assert torch.equal(into, sent)
+    for work in works:
+        work.wait()
+
+
 def test_a_rank_that_fails_ends_the_others() -> None:
     case, links = Case(1, 2), local_links(1, 2)
 
