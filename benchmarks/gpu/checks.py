@@ -189,6 +189,29 @@ def captures_refuse_what_is_uploaded() -> None:
 
 
 @check
+def ranks_that_share_a_sequence_are_one_process() -> None:
+    """Threads on streams of their own; outputs and gradients are as far from float32's on the CPU as one
+    process's are.
+    """
+    from afnext.parallel import local_links, run_local
+    from tests.parallel.cases import NAMES, Case, error, local, whole
+
+    for dtype in (torch.float32, torch.bfloat16):
+        for overlap in (True, False):
+            options = (("overlap", overlap),)
+            case = Case(2, 2, cu_seqlens=(0, 5, 700, 1024), dim=64, dtype=dtype, options=options)
+            truth, there = whole(case, torch.float32), replace(case, device=str(CUDA))
+            for name, got, one, wanted in zip(
+                NAMES, local(there), whole(there), truth, strict=True
+            ):
+                limit = 3 * error(one.cpu(), wanted) + 2e-6
+                assert error(got.cpu(), wanted) <= limit, (name, dtype, overlap)
+    if CUDA.type == "cuda":
+        streams = run_local(local_links(2, 2), lambda link: torch.cuda.current_stream())
+        assert len({torch.cuda.current_stream(), *streams}) == 5
+
+
+@check
 def half_an_hour_is_heard() -> None:
     import afnext
 

@@ -10,14 +10,14 @@ import torch
 
 from ..case import Case
 from ..results import Peaks, result_of
-from . import attention_rows, linear_rows, small_rows, step_rows
+from . import attention_rows, linear_rows, parallel_rows, small_rows, step_rows
 from .lab import Lab
 from .row import Row
 
 # What matters most comes first, in case that time runs out.
 ROWS = [
-    *attention_rows.ROWS, *step_rows.ROWS, *small_rows.ROWS, *attention_rows.OLDER_ROWS,
-    *linear_rows.ROWS,
+    *attention_rows.ROWS, *step_rows.ROWS, *parallel_rows.ROWS, *small_rows.ROWS,
+    *attention_rows.OLDER_ROWS, *linear_rows.ROWS,
 ]  # fmt: skip
 PEAKS = "peaks"  # an item beside the rows: what the device can do
 

@@ -12,10 +12,11 @@ import torch
 from afnext.hub import EMBEDDED
 from afnext.model import ModelConfig
 from benchmarks.__main__ import main
-from benchmarks.gpu import supervision
+from benchmarks.gpu import checks, supervision
 from benchmarks.gpu.__main__ import slug
 from benchmarks.gpu.rows import ROWS
 from benchmarks.gpu.step_rows import GEOMETRIES
+from tests.parallel import cases
 
 pytestmark = pytest.mark.slow
 
@@ -43,6 +44,16 @@ def test_every_row_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert len(content["results"]) == len(ROWS)
     assert all(len(result["contestants"]) > 1 for result in content["results"])
     assert "figures mean nothing" in capsys.readouterr().out
+
+
+def test_the_check_of_ranks_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It sees ranks that are wrong."""
+    monkeypatch.setattr(checks, "CUDA", torch.device("cpu"))
+    checks.ranks_that_share_a_sequence_are_one_process()
+    local = cases.local
+    monkeypatch.setattr(cases, "local", lambda case: [x + 0.1 for x in local(case)])
+    with pytest.raises(AssertionError):
+        checks.ranks_that_share_a_sequence_are_one_process()
 
 
 def test_out_of_time_keeps_what_there_is(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from afnext import ops
-from afnext.parallel import Link, SequencePlan, attention
+from afnext.parallel import Link, SequencePlan, attention, local_links, run_local
 
 RAGGED = (0, 5, 5, 103, 104, 150)
 """Documents of 5, 0, 98, 1 and 46 tokens: no degree divides them, borders cross all but the shortest."""
@@ -33,6 +33,7 @@ class Case:
     turned: bool = True
     dtype: torch.dtype = torch.float32
     options: tuple[tuple[str, Any], ...] = ()
+    device: str = "cpu"
 
     def plan(self) -> SequencePlan:
         return SequencePlan(self.ulysses, self.ring, self.layout, self.cu_seqlens)  # type: ignore[arg-type]
@@ -42,11 +43,11 @@ class Case:
         random = torch.Generator().manual_seed(7)
         total, (hq, hkv) = self.cu_seqlens[-1], self.heads
         q, k, v, grad = (
-            torch.randn(total, n, self.dim, generator=random).to(self.dtype)
+            torch.randn(total, n, self.dim, generator=random).to(self.device, self.dtype)
             for n in (hq, hkv, hkv, hq)
         )
-        times = torch.rand(total, generator=random) * 100
-        return [q, k, v], grad, times, torch.rand(self.dim // 2, generator=random)
+        times, inv_freq = (torch.rand(n, generator=random) for n in (total, self.dim // 2))
+        return [q, k, v], grad, times.to(self.device) * 100, inv_freq.to(self.device)
 
 
 def whole(case: Case, dtype: torch.dtype | None = None) -> list[Tensor]:
@@ -79,6 +80,13 @@ def of_rank(case: Case, link: Link | None, rank: int) -> list[Tensor]:
         **dict(case.options),
     )
     return [out.detach(), *torch.autograd.grad(out, leaves, plan.shard(grad, rank))]
+
+
+def local(case: Case) -> list[Tensor]:
+    """Out, dq, dk, dv of the whole row, by threads."""
+    links = local_links(case.ulysses, case.ring)
+    parts = run_local(links, lambda link: of_rank(case, link, link.rank))
+    return [case.plan().unshard(list(of_all)) for of_all in zip(*parts, strict=True)]
 
 
 def error(got: Tensor, wanted: Tensor) -> float:

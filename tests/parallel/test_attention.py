@@ -6,12 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
 
 from afnext import ops
 from afnext.errors import AfnextError
 from afnext.parallel import SequencePlan, attention, local_links, run_local
-from tests.parallel.cases import NAMES, Case, error, errors_in_group, of_rank, stalled, whole
+from tests.parallel.cases import NAMES, Case, error, errors_in_group, local, of_rank, stalled, whole
 from tests.parallel.processes import spawn
 
 pytestmark = pytest.mark.slow
@@ -20,12 +19,6 @@ LAYOUTS = ("contiguous", "zigzag", "striped")
 DEGREES = ((1, 4), (4, 1), (2, 2), (1, 3), (8, 1))
 # float32 sums in another order; what is measured is 7e-7 at most.
 CLOSE = 2e-6
-
-
-def local(case: Case) -> list[Tensor]:
-    links = local_links(case.ulysses, case.ring)
-    parts = run_local(links, lambda link: of_rank(case, link, link.rank))
-    return [case.plan().unshard(list(of_all)) for of_all in zip(*parts, strict=True)]
 
 
 def check(case: Case, close: float = CLOSE) -> None:
