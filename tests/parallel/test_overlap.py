@@ -5,6 +5,7 @@ Computing is a sleep here, as long as the block's work wants it, so that a busy 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,10 +17,12 @@ from afnext.parallel.delay import Delayed, paced
 
 pytestmark = pytest.mark.slow
 
-TOKENS, HEADS, DIM = 512, 8, 32
-SECONDS = (
-    1.6  # of one rank alone, forward and backward alike: a busy machine wakes sleepers 10 ms late
-)
+TOKENS, HEADS, DIM = 128, 8, 32
+# Of one rank alone, forward and backward alike: a busy machine wakes sleepers 10 ms late.
+SECONDS = 1.6
+LEFT = 0.1
+"""Of what is waited for without overlap: the most that may be left of it."""
+TRIES = 6
 SECONDS_A_PAIR = SECONDS / (TOKENS * TOKENS / 2 * HEADS)
 
 
@@ -46,6 +49,22 @@ def exposed(
     return max(link.exposed for link in links)
 
 
+def check_hidden(
+    ulysses: int, ring: int, rates: tuple[float, float], least: float, pieces: int
+) -> None:
+    """Without overlap about ``least`` seconds are waited for, or more. With it a tenth: a busy machine, which
+    wakes sleepers late, only adds to that, so that one try of several shows it.
+    """
+    shown = exposed(ulysses, ring, rates, overlap=False, pieces=pieces)
+    assert shown >= 0.95 * least  # what is measured is there
+    hidden = math.inf
+    for _ in range(TRIES):
+        hidden = min(hidden, exposed(ulysses, ring, rates, overlap=True, pieces=pieces))
+        if hidden <= LEFT * shown:
+            break
+    assert hidden <= LEFT * shown
+
+
 @pytest.mark.usefixtures("sleeping")
 @pytest.mark.parametrize("ring", [2, 4])
 def test_a_ring_hides_behind_what_it_feeds(ring: int) -> None:
@@ -53,22 +72,17 @@ def test_a_ring_hides_behind_what_it_feeds(ring: int) -> None:
     step = 2 * TOKENS / ring * HEADS * DIM * 4  # bytes of keys and values
     compute = SECONDS / ring / ring  # seconds of a step on a rank
     rates = (1e12, 2 * step / (0.5 * compute))  # keys, and gradients as large, in half of it
-    hidden = exposed(1, ring, rates, overlap=True, pieces=2)
-    shown = exposed(1, ring, rates, overlap=False, pieces=2)
-    assert shown > 0.5 * (ring - 1) * 0.75 * compute  # what is measured is there
-    assert hidden <= 0.1 * shown
+    check_hidden(1, ring, rates, 0.5 * (ring - 1) * 0.75 * compute, pieces=2)
 
 
 @pytest.mark.usefixtures("sleeping")
-def test_heads_arrive_while_others_are_computed() -> None:
-    """Of four heads one is waited for, and one's results; without overlap all."""
+@pytest.mark.parametrize("pieces", [4, 6])
+def test_heads_arrive_while_others_are_computed(pieces: int) -> None:
+    """The first and the last behind a rank's own tokens; without overlap all are waited for."""
     size = TOKENS / 2 * HEADS / 2 * DIM * 4  # bytes of a rank's queries from the other
     rates = (size / 0.05, 1e12)
-    hidden = exposed(2, 1, rates, overlap=True, pieces=4)
-    shown = exposed(2, 1, rates, overlap=False, pieces=4)
     # Forward: keys and values, queries, results; backward: gradients of results, queries, keys and values.
-    assert shown == pytest.approx(8 * 0.05, rel=0.3)
-    assert hidden <= 8 * 0.05 / 4 * 1.3
+    check_hidden(2, 1, rates, 8 * 0.05, pieces)
 
 
 def test_messages_are_told() -> None:
