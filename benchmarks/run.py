@@ -14,7 +14,8 @@ from .timing import alternate
 
 FOLDER = Path(__file__).parent
 FRAMEWORK = {
-    "__init__", "__main__", "case", "machine", "peaks", "process", "results", "roofline", "run", "timing",
+    "__init__", "__main__", "case", "machine", "peaks", "process", "results", "roofline", "run",
+    "timeline", "timing",
 }  # fmt: skip
 QUICK_ROUNDS = 3
 

@@ -3,7 +3,8 @@
 Two processes with gloo between them, on wires made slow: the model is given what a process computes a second
 and the wires' speed, nothing of what is then measured. More ranks, as threads whose kernels sleep for as long
 as the model has them compute: what is measured is the order of things. ``python -m
-benchmarks.sequence_parallel PICTURE.svg`` draws what the model says of 8 to 1,024 GPUs.
+benchmarks.sequence_parallel PICTURE.svg TIMELINE.svg`` draws what the model says of 8 to 1,024 GPUs, and
+which kernels and messages are under way when on four ranks that sleep.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from afnext.parallel import Link, SequencePlan, attention, local_links, run_loca
 from afnext.parallel.cost import H100, Cost, Machine, Shape, choose, cost
 from afnext.parallel.delay import Delayed, paced
 
+from . import timeline
 from .results import Table
 
 HEADS, DIM = (28, 4), 64
@@ -38,6 +40,8 @@ WIRE = 0.4
 """Seconds of communication without overlap beside those of computing."""
 ROUNDS = 5
 PACED_TOKENS, PACED_SECONDS, PACED_ROUNDS = 1024, 0.5, 3
+TIMELINE = (2, 2)
+PACED_SHAPE = Shape(PACED_TOKENS, *HEADS, 8, 4, 4)
 GPUS = (8, 16, 32, 64, 128, 256, 512, 1024)
 LENGTHS = {"128K": 1 << 17, "256K": 1 << 18, "512K": 1 << 19, "1M": 1 << 20}
 SHARES = dict.fromkeys(("exposed", "by the model", "hidden", "efficiency"), ".0%")
@@ -178,13 +182,9 @@ def measured(tokens: int) -> Iterator[Table]:
 
 def in_order() -> Iterator[Table]:
     """Four and eight ranks as threads that sleep."""
-    tokens, (queries, keys) = PACED_TOKENS, HEADS
-    shape = Shape(tokens, queries, keys, 8, 4, 4)
     rows = {}
     for ulysses, ring in MORE:
-        seconds = PACED_SECONDS / (tokens * tokens / 2 * queries / ulysses / ring)
-        forward, backward = (4 * shape.head_dim / seconds, 10 * shape.head_dim / seconds)
-        rate, plain, model = slowed(shape, ulysses, ring, forward, backward, 1e15)
+        seconds, rate, plain, model = _paced(ulysses, ring)
         ways = (
             ("free wires", 1e15, True),
             ("overlapped", rate, True),
@@ -194,14 +194,26 @@ def in_order() -> Iterator[Table]:
         with paced(seconds, seconds):
             for _ in range(PACED_ROUNDS):
                 for name, wires, overlap in ways:
-                    took = _threads(shape, ulysses, ring, wires, overlap)
+                    took, _ = _threads(PACED_SHAPE, ulysses, ring, wires, overlap)
                     seen[name] = min(seen[name], took)
         rows[f"{ulysses} x {ring}"] = row(seen, plain, model)
-    name = f"Ulysses x ring, {tokens} tokens, {queries}/{keys} heads, threads that sleep"
+    name = f"Ulysses x ring, {PACED_TOKENS} tokens, {HEADS[0]}/{HEADS[1]} heads, threads that sleep"
     yield Table("sequence_parallel", name, rows, FORMATS)
 
 
-def _threads(shape: Shape, ulysses: int, ring: int, rate: float, overlap: bool) -> float:
+def _paced(ulysses: int, ring: int) -> tuple[float, float, Cost, Cost]:
+    """Seconds that kernels sleep for each (query, key) of a head, and what :func:`slowed` says of that."""
+    shape = PACED_SHAPE
+    pairs = shape.tokens * shape.tokens / 2 * shape.query_heads / ulysses / ring
+    seconds = PACED_SECONDS / pairs
+    forward, backward = (4 * shape.head_dim / seconds, 10 * shape.head_dim / seconds)
+    return seconds, *slowed(shape, ulysses, ring, forward, backward, 1e15)
+
+
+def _threads(
+    shape: Shape, ulysses: int, ring: int, rate: float, overlap: bool
+) -> tuple[float, list[Delayed]]:
+    """Seconds, and the links with what went over them."""
     plan = SequencePlan(ulysses, ring, "zigzag", (0, shape.tokens))
     links = [Delayed(link, (rate, rate)) for link in local_links(ulysses, ring)]
 
@@ -214,7 +226,7 @@ def _threads(shape: Shape, ulysses: int, ring: int, rate: float, overlap: bool) 
 
     began = time.perf_counter()
     run_local(links, of_rank)
-    return time.perf_counter() - began
+    return time.perf_counter() - began, links
 
 
 def laid_out() -> Iterator[Table]:
@@ -271,5 +283,19 @@ def draw(picture: Path) -> None:
     figure.savefig(picture, metadata={"Date": None})
 
 
+def draw_timeline(picture: Path) -> None:
+    """One run of four ranks that sleep, without overlap and with it; needs matplotlib."""
+    seconds, rate, _, _ = _paced(*TIMELINE)
+    runs = {}
+    for name, overlap in (("each message waited for at once", False), ("overlapped", True)):
+        with paced(seconds, seconds) as kernels:
+            start = time.perf_counter()
+            _, links = _threads(PACED_SHAPE, *TIMELINE, rate, overlap)
+        runs[name] = [timeline.spans(link, kernels, start) for link in links]
+    title = f"Ulysses {TIMELINE[0]} x ring {TIMELINE[1]}, forward and backward: what each rank does when"
+    timeline.draw(title, runs, picture)
+
+
 if __name__ == "__main__":
     draw(Path(sys.argv[1]))
+    draw_timeline(Path(sys.argv[2]))

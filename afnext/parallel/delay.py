@@ -22,6 +22,7 @@ class Message(NamedTuple):
         kind: ``"heads"`` or ``"ring"``.
         bytes: received, from others.
         begun: when it was asked for.
+        left, due: from when to when its wire carried it, one after another.
         wanted: when it was waited for.
         there: when waiting ended.
     """
@@ -29,6 +30,8 @@ class Message(NamedTuple):
     kind: str
     bytes: int
     begun: float
+    left: float
+    due: float
     wanted: float
     there: float
 
@@ -36,6 +39,15 @@ class Message(NamedTuple):
     def exposed(self) -> float:
         """Seconds in which nothing else was done."""
         return self.there - self.wanted
+
+
+class Kernel(NamedTuple):
+    """One call of attention's kernels by a rank; times as a message's."""
+
+    rank: int
+    backward: bool
+    begun: float
+    ended: float
 
 
 class Delayed:
@@ -78,16 +90,16 @@ class Delayed:
 
     def _late(self, work: Work, kind: str, size: int) -> Work:
         now = time.perf_counter()
-        begins = max(now, self._free[kind])
-        self._free[kind] = due = begins + self.latency + size / self.rates[kind]
-        return _Late(self, work, kind, size, now, due)
+        left = max(now, self._free[kind])
+        self._free[kind] = due = left + self.latency + size / self.rates[kind]
+        return _Late(self, work, kind, size, now, left, due)
 
 
 class _Late:
     def __init__(
-        self, link: Delayed, work: Work, kind: str, size: int, begun: float, due: float
+        self, link: Delayed, work: Work, kind: str, size: int, begun: float, left: float, due: float
     ) -> None:
-        self.link, self.work, self.told = link, work, (kind, size, begun)
+        self.link, self.work, self.told = link, work, (kind, size, begun, left, due)
         self.due, self.done = due, False
 
     def wait(self) -> None:
@@ -101,31 +113,34 @@ class _Late:
 
 
 @contextmanager
-def paced(forward: float, backward: float) -> Iterator[None]:
+def paced(forward: float, backward: float) -> Iterator[list[Kernel]]:
     """Inside, attention's kernels take at least so many seconds for each (query, key) of each query head, in
-    all threads: the rest of it they sleep. Results are as they are.
+    all threads: the rest of it they sleep. Results are as they are. Gives the calls, as they come.
     """
+    calls: list[Kernel] = []
     module: Any = sys.modules["afnext.parallel.steps"]
     before = {
         "attend": (module.attend, forward),
         "attend_backward": (module.attend_backward, backward),
     }
 
-    def slow(kernel: Callable[..., Any], seconds: float) -> Callable[..., Any]:
+    def slow(kernel: Callable[..., Any], seconds: float, back: bool) -> Callable[..., Any]:
         def call(*args: Any) -> Any:
             began = time.perf_counter()
             made = kernel(*args)
             work = next(a for a in args if isinstance(a, module.Call)).pairs
             heads = next(a for a in args if isinstance(a, module.Piece)).queries
+            rank = next(a for a in args if isinstance(a, module.How)).link.rank
             time.sleep(max(0.0, seconds * work * heads - (time.perf_counter() - began)))
+            calls.append(Kernel(rank, back, began, time.perf_counter()))
             return made
 
         return call
 
     for name, (kernel, seconds) in before.items():
-        setattr(module, name, slow(kernel, seconds))
+        setattr(module, name, slow(kernel, seconds, name == "attend_backward"))
     try:
-        yield
+        yield calls
     finally:
         for name, (kernel, _) in before.items():
             setattr(module, name, kernel)

@@ -6,7 +6,8 @@ Computing is a sleep here, as long as the block's work wants it, so that a busy 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 
 from afnext.parallel import SequencePlan, attention, local_links, run_local
 from afnext.parallel.delay import Delayed, paced
+from benchmarks import sequence_parallel, timeline
 
 pytestmark = pytest.mark.slow
 
@@ -83,6 +85,26 @@ def test_heads_arrive_while_others_are_computed(pieces: int) -> None:
     rates = (size / 0.05, 1e12)
     # Forward: keys and values, queries, results; backward: gradients of results, queries, keys and values.
     check_hidden(2, 1, rates, 8 * 0.05, pieces)
+
+
+def test_a_timeline_has_every_kernel_and_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all ranks. Without overlap none computes while something is on its way to it."""
+    drawn: list[Mapping[str, Sequence[timeline.Spans]]] = []
+    draw = timeline.draw
+    monkeypatch.setattr(timeline, "draw", lambda *given: (drawn.append(given[1]), draw(*given)))
+    monkeypatch.setattr(sequence_parallel, "PACED_SECONDS", 0.2)
+    sequence_parallel.draw_timeline(tmp_path / "timeline.svg")
+    assert (tmp_path / "timeline.svg").read_text().count("<path") > 100
+    for name, ranks in drawn[0].items():
+        assert len(ranks) == 4
+        for rank in ranks:
+            assert all(rank.values())  # forward, backward, waits, heads and ring
+            computed = [*rank["forward"], *rank["backward"]]
+            sent = [*rank["heads"], *rank["ring"]]
+            both = sum(a < d + e and d < a + b for a, b in computed for d, e in sent)
+            assert (both > 0) == (name == "overlapped")
 
 
 def test_messages_are_told() -> None:
