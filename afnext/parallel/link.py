@@ -52,33 +52,35 @@ class Done:
         """Nothing to wait for."""
 
 
-class GroupWork:
-    """torch's own requests; ``what`` says between whom, for the error of one that never ends. ``waited`` is
-    told how many seconds the host waited for them.
-    """
+Awaits = Callable[[int, str], None]
+"""Told what the host waits for: a message's number, as all ranks of a link count them, and its name; "" for
+the name when it has come."""
 
-    def __init__(
-        self,
-        requests: Sequence[Any],
-        what: str,
-        seconds: float | None,
-        waited: Callable[[float], None],
-    ) -> None:
-        self.requests, self.what, self.seconds, self.waited = requests, what, seconds, waited
+
+class GroupWork:
+    """torch's own requests of a link's n-th call, each with what it is."""
+
+    def __init__(self, link: GroupLink, number: int, requests: Sequence[tuple[Any, str]]) -> None:
+        self.link, self.number, self.requests = link, number, requests
 
     def wait(self) -> None:
-        began = time.perf_counter()
-        try:
-            for request in self.requests:
-                if self.seconds is None:
+        link, began = self.link, time.perf_counter()
+        for request, what in self.requests:
+            link.awaits(self.number, what)
+            try:
+                if link.seconds is None:
                     request.wait()
                 else:
-                    request.wait(timedelta(seconds=self.seconds))
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise AfnextError(f"{self.what} did not come to an end: {reason}") from error
+                    request.wait(timedelta(seconds=link.seconds))
+            except RuntimeError as error:
+                reason = str(error).splitlines()[0]
+                raise AfnextError(
+                    f"rank {dist.get_rank()}: {what} did not come to an end: {reason}"
+                ) from error
+        if self.requests:
+            link.awaits(self.number, "")
         self.requests = ()
-        self.waited(time.perf_counter() - began)
+        link.waited += time.perf_counter() - began
 
 
 class GroupLink:
@@ -90,9 +92,16 @@ class GroupLink:
     Args:
         mesh: of two dimensions called "ring" and "ulysses".
         timeout: seconds after which a message under way is an error, where the host waits (gloo).
+        awaits: told what the host waits for.
+
+    Attributes:
+        seconds: the timeout; None where the host does not wait.
+        waited: seconds that the host waited for messages.
     """
 
-    def __init__(self, mesh: DeviceMesh, timeout: float = 600.0) -> None:
+    def __init__(
+        self, mesh: DeviceMesh, timeout: float = 600.0, awaits: Awaits = lambda number, what: None
+    ) -> None:
         if mesh.mesh_dim_names != DIMENSIONS:
             raise ValueError(
                 f"GroupLink: mesh must have dimensions {DIMENSIONS}, got {mesh.mesh_dim_names}"
@@ -104,16 +113,14 @@ class GroupLink:
         ranks = dist.get_process_group_ranks(self._ring)
         self._next = ranks[(ring_rank + 1) % self.ring]
         self._before = ranks[ring_rank - 1]
-        self._seconds = None if dist.get_backend(self._ring) == "nccl" else timeout
+        self.seconds = None if dist.get_backend(self._ring) == "nccl" else timeout
         self._peers = dist.get_process_group_ranks(self._ulysses)
-        self._waited = 0.0
-
-    def _note(self, seconds: float) -> None:
-        self._waited += seconds
+        self.awaits, self.waited = awaits, 0.0
+        self._count = 0
 
     def take_waited(self) -> float:
         """Seconds that the host waited for messages since the last call; on CUDA it waits for none."""
-        waited, self._waited = self._waited, 0.0
+        waited, self.waited = self.waited, 0.0
         return waited
 
     def all_to_all(
@@ -122,22 +129,26 @@ class GroupLink:
         request = dist.all_to_all_single(
             received, sent, list(received_rows), list(sent_rows), group=self._ulysses, async_op=True
         )
-        what = f"rank {dist.get_rank()}: the exchange of heads among ranks {self._peers}"
-        return GroupWork([request], what, self._seconds, self._note)
+        return self._work([request], [f"the exchange of heads among ranks {self._peers}"])
 
     def shift(self, received: Sequence[Tensor], sent: Sequence[Tensor]) -> Work:
         # Receives first: gloo then has somewhere to put what comes early.
-        operations = [
+        receives = [
             dist.P2POp(dist.irecv, x, self._before, self._ring) for x in received if x.numel()
-        ] + [dist.P2POp(dist.isend, x, self._next, self._ring) for x in sent if x.numel()]
-        if not operations:
-            return Done()
-        what = (
-            f"rank {dist.get_rank()}: the ring's message from rank {self._before} or to rank "
-            f"{self._next}"
-        )
-        requests = dist.batch_isend_irecv(operations)
-        return GroupWork(requests, what, self._seconds, self._note)
+        ]
+        sends = [dist.P2POp(dist.isend, x, self._next, self._ring) for x in sent if x.numel()]
+        whats = [f"the ring's message from rank {self._before}"] * len(receives)
+        whats += [f"the ring's message to rank {self._next}"] * len(sends)
+        requests = dist.batch_isend_irecv(receives + sends) if whats else []
+        if len(requests) < len(whats):  # NCCL has one for all
+            both = f"the ring's message from rank {self._before} or to rank {self._next}"
+            whats = [both] * len(requests)
+        return self._work(requests, whats)
+
+    def _work(self, requests: Sequence[Any], whats: Sequence[str]) -> Work:
+        """Counted, whether or not this rank has anything to wait for."""
+        self._count += 1
+        return GroupWork(self, self._count, list(zip(requests, whats, strict=True)))
 
 
 class Alone:

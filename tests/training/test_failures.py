@@ -3,20 +3,29 @@ starts it again, and it goes on."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch.distributed as dist
 from safetensors.torch import load_file
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
 
+from afnext.errors import AfnextError
+from afnext.parallel import GroupLink
+from afnext.parallel.link import Work
 from afnext.training.distributed import watch
 from afnext.training.distributed.watch import Watch
 from afnext.training.loop import refusal
+from tests.parallel.cases import Case, of_rank
+from tests.parallel.processes import spawn
 from tests.training.mesh_runs import write_sources
 
 pytestmark = pytest.mark.slow
@@ -158,6 +167,39 @@ def test_a_message_that_does_not_arrive_is_named(tmp_path: Path, ends: dict[int,
         each.at("at step 3 of all", 0.3)
     assert until(10, lambda: len(ends) == 2)
     assert "a message between them does not arrive" in ends[0]
+
+
+def loses_a_message(store: str) -> str:
+    """What the watch of one of three living processes in a ring says, where what the first sends gets lost,
+    but for its first message.
+    """
+    reasons: list[str] = []
+    watch._end = lambda rank, why: reasons.append(why)  # type: ignore[assignment]
+    watch.BEAT, watch.GRACE = 0.1, 0.1
+    mesh = init_device_mesh("cpu", (3, 1), mesh_dim_names=("ring", "ulysses"))
+    watching = Watch(dist.FileStore(store, 3), dist.get_rank(), 3)
+    link = GroupLink(mesh, 4.0, watching.awaits)
+    shift, count = link.shift, itertools.count()
+
+    def losing(received: Sequence[Tensor], sent: Sequence[Tensor]) -> Work:
+        lost = dist.get_rank() == 0 and next(count) > 0
+        return shift(received, [] if lost else sent)
+
+    link.shift = losing  # type: ignore[method-assign]
+    dist.barrier()
+    watching.at("at step 3 of all", 1.5)
+    with pytest.raises(AfnextError, match="did not come to an end"):
+        of_rank(Case(1, 3), link, dist.get_rank())
+    until(10, lambda: reasons)
+    return reasons[0]
+
+
+def test_the_ranks_of_a_message_that_is_lost_are_named(tmp_path: Path) -> None:
+    """Not those who then wait for what these do not send."""
+    said = spawn(3, loses_a_message, str(tmp_path / "store"))
+    assert len(set(said)) == 1
+    assert "rank 1 waits for the ring's message from rank 0, which does not arrive" in said[0]
+    assert "rank 2 waits" not in said[0]
 
 
 def test_what_a_process_ended_with_is_told_to_the_others(

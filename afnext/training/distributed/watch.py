@@ -12,6 +12,8 @@ import os
 import sys
 import threading
 import time
+from collections import defaultdict
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -45,6 +47,11 @@ class Unwatched:
     def at(self, what: str, seconds: float = float("inf")) -> None:
         """This process is ``what`` (at a step, say) now, for so many seconds at most."""
 
+    def awaits(self, number: int, what: str) -> None:
+        """This process waits for ``what``, the ``number``-th message among those who share its sequences; for
+        nothing if that is empty.
+        """
+
     def failed(self, why: str) -> None:
         """This process ends."""
 
@@ -71,6 +78,7 @@ class Watch(Unwatched):
         self._store: dist.Store = store.clone()  # type: ignore[attr-defined]
         self._lock = threading.Lock()
         self._place = Place(0, "at the beginning", time.monotonic(), float("inf"))
+        self._awaited = (0, "")
         self._ended = threading.Event()
         self._beats = 0
         self._beat()
@@ -80,6 +88,9 @@ class Watch(Unwatched):
     def at(self, what: str, seconds: float = float("inf")) -> None:
         now = time.monotonic()
         self._place = Place(self._place.number + 1, what, now, now + seconds)
+
+    def awaits(self, number: int, what: str) -> None:
+        self._awaited = number, what
 
     def failed(self, why: str) -> None:
         self._report(f"rank {self.rank} ended: {why}")
@@ -131,7 +142,9 @@ class Watch(Unwatched):
 
     def _beat(self) -> None:
         self._beats += 1
-        self._set(self._key(self.rank), f"{self._beats}\t{self._place.number}\t{self._place.what}")
+        place, awaited = self._place, self._awaited
+        sign = (self._beats, place.number, place.what, *awaited)
+        self._set(self._key(self.rank), "\t".join(map(str, sign)))
 
     def _watch(self) -> None:
         following = (self.rank + 1) % self.size
@@ -165,9 +178,7 @@ class Watch(Unwatched):
         ranks = [str(rank) for rank, number in enumerate(numbers) if number == late]
         what = _what(signs[int(ranks[0])])
         if len(ranks) == self.size:
-            return (
-                f"every rank is {what} for {seconds:.0f} s: a message between them does not arrive"
-            )
+            return f"every rank is {what} for {seconds:.0f} s: {_lost(signs)}"
         return (
             f"rank {', '.join(ranks)} is {what} for {seconds:.0f} s, and the others wait for it: the timeout "
             "is over"
@@ -175,7 +186,19 @@ class Watch(Unwatched):
 
 
 def _what(sign: str) -> str:
-    return sign.rpartition("\t")[2] or "none"
+    return sign.split("\t")[2] if "\t" in sign else sign or "none"
+
+
+def _lost(signs: Sequence[str]) -> str:
+    """The first of the messages that are awaited: the others may only follow from it."""
+    awaited: dict[int, list[str]] = defaultdict(list)
+    for rank, sign in enumerate(signs):
+        _, _, _, number, what = sign.split("\t")
+        if what:
+            awaited[int(number)].append(f"rank {rank} waits for {what}")
+    if not awaited:
+        return "a message between them does not arrive"
+    return f"{' and '.join(awaited[min(awaited)])}, which does not arrive"
 
 
 def _first_line(error: BaseException) -> str:

@@ -210,7 +210,7 @@ class World:
             )
             link: Link = Alone()
             if together > 1:
-                link = GroupLink(mesh["ring", "ulysses"], self.timeout)
+                link = GroupLink(mesh["ring", "ulysses"], self.timeout, self.watch.awaits)
             group = flat.get_group("sequence") if together > 1 else None
             self._teams[key] = Team(mesh.get_local_rank("data"), groups, link, group)
         return self._teams[key]
