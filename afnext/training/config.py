@@ -306,7 +306,8 @@ class TrainConfig:
         replicate: copies of the parameters; each is sharded over its part of the run's processes.
         offload: keep sharded parameters, gradients and the optimizers' state on the host, and step there; for
             several processes with GPUs.
-        timeout: seconds for which a process may wait for the others, or for its data, within a step.
+        timeout: seconds for which a process may wait for the others, or for its data, within a step; between
+            steps, where checkpoints and models are written, six times as long.
         evaluate_every, save_every: steps; 0 for never.
         keep: how many of the newest checkpoints stay.
         export_dtype: of the weights in the model folder.

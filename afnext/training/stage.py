@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 HELD_OUT_BATCHES = 4
 SHOWN_SECONDS = 30.0  # of a recording that was trained on
+LEISURE = 6.0
+"""Timeouts that a process may take for a checkpoint, an export or answers to look at."""
 
 
 class StageRun:
@@ -87,7 +89,7 @@ class StageRun:
         for made in batches.ahead(progress.step, progress.cursors, depth, min(workers, depth)):
             began = self._step(made, began)
             step = progress.step
-            run.world.watch.at(f"between steps {step - 1} and {step} of {stage.name}")
+            self._beside(f"between steps {step - 1} and {step} of {stage.name}")
             if run.journal.due(step, stage.steps):
                 self._report()
             every = run.config.evaluate_every
@@ -102,7 +104,7 @@ class StageRun:
             if run.config.save_every and step % run.config.save_every == 0:
                 run.checkpoints.save(run.trained, self.optimizers, progress)
             self._waits_for_data()
-        run.world.watch.at(f"at the end of {stage.name}")
+        self._beside(f"at the end of {stage.name}")
         progress.stage, progress.step = self.index + 1, 0
         run.checkpoints.save(run.trained, [], progress)
         self._show()
@@ -110,6 +112,10 @@ class StageRun:
     def _waits_for_data(self) -> None:
         what = f"waiting for the data of step {self.progress.step} of {self.stage.name}"
         self.run.world.watch.at(what, self.run.config.timeout)
+
+    def _beside(self, what: str) -> None:
+        """Of what is written and looked at beside steps, which takes longer than they do."""
+        self.run.world.watch.at(what, LEISURE * self.run.config.timeout)
 
     def _step(self, made: Step, began: float) -> float:
         """One step, which ``began`` when the one before ended; gives when it ended."""

@@ -11,9 +11,12 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import torch.distributed.checkpoint as dcp
 
 from afnext.errors import AfnextError
-from afnext.training import loop
+from afnext.training import loop, stage
 from afnext.training.data.batches import Batches, Plan, Step
 from afnext.training.run.meters import Meters
 from afnext.training.stage import StageRun
@@ -51,6 +54,21 @@ def main(sources: str, folder: str, how: str, step: str = "3") -> None:
         if how == "late" and rank == 1 and plan.step == int(step):
             time.sleep(1000)
         return made(self, plan)
+
+    write = dcp.FileSystemWriter.write_data
+
+    def hanging(self: dcp.FileSystemWriter, *given: Any) -> Any:
+        if how == "saving" and rank == 1:
+            time.sleep(1000)
+        return write(self, *given)
+
+    def exporting(*given: Any) -> None:
+        time.sleep(1000)
+
+    dcp.FileSystemWriter.write_data = hanging  # type: ignore[method-assign]
+    if how == "exporting":
+        loop.export = exporting
+    stage.LEISURE = 1.0
 
     def noted(self: Meters, losses: Mapping[str, float], *rest: object) -> None:
         if rank == 0:

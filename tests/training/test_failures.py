@@ -81,6 +81,8 @@ def test_torchrun_starts_a_run_again_that_was_killed(sources: Path, tmp_path: Pa
         ("raises", "rank 0 ends: rank 1 ended: the moon is full"),
         ("stopped", "rank 0 ends: rank 1 gives no sign of life for"),
         ("late", "rank 1 is waiting for the data of step 3 of all for"),
+        ("saving", "rank 1 is between steps 3 and 4 of all for"),
+        ("exporting", "rank 0 is at the end of all for"),
         ("another recipe", "rank 1 has another recipe than rank 0"),
     ],
 )
@@ -160,6 +162,17 @@ def test_whoever_is_late_is_named(tmp_path: Path, ends: dict[int, str]) -> None:
     assert until(10, lambda: len(ends) == 3)
     assert len(set(ends.values())) == 1
     assert "rank 2 is waiting for the data of step 3 of all for" in ends[0]
+
+
+def test_of_those_who_are_as_far_who_does_not_wait_is_named(
+    tmp_path: Path, ends: dict[int, str]
+) -> None:
+    for each in watches(tmp_path, 3):
+        each.at("between steps 3 and 4 of all", 0.3)
+        each.awaits(0, "" if each.rank == 1 else watch.OTHERS)
+    assert until(10, lambda: len(ends) == 3)
+    assert "rank 1 is between steps 3 and 4 of all for" in ends[0]
+    assert len(set(ends.values())) == 1
 
 
 def test_a_message_that_does_not_arrive_is_named(tmp_path: Path, ends: dict[int, str]) -> None:

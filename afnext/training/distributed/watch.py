@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -26,6 +26,8 @@ SILENCE = 60.0
 GONE = 5.0
 GRACE = 10.0
 """Seconds to end by itself that a process has once the end is known."""
+OTHERS = "the others"
+"""What a process awaits that has nothing to do but wait for all of them."""
 FAILED = "failed"
 
 
@@ -170,18 +172,21 @@ class Watch(Unwatched):
                 return
 
     def _who_is_late(self) -> str:
-        """Of processes that wait for one another the one that is least far."""
+        """Of processes that wait for one another the one that is least far, and busy if others there wait."""
         signs = self._signs()
         numbers = [int(s.split("\t")[1]) if s and s != "done" else sys.maxsize for s in signs]
         late = min(numbers)
         seconds = time.monotonic() - self._place.since
-        ranks = [str(rank) for rank, number in enumerate(numbers) if number == late]
-        what = _what(signs[int(ranks[0])])
+        there = [rank for rank, number in enumerate(numbers) if number == late]
+        ranks = [r for r in there if signs[r].split("\t")[4:] != [OTHERS]] or there
+        what = _what(signs[ranks[0]])
+        lost = _lost({rank: signs[rank] for rank in ranks})
         if len(ranks) == self.size:
-            return f"every rank is {what} for {seconds:.0f} s: {_lost(signs)}"
+            lost = lost or "a message between them does not arrive"
+            return f"every rank is {what} for {seconds:.0f} s: {lost}"
         return (
-            f"rank {', '.join(ranks)} is {what} for {seconds:.0f} s, and the others wait for it: the timeout "
-            "is over"
+            f"rank {', '.join(map(str, ranks))} is {what} for {seconds:.0f} s, and the others wait for it: "
+            f"{lost or 'the timeout is over'}"
         )
 
 
@@ -189,15 +194,17 @@ def _what(sign: str) -> str:
     return sign.split("\t")[2] if "\t" in sign else sign or "none"
 
 
-def _lost(signs: Sequence[str]) -> str:
-    """The first of the messages that are awaited: the others may only follow from it."""
+def _lost(signs: Mapping[int, str]) -> str:
+    """By the signs of some ranks, the first of the messages that they await: the others may only follow from
+    it. Empty where none is known.
+    """
     awaited: dict[int, list[str]] = defaultdict(list)
-    for rank, sign in enumerate(signs):
-        _, _, _, number, what = sign.split("\t")
-        if what:
+    for rank, sign in signs.items():
+        number, what = sign.split("\t")[3:] if "\t" in sign else ("0", "")
+        if what and what != OTHERS:
             awaited[int(number)].append(f"rank {rank} waits for {what}")
     if not awaited:
-        return "a message between them does not arrive"
+        return ""
     return f"{' and '.join(awaited[min(awaited)])}, which does not arrive"
 
 

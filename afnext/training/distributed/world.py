@@ -23,7 +23,7 @@ from afnext.errors import AfnextError
 from afnext.model.config import TextConfig
 from afnext.parallel import Alone, GroupLink, Link, Shape, choose
 from afnext.training.config import RecipeError, StageConfig, TrainConfig
-from afnext.training.distributed.watch import GONE, GRACE, SILENCE, Unwatched, Watch
+from afnext.training.distributed.watch import GONE, GRACE, OTHERS, SILENCE, Unwatched, Watch
 
 PATIENCE = timedelta(days=1)
 """For what one process does while the others wait: training sets are made in hours."""
@@ -143,7 +143,15 @@ class World:
     def wait(self) -> None:
         """Until all are here."""
         if self.size > 1:
-            dist.barrier(self.host)
+            with self.others():
+                dist.barrier(self.host)
+
+    @contextmanager
+    def others(self) -> Iterator[None]:
+        """Inside, this process has nothing to do but wait for the others: whoever is late, it is not."""
+        self.watch.awaits(0, OTHERS)
+        yield
+        self.watch.awaits(0, "")
 
     @contextmanager
     def first(self) -> Iterator[None]:
@@ -158,7 +166,8 @@ class World:
         """The sum of all processes' ``values`` (on the host), or the largest of each."""
         if self.size == 1:
             return values
-        dist.all_reduce(values, dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM, self.host)
+        with self.others():
+            dist.all_reduce(values, dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM, self.host)
         return values
 
     def gathered(self, value: Value) -> list[Value]:
@@ -166,7 +175,8 @@ class World:
         if self.size == 1:
             return [value]
         found: list = [None] * self.size
-        dist.all_gather_object(found, value, self.host)
+        with self.others():
+            dist.all_gather_object(found, value, self.host)
         return found
 
     def agree(self, recipe: TrainConfig) -> None:

@@ -17,7 +17,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from enum import EnumType
 from pathlib import Path
-from typing import Any
+from threading import Event
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -50,6 +51,15 @@ _KNOWN = {
 }  # fmt: skip
 
 
+class _Pending(NamedTuple):
+    """What is being written: by this process, by all, and until it has its name (on the first)."""
+
+    wrote: Event
+    writing: Future
+    landed: Future
+    path: Path
+
+
 class Checkpoints:
     """The checkpoints of a run.
 
@@ -61,7 +71,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, world: World, keep: int = 2) -> None:
         self.folder, self.world, self.keep = folder, world, keep
-        self._pending: tuple[Future, Path] | None = None
+        self._pending: _Pending | None = None
 
     @property
     def newest(self) -> Path | None:
@@ -84,16 +94,18 @@ class Checkpoints:
         self.world.wait()
         tensors = _weights(trained) | _moments(trained, optimizers)
         tensors |= self._random()
+        writer = _Writer(partial)
         writing = dcp.async_save(
-            tensors, storage_writer=dcp.FileSystemWriter(partial), no_dist=self.world.size == 1,
+            tensors, storage_writer=writer, no_dist=self.world.size == 1,
             process_group=self.world.writing,
         )  # fmt: skip
         assert isinstance(writing, Future)
+        writing.add_done_callback(lambda done: writer.wrote.set())  # where it failed before
+        landed = writing
         if self.world.rank == 0:
-            written: Future[None] = Future()
-            writing.add_done_callback(lambda done: self._land(done, partial, path, values, written))
-            writing = written
-        self._pending = writing, path
+            landed = Future()
+            writing.add_done_callback(lambda done: self._land(done, partial, path, values, landed))
+        self._pending = _Pending(writer.wrote, writing, landed, path)
 
     def finish(self) -> None:
         """Wait for what is being written.
@@ -103,10 +115,13 @@ class Checkpoints:
         """
         if self._pending is None:
             return
-        (writing, path), self._pending = self._pending, None
-        why = ""
+        pending, self._pending = self._pending, None
+        path, why = pending.path, ""
         try:
-            writing.result()
+            pending.wrote.wait()
+            with self.world.others():
+                wait([pending.writing])
+            pending.landed.result()
         except (Exception, dcp.CheckpointException) as error:
             why = _why(error)
         failed = [w for w in self.world.gathered(why) if w]
@@ -120,7 +135,7 @@ class Checkpoints:
         of which the others may not know.
         """
         if self._pending is not None:
-            wait([self._pending[0]])
+            wait([self._pending.landed])
 
     def restore(self, trained: nn.Module) -> Progress | None:
         """Read the weights and the random state of the newest; None where there is none.
@@ -281,6 +296,19 @@ def _moments(trained: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, T
         for name, parameter, optimizer in _optimized(trained, optimizers)
         for key, value in optimizer.state.get(parameter, {}).items()
     }
+
+
+class _Writer(dcp.FileSystemWriter):
+    """``wrote``: what this process has is written."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.wrote = Event()
+
+    def write_data(self, plan: dcp.SavePlan, planner: dcp.SavePlanner) -> Any:
+        written = super().write_data(plan, planner)
+        self.wrote.set()
+        return written
 
 
 class _Reader(dcp.FileSystemReader):
