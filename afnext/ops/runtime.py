@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -54,6 +55,11 @@ def named_range(name: str) -> AbstractContextManager[None]:
     Costs 0.2 µs where nobody profiles, ``torch.profiler.record_function`` 6.
     """
     return torch._C._profiler._RecordFunctionFast(name)
+
+
+def module_path() -> Path:
+    """The file of the compiled module."""
+    return Path(compiled.__file__)
 
 
 def num_threads() -> int:

@@ -98,9 +98,16 @@ def train(
         raise AfnextError(f"out: {out} is a file, and a run needs a folder")
     if unknown := set(stages) - {stage.name for stage in config.stages}:
         raise AfnextError(f"{config.name}: no stage is called {unknown.pop()!r}")
-    world = World(config.device, config.timeout, config.offload)
+    alike = {
+        "device": config.device,
+        "recipe": repr(config),
+        "choice of stages": repr([*stages]),
+        "choice to resume": repr(resume),
+        "data folder": str(data),
+        "choice of tensorboard": repr(tensorboard),
+    }
+    world = World(config.device, config.timeout, config.offload, alike)
     try:
-        world.agree(config)
         check_offload(config, world)
         why = "" if world.rank else refusal(out, resume) or resume_refusal(config, out)
         if why := world.gathered(why)[0]:

@@ -16,6 +16,7 @@ from typing import Any
 import torch.distributed.checkpoint as dcp
 
 from afnext.errors import AfnextError
+from afnext.ops import runtime
 from afnext.training import loop, stage
 from afnext.training.data.batches import Batches, Plan, Step
 from afnext.training.run.meters import Meters
@@ -23,6 +24,10 @@ from afnext.training.stage import StageRun
 from tests.training.mesh_runs import small
 
 TIMEOUT = 8.0
+CHANGES: dict[str, dict[str, Any]] = {
+    "another recipe": {"seed": 7},
+    "another device": {"device": "cuda"},
+}
 
 
 def kills() -> None:
@@ -78,10 +83,14 @@ def main(sources: str, folder: str, how: str, step: str = "3") -> None:
 
     StageRun._gradients, Meters.add = failing, noted  # type: ignore[method-assign]
     Batches.__getitem__ = late  # type: ignore[method-assign]
-    if how == "another recipe" and rank == 1:
-        config = dataclasses.replace(config, seed=7)
+    stages: list[str] = []
+    if rank == 1:
+        config = dataclasses.replace(config, **CHANGES.get(how, {}))
+        stages = ["all"] if how == "another choice of stages" else []
+        if how == "another compiled module":
+            runtime.module_path = lambda: Path(__file__)
     try:
-        loop.train(config, Path(folder) / "run")
+        loop.train(config, Path(folder) / "run", stages=stages)
     except AfnextError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(1)

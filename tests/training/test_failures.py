@@ -10,18 +10,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
 from afnext.errors import AfnextError
+from afnext.ops import runtime
 from afnext.parallel import GroupLink
 from afnext.parallel.link import Work
-from afnext.training.distributed import watch
+from afnext.training.distributed import agreement, watch
+from afnext.training.distributed.agreement import agree
 from afnext.training.distributed.watch import Watch
 from afnext.training.loop import refusal
 from tests.parallel.cases import Case, of_rank
@@ -30,6 +35,7 @@ from tests.training.mesh_runs import write_sources
 
 pytestmark = pytest.mark.slow
 
+ALIKE = ("recipe", "device", "choice of stages", "compiled module")
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -83,7 +89,7 @@ def test_torchrun_starts_a_run_again_that_was_killed(sources: Path, tmp_path: Pa
         ("late", "rank 1 is waiting for the data of step 3 of all for"),
         ("saving", "rank 1 is between steps 3 and 4 of all for"),
         ("exporting", "rank 0 is at the end of all for"),
-        ("another recipe", "rank 1 has another recipe than rank 0"),
+        *((f"another {what}", f"rank 1 has another {what} than rank 0") for what in ALIKE),
     ],
 )
 def test_the_rank_and_the_reason_are_named(
@@ -112,6 +118,43 @@ def test_a_run_is_taken_over_by_the_torchrun_that_began_it(
         started(run, "2")
         assert (refusal(out, False) == "") == taken
     assert refusal(out, True) == ""
+
+
+def test_who_is_otherwise_or_absent_is_named(tmp_path: Path) -> None:
+    """By all, before anything is joined."""
+
+    def of_three(values: list[str], folder: Path) -> list[str]:
+        folder.mkdir()
+
+        def of_rank(rank: int) -> str:
+            store = dist.FileStore(str(folder / "store"), 3)
+            alike = {"recipe": values[rank], "code": "same"}
+            try:
+                agree(store, rank, 3, alike, timedelta(seconds=0.5))
+            except AfnextError as error:
+                return str(error)
+            return ""
+
+        with ThreadPoolExecutor() as pool:
+            return list(pool.map(of_rank, range(len(values))))
+
+    assert of_three(["a", "a", "a"], tmp_path / "alike") == ["", "", ""]
+    other = of_three(["a", "a", "b"], tmp_path / "other")
+    assert other == ["rank 2 has another recipe than rank 0"] * 3
+    absent = of_three(["a", "a"], tmp_path / "absent")
+    assert absent == ["rank 2 did not come in 0 s"] * 2
+
+
+def test_what_is_compiled_is_of_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = agreement.code()
+    other = tmp_path / "_C.so"
+    other.write_bytes(b"")
+    monkeypatch.setattr(runtime, "module_path", lambda: other)
+    monkeypatch.setattr(torch, "__version__", "1.0")
+    now = agreement.code()
+    assert {what for what in now if now[what] != before[what]} == {
+        "compiled module", "version of torch"
+    }  # fmt: skip
 
 
 def watches(folder: Path, count: int, silence: float = 60.0) -> list[Watch]:

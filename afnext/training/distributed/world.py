@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import faulthandler
-import hashlib
 import os
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -18,11 +16,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-import afnext
 from afnext.errors import AfnextError
 from afnext.model.config import TextConfig
 from afnext.parallel import Alone, GroupLink, Link, Shape, choose
-from afnext.training.config import RecipeError, StageConfig, TrainConfig
+from afnext.training.config import RecipeError, StageConfig
+from afnext.training.distributed import agreement
 from afnext.training.distributed.watch import GONE, GRACE, OTHERS, SILENCE, Unwatched, Watch
 
 PATIENCE = timedelta(days=1)
@@ -58,15 +56,23 @@ class World:
         device: kind, ``"cpu"`` (gloo) or ``"cuda"`` (NCCL, and gloo for what is on the host).
         offload: whether gradients are on the host, and are added up there too.
         timeout: seconds that a message of a step may take.
+        alike: what must be the same on all processes, by name, beside the code.
 
     Attributes:
         watch: over the processes that ``torchrun`` started.
 
     Raises:
-        AfnextError: the processes cannot find one another.
+        AfnextError: the processes cannot find one another, or one of them has something else than the first;
+            with its rank.
     """
 
-    def __init__(self, device: str, timeout: float = 600.0, offload: bool = False) -> None:
+    def __init__(
+        self,
+        device: str,
+        timeout: float = 600.0,
+        offload: bool = False,
+        alike: Mapping[str, str] | None = None,
+    ) -> None:
         self.size, self.rank = int(os.environ.get("WORLD_SIZE", "1")), 0
         self.writing: dist.ProcessGroup | None = None
         self.owns = False
@@ -76,12 +82,11 @@ class World:
             self.size = dist.get_world_size()
         if self.size == 1:
             return
+        mine = {**(alike or {}), **agreement.code()}
         if not dist.is_initialized():
             self.owns = True
-            if self.kind == "cuda":
-                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
             try:
-                store = self._joined()
+                store = self._joined(mine)
             except (RuntimeError, ValueError) as error:
                 raise AfnextError(f"cannot join the run's other processes: {error}") from None
         self.rank = dist.get_rank()
@@ -91,14 +96,22 @@ class World:
         self._teams: dict[tuple[int, int], Team] = {}
         if self.owns:
             self.watch = Watch(store, self.rank, self.size, min(SILENCE, timeout))
+            return
+        everyone = self.gathered(mine)
+        for rank, theirs in enumerate(everyone):
+            if why := agreement.other_than(everyone[0], rank, theirs):
+                raise AfnextError(why)
 
-    def _joined(self) -> dist.Store:
+    def _joined(self, mine: Mapping[str, str]) -> dist.Store:
         """Where all processes that ``torchrun`` started have met. Its store outlives those that died, whose
         addresses are there: each start has a part of it for itself.
         """
         found, rank, size = next(iter(dist.rendezvous("env://")))
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store = dist.PrefixStore(f"start {attempt}", found)
+        agreement.agree(store, rank, size, mine, self._patience)
+        if self.kind == "cuda":
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         on_gpus = "cpu:gloo,cuda:nccl" if self.offload else "nccl"
         dist.init_process_group(
             on_gpus if self.kind == "cuda" else "gloo", store=store, rank=rank, world_size=size,
@@ -179,14 +192,6 @@ class World:
             dist.all_gather_object(found, value, self.host)
         return found
 
-    def agree(self, recipe: TrainConfig) -> None:
-        """Raises :class:`AfnextError` with the rank whose recipe or code is not the first's."""
-        mine = {"recipe": repr(recipe), "code of afnext": _code()}
-        for rank, theirs in enumerate(everyone := self.gathered(mine)):
-            for what, value in theirs.items():
-                if value != everyone[0][what]:
-                    raise AfnextError(f"rank {rank} has another {what} than rank 0")
-
     def parameters(self, replicate: int) -> DeviceMesh:
         """The mesh over which parameters are sharded, in ``replicate`` copies."""
         if self.size % replicate:
@@ -259,16 +264,6 @@ def mesh_of(stage: StageConfig, text: TextConfig, processes: int) -> tuple[int, 
 def _first_line(error: BaseException) -> str:
     """What went wrong, without the advice that torch adds."""
     return (str(error).splitlines() or [""])[0].partition(". ")[0] or type(error).__name__
-
-
-def _code() -> str:
-    """What the package's Python files hold, as a hash."""
-    folder = Path(afnext.__file__).parent
-    found = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        found.update(path.relative_to(folder).as_posix().encode())
-        found.update(path.read_bytes())
-    return found.hexdigest()
 
 
 def summed(world: World, values: Mapping[str, float]) -> dict[str, float]:
