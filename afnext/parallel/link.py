@@ -169,16 +169,19 @@ class Alone:
         return Done()
 
 
-_links: dict[tuple[int, int, int], Link] = {}
+_links: dict[Any, dict[tuple[int, int], Link]] = {}
+"""By torch's default group: the present one."""
 
 
 def world_link(ulysses: int, ring: int) -> Link:
-    """The link over all processes of torch's default group, made at the first call and kept.
+    """The link over all processes of torch's default group, made at the first call and kept until there is
+    another group.
 
     Raises:
         ValueError: the group has another number of ranks.
     """
     if not dist.is_initialized():
+        _links.clear()
         if ulysses * ring != 1:
             raise ValueError(
                 f"attention: plan has ulysses {ulysses} x ring {ring} ranks, but torch.distributed is "
@@ -191,9 +194,12 @@ def world_link(ulysses: int, ring: int) -> Link:
             f"attention: plan has ulysses {ulysses} x ring {ring} ranks, but the process group has "
             f"{world} (seen by rank {dist.get_rank()})"
         )
-    key = (ulysses, ring, id(dist.group.WORLD))
-    if key not in _links:
+    if dist.group.WORLD not in _links:
+        _links.clear()  # of groups that are destroyed
+        _links[dist.group.WORLD] = {}
+    links, key = _links[dist.group.WORLD], (ulysses, ring)
+    if key not in links:
         device = "cuda" if torch.cuda.is_available() and dist.get_backend() == "nccl" else "cpu"
         mesh = init_device_mesh(device, (ring, ulysses), mesh_dim_names=DIMENSIONS)
-        _links[key] = GroupLink(mesh)
-    return _links[key]
+        links[key] = GroupLink(mesh)
+    return links[key]

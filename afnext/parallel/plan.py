@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import pairwise
 from typing import Literal, NamedTuple, get_args
 
@@ -136,13 +136,19 @@ class SequencePlan:
 
     def steps(self, ring_rank: int, mask: Mask = CAUSAL) -> tuple[Calls, ...]:
         """What a ring rank computes at each step: at step s on the keys of ring rank ``ring_rank - s``."""
-        return _steps(self, ring_rank, mask)
+        key = ring_rank, mask
+        if key not in self._steps:
+            self._steps[key] = _steps(self, ring_rank, mask)
+        return self._steps[key]
 
     def shares(self, rank: int, step: int, mask: Mask = CAUSAL) -> Shares:
         """A step's calls by whose tokens they are about; all are ``rest`` of steps between the first and the
         last, and where a ring rank is one rank.
         """
-        return _shares(self, rank, step, mask)
+        key = rank, step, mask
+        if key not in self._shares:
+            self._shares[key] = _shares(self, rank, step, mask)
+        return self._shares[key]
 
     def work(self, mask: Mask = CAUSAL) -> list[list[int]]:
         """(query, key) pairs that each ring rank computes at each ring step: ``[ring][step]``."""
@@ -150,6 +156,15 @@ class SequencePlan:
             [sum(call.pairs for call in step) for step in self.steps(rank, mask)]
             for rank in range(self.ring)
         ]
+
+    # What a plan has worked out for one layer serves the others, and goes with it: it can be a megabyte.
+    @cached_property
+    def _steps(self) -> dict[tuple[int, Mask], tuple[Calls, ...]]:
+        return {}
+
+    @cached_property
+    def _shares(self) -> dict[tuple[int, int, Mask], Shares]:
+        return {}
 
     def _cuts(self, ring_rank: int) -> list[int]:
         """Where the parts of the Ulysses ranks begin and end within their ring rank's tokens."""
@@ -184,13 +199,11 @@ class SequencePlan:
 Rows = Sequence[tuple[int, int]]
 
 
-@lru_cache(maxsize=256)
 def _steps(plan: SequencePlan, ring_rank: int, mask: Mask) -> tuple[Calls, ...]:
     every: Rows = ((0, plan.total),)
     return tuple(_calls(plan, ring_rank, step, mask, every, every) for step in range(plan.ring))
 
 
-@lru_cache(maxsize=256)
 def _shares(plan: SequencePlan, rank: int, step: int, mask: Mask) -> Shares:
     ring_rank, ulysses_rank = divmod(rank, plan.ulysses)
     if plan.ulysses == 1 or 0 < step < plan.ring - 1:

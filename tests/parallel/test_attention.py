@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from afnext import ops
 from afnext.errors import AfnextError
-from afnext.parallel import SequencePlan, attention, local_links, run_local
+from afnext.parallel import SequencePlan, attention, local_links, run_local, world_link
 from tests.parallel.cases import NAMES, Case, error, errors_in_group, local, of_rank, stalled, whole
 from tests.parallel.processes import spawn
 
@@ -156,6 +160,24 @@ def test_a_message_that_does_not_come_names_the_ranks() -> None:
     case, links = Case(1, 2), local_links(1, 2, timeout=0.3)
     with pytest.raises(AfnextError, match=r"rank 0: waiting for rank 1: nothing came in 0 s"):
         of_rank(case, links[0], 0)
+
+
+def links_of_two_groups(folder: str) -> list[bool]:
+    """Whether a link is kept with its group, and whether it goes with it."""
+    links = [world_link(1, 1), world_link(1, 1)]
+    kept = links[0] is links[1]
+    gone = weakref.ref(links.pop())
+    links.clear()
+    dist.destroy_process_group()
+    dist.init_process_group("gloo", store=dist.FileStore(folder, 1), rank=0, world_size=1)
+    world_link(1, 1)
+    gc.collect()
+    return [kept, gone() is None]
+
+
+@pytest.mark.slow
+def test_the_link_of_a_group_that_is_destroyed_goes(tmp_path: Path) -> None:
+    assert spawn(1, links_of_two_groups, str(tmp_path / "store")) == [[True, True]]
 
 
 @pytest.mark.slow

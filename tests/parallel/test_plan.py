@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from itertools import pairwise
 
 import numpy as np
@@ -249,3 +251,14 @@ def test_bad_arguments_of_a_plan_are_named() -> None:
         plan.shard(torch.zeros(5), 0)
     with pytest.raises(ValueError, match=r"parts must have \[3, 3\] rows, got \[3\]"):
         plan.unshard([torch.zeros(3)])
+
+
+def test_what_a_plan_works_out_is_kept_and_goes_with_it() -> None:
+    """Of a long row it is megabytes, and every batch has a plan of its own."""
+    plan = SequencePlan(2, 2, "zigzag", (0, 64))
+    assert plan.shares(1, 0) is plan.shares(1, 0)
+    assert plan.steps(1) is plan.steps(1)
+    tensors = [weakref.ref(c.cu_q) for c in (plan.shares(1, 0).near[0], plan.steps(1)[0][0])]
+    del plan
+    gc.collect()
+    assert [tensor() for tensor in tensors] == [None, None]
