@@ -88,7 +88,8 @@ def train(
             its rank and what is known of why.
 
     Under ``torchrun`` every process calls it with the same arguments and a folder that all of them see; the
-    first alone writes.
+    first alone writes. There an error is the end of the process too, whoever catches it: 15 seconds later it
+    exits with 1, as groups that have lost a process may never close. Such a run is one to start again.
     """
     config = recipe if isinstance(recipe, TrainConfig) else load_recipe(recipe)
     if device is not None:

@@ -133,7 +133,8 @@ class World:
 
     def reason(self, error: BaseException) -> BaseException:
         """For a run that ends with ``error``: the others are told. If it is of a message to another process
-        that died or ended, an ``AfnextError`` that says which, and why.
+        that died or ended, an ``AfnextError`` that says which, and why. This process then ends, in
+        ``GRACE + GONE`` seconds at most.
         """
         if not self.owns:
             return error
