@@ -38,6 +38,10 @@ def stands_still() -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
+def terminates() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def raises() -> None:
     raise AfnextError("the moon is full")
 
@@ -46,7 +50,8 @@ def main(sources: str, folder: str, how: str, step: str = "3") -> None:
     config = dataclasses.replace(small(Path(sources), 6), timeout=TIMEOUT)
     rank, first = int(os.environ["RANK"]), os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
     gradients, made, add = StageRun._gradients, Batches.__getitem__, Meters.add
-    fails = {"killed": kills, "stopped": stands_still, "raises": raises}.get(how)
+    ways = {"killed": kills, "stopped": stands_still, "terminated": terminates, "raises": raises}
+    fails = ways.get(how)
 
     def failing(self: StageRun, of: Step) -> dict[str, float]:
         if fails and first and self.progress.step == int(step):

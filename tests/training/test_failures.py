@@ -46,12 +46,14 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def torchrun(sources: Path, folder: Path, how: str, restarts: int = 0) -> tuple[int, str]:
+def torchrun(
+    sources: Path, folder: Path, how: str, restarts: int = 0, step: int = 3
+) -> tuple[int, str]:
     """The exit status of a run of two processes, and what they said."""
     folder.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
                f"--max-restarts={restarts}", "-m", "tests.training.failing_run",
-               str(sources), str(folder), how]  # fmt: skip
+               str(sources), str(folder), how, str(step)]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
@@ -63,21 +65,47 @@ def losses(folder: Path) -> list[list[float]]:
     return [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
 
 
+@pytest.fixture(scope="module")
+def whole(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing befell."""
+    folder = tmp_path_factory.mktemp("whole")
+    status, said = torchrun(sources, folder, "whole")
+    assert status == 0, said
+    return folder
+
+
+def same_weights(*folders: Path) -> bool:
+    a, b = (load_file(f / "run" / "model" / "model.safetensors") for f in folders)
+    return all((a[name] == b[name]).all() for name in a)
+
+
 @pytest.mark.sweep
-def test_torchrun_starts_a_run_again_that_was_killed(sources: Path, tmp_path: Path) -> None:
+def test_torchrun_starts_a_run_again_that_was_killed(
+    sources: Path, whole: Path, tmp_path: Path
+) -> None:
     """From its newest checkpoint, to the losses and weights of one that was not; who lives names the dead."""
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert torchrun(sources, whole, "whole")[0] == 0
+    killed = tmp_path / "killed"
     status, said = torchrun(sources, killed, "killed", restarts=1)
     assert status == 0, said
     assert "error: rank 0 ends: rank 1 died (its last sign: " in said
     assert losses(killed) == losses(whole)[:3] + losses(whole)[2:]  # saved before steps 2 and 4
-    a, b = (load_file(f / "run" / "model" / "model.safetensors") for f in (whole, killed))
-    assert all((a[name] == b[name]).all() for name in a)
+    assert same_weights(whole, killed)
     # Of another torchrun a run is not taken over, also not where it starts again.
     status, said = torchrun(sources, killed, "whole", restarts=1)
     assert status != 0
     assert said.count("holds a run already") >= 2
+
+
+@pytest.mark.sweep
+def test_a_signal_to_one_process_ends_all_with_a_checkpoint(
+    sources: Path, whole: Path, tmp_path: Path
+) -> None:
+    """Of the step under way, which is kept for that alone; what goes on from there repeats nothing."""
+    status, said = torchrun(sources, tmp_path, "terminated", restarts=1, step=2)
+    assert status == 0, said
+    assert "error: stopped by a signal after step 3 of all, which is kept" in said
+    assert losses(tmp_path) == losses(whole)
+    assert same_weights(whole, tmp_path)
 
 
 @pytest.mark.sweep
