@@ -99,31 +99,23 @@ def test_four_processes_have_the_gradients_of_one(sources: Path, tmp_path: Path)
     assert any(any(step) and not all(step) for step in silent)
 
 
-WHOLE = "FSDP 2 x SP 2"  # shards weights and sequences both
-
-
-@pytest.mark.sweep
-def test_ten_steps_of_four_processes_are_those_of_one(sources: Path, tmp_path: Path) -> None:
-    """What AdamW makes of rounding grows little: 1.0e-5 and 1.0e-4 at the eighth step, less at the tenth."""
-    meshes = {WHOLE: mesh_recipe(sources, **MESHES[WHOLE])}
-    check(meshes, mesh_recipe(sources), tmp_path, 4 * CLOSE, 5 * WORST, LOSS)
-
-
 @pytest.fixture(scope="module")
-def four_steps(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict], Path]:
+def ten_steps(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict], Path]:
     """One process's losses, and the folder of its gradients."""
-    folder = tmp_path_factory.mktemp("four-steps")
-    return recorded(mesh_recipe(sources, steps=4), folder), folder
+    folder = tmp_path_factory.mktemp("ten-steps")
+    return recorded(mesh_recipe(sources), folder), folder
 
 
 @pytest.mark.sweep
-@pytest.mark.parametrize("name", sorted(MESHES.keys() - {WHOLE}))
-def test_four_steps_on_other_meshes_are_those_of_one(
-    sources: Path, tmp_path: Path, four_steps: tuple[list[dict], Path], name: str
+@pytest.mark.parametrize("name", MESHES)
+def test_ten_steps_of_four_processes_are_those_of_one(
+    sources: Path, tmp_path: Path, ten_steps: tuple[list[dict], Path], name: str
 ) -> None:
-    """Sixteen batches, with recordings of two windows and with none, and three updates behind the first."""
-    meshes = {name: mesh_recipe(sources, steps=4, **MESHES[name])}
-    compare(meshes, *four_steps, tmp_path, CLOSE, WORST, LOSS)
+    """Forty batches, with recordings of two windows and with none. What AdamW makes of rounding grows little:
+    2.3e-6 and 3.0e-5 at most on one machine, 1.0e-5 and 1.0e-4 on another.
+    """
+    meshes = {name: mesh_recipe(sources, **MESHES[name])}
+    compare(meshes, *ten_steps, tmp_path, 4 * CLOSE, 5 * WORST, LOSS)
 
 
 @pytest.mark.sweep
