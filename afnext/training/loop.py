@@ -216,6 +216,9 @@ class Run:
                 raise RecipeError(f"{stage.name}: {error}") from None
         self.progress = state.Progress()
         self.by_source: SourceLosses | None = None
+        # Each process has tokens of its own, whatever it shares: dropout takes others from each. What must be
+        # the same on all was drawn above.
+        torch.manual_seed(config.seed + self.world.rank)
 
     def _tokenizer(self) -> None:
         """Read the initial folder's; without one the first process trains one on what the sources say."""

@@ -29,6 +29,7 @@ from afnext.training.config import (
 )
 from afnext.training.data.batches import Batches, Plan, Step
 from afnext.training.distributed.world import World
+from afnext.training.network.lora import LoraLinear
 from afnext.training.synthesis import banks
 from afnext.training.synthesis.dataset import SceneSet
 from tests.training.banks import make_once
@@ -247,6 +248,23 @@ def stopped(config: TrainConfig, out: Path, data: Path, name: str, step: int) ->
     Batches.__getitem__ = fails  # type: ignore[method-assign]
     with suppress(ZeroDivisionError):
         loop.train(config, out, data=data)
+
+
+def dropped(config: TrainConfig, out: Path) -> list[float]:
+    """What dropout makes of ones before a run's first adapter, when it begins."""
+    found: list[float] = []
+
+    def train(run: loop.Run, stages: Sequence[str]) -> Path:
+        layer = next(m for m in run.net.modules() if isinstance(m, LoraLinear))
+        found.extend(torch.nn.functional.dropout(torch.ones(64), layer.dropout).tolist())
+        return out
+
+    before, loop.Run.train = loop.Run.train, train  # type: ignore[method-assign, assignment]
+    try:
+        loop.train(config, out)
+    finally:
+        loop.Run.train = before  # type: ignore[method-assign]
+    return found
 
 
 def scattered(config: TrainConfig, out: Path) -> int:

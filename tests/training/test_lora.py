@@ -24,7 +24,7 @@ from afnext.training.recipe import load_recipe, told_of
 from afnext.training.run.checkpoints import newest, read
 from tests.parallel.processes import spawn
 from tests.training.conftest import stage
-from tests.training.mesh_runs import all_recorded, recorded, write_sources
+from tests.training.mesh_runs import all_recorded, dropped, recorded, write_sources
 from tests.training.mesh_runs import recipe as mesh_recipe
 
 pytestmark = pytest.mark.slow
@@ -256,3 +256,15 @@ def test_two_processes_train_the_adapters_of_one(tmp_path: Path) -> None:
             assert torch.equal(merged[name], before[name].float()) == rests, name
             assert (merged[name] - value).abs().max() < 1e-5, name
         assert (run / "adapter" / "adapter_config.json").exists()
+
+
+def test_each_process_drops_others(tmp_path: Path) -> None:
+    """Those of a sequence too: what they have of it is not the same."""
+    write_sources(tmp_path / "sources")
+    made = mesh_recipe(tmp_path / "sources", steps=1, parallel=ParallelConfig(ulysses=2))
+    adapters = dataclasses.replace(made.stages[0], train={"lora": 1e-4}, freeze=["net"])
+    lora = dataclasses.replace(LORA, dropout=0.3)
+    config = dataclasses.replace(made, stages=[dataclasses.replace(adapters, lora=lora)])
+    first, second = spawn(2, dropped, config, tmp_path / "run")
+    assert 0.0 in first
+    assert first != second
