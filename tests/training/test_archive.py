@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -10,11 +12,15 @@ import numpy as np
 import pytest
 import soundfile
 
+from afnext.chat import Tokenizer
+from afnext.chat.variants import detect_variant, template_of
 from afnext.errors import AfnextError
+from afnext.hub import EMBEDDED
 from afnext.training import archive as module
 from afnext.training.archive import archive
 from afnext.training.data.index import Index
 from afnext.training.data.mixture import Mixture
+from afnext.training.data.packing import encode
 from afnext.training.data.sources import Source
 from afnext.training.run.state import Cursors
 
@@ -148,21 +154,122 @@ def test_too_much_that_is_broken_ends_it(given: Path, tmp_path: Path) -> None:
         Source(tmp_path / "set")
 
 
-def test_a_call_that_was_broken_off_begins_anew(
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("broken", ["write_shard", "write_part", "write_index"])
+def test_a_call_that_was_broken_off_goes_on(
+    broken: str, given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the same bytes as one that was not, with what was whole as it was; by its own arguments alone."""
+    monkeypatch.setattr(module, "SHARD_RECORDS", 2)
+    archive([given], tmp_path / "whole", shard_seconds=1)
+    writes, made = getattr(module, broken), []
+
+    def stop(*arguments: object) -> object:
+        made.append(arguments)
+        if len(made) == 2 or broken == "write_index":
+            raise KeyboardInterrupt
+        return writes(*arguments)
+
+    folder = tmp_path / "set"
+    with monkeypatch.context() as patch:
+        patch.setattr(module, broken, stop)
+        with pytest.raises(KeyboardInterrupt):
+            archive([given], folder, shard_seconds=1)
+    if broken != "write_index":
+        with pytest.raises(AfnextError, match="no conversations"):  # not a set that lacks some
+            Source(folder)
+    kept = {path: path.stat().st_mtime_ns for path in folder.glob("*.tar")}
+    assert len(kept) == (1 if broken == "write_shard" else 3)
+    with pytest.raises(AfnextError, match="holds the beginning of a set of other"):
+        archive([given], folder, shard_seconds=2)
+    archive([given], folder, shard_seconds=1)
+    assert content(folder) == content(tmp_path / "whole")
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    with pytest.raises(AfnextError, match="holds a training set"):
+        archive([given], folder, shard_seconds=1)
+
+
+def test_a_shard_that_is_lost_meanwhile_is_written_again(
     given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    archive([given], tmp_path / "whole", shard_seconds=1)
+
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "write_index", stop)
+        patch.setattr(module, "write_part", stop)
         with pytest.raises(KeyboardInterrupt):
             archive([given], tmp_path / "set", shard_seconds=1)
-    archive([given], tmp_path / "set")
-    assert len(list((tmp_path / "set").glob("*.tar"))) == 1
-    assert len(said(Source(tmp_path / "set"))) == 5
-    with pytest.raises(AfnextError, match="holds a training set"):
-        archive([given], tmp_path / "set")
+    (tmp_path / "set" / "audio-00001.tar").unlink()
+    archive([given], tmp_path / "set", shard_seconds=1)
+    assert content(tmp_path / "set") == content(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_processes_write_the_same(given: Path, tmp_path: Path) -> None:
+    archive([given], tmp_path / "one", shard_seconds=1)
+    archive([given], tmp_path / "two", shard_seconds=1, processes=2)
+    assert content(tmp_path / "one") == content(tmp_path / "two")
+
+
+def test_tokens_of_a_model(given: Path, tmp_path: Path) -> None:
+    """They are those that are packed: of an entry with a recording, without the recording's own."""
+    archive([given], tmp_path / "set", model="nano")
+    source = Source(tmp_path / "set")
+    tokenizer = Tokenizer.from_folder(EMBEDDED["nano"])
+    template = template_of(EMBEDDED["nano"], detect_variant(EMBEDDED["nano"], {}), tokenizer)
+    for entry in source.entries:
+        items = source.conversations(entry, range(len(entry.records)))
+        lengths = [
+            len(encode(item, dict.fromkeys(item.sounds, 100), tokenizer, template).ids)
+            - 100 * len(item.sounds)
+            for item in items
+        ]
+        assert entry.text == tuple(lengths)
+        assert entry.tokens([0], 25.0) == round(25 * entry.seconds + lengths[0])
+    archive([given], tmp_path / "estimated")
+    assert Source(tmp_path / "estimated").entries[0].text == ()
+
+
+PEAK = """
+import json, sys, tracemalloc
+from pathlib import Path
+import numpy as np
+from afnext.audio.windows import AudioWindow
+from afnext.training import archive as module
+from afnext.training.data import write_index
+
+def peak(folder: Path, count: int) -> int:
+    with folder.with_suffix(".jsonl").open("w") as file:
+        for i in range(count):
+            said = [{"from": "human", "value": f"What is {i}?"}, {"from": "gpt", "value": f"{i}."}]
+            record = {"id": str(i), "sound": f"{i // 2}.wav", "conversations": said}
+            file.write(json.dumps(record) + chr(10))
+    tracemalloc.start()
+    module.archive([folder.with_suffix(".jsonl")], folder, shard_seconds=1)
+    found = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return found
+
+window = AudioWindow(np.zeros(160, np.float32), 0, 160, 0)
+module.load = lambda *_, **__: [window]
+module.SHARD_RECORDS = 500
+module.ROWS = write_index.ROWS = write_index.SAMPLE = 100
+write_index.MERGED_ROWS = 10
+peak(Path(sys.argv[1]) / "first", 100)  # what is made once
+print(json.dumps([peak(Path(sys.argv[1]) / str(count), count) for count in (2000, 6000)]))
+"""
+
+
+@pytest.mark.sweep
+def test_memory_does_not_follow_the_number_of_records(tmp_path: Path) -> None:
+    """Python's own, which lists and dictionaries of all records or recordings would be in."""
+    small, large = json.loads(subprocess.check_output([sys.executable, "-c", PEAK, str(tmp_path)]))
+    assert large - small < 4000 * 50, (small, large)
 
 
 @pytest.mark.parametrize(
@@ -171,6 +278,7 @@ def test_a_call_that_was_broken_off_begins_anew(
         ({"encoding": "mp3"}, "encoding"),
         ({"most_skipped": 1.5}, "most_skipped"),
         ({"shard_seconds": 0}, "shard_seconds"),
+        ({"processes": -1}, "processes"),
     ],
 )
 def test_misuse(options: dict, said: str, given: Path, tmp_path: Path) -> None:

@@ -12,10 +12,11 @@ import pytest
 
 from afnext.errors import AfnextError
 from afnext.training.data.entries import INDEX
-from afnext.training.data.index import SCHEMA, Index, write_index
+from afnext.training.data.index import SCHEMA, Index
+from afnext.training.data.write_index import write_index
 
 
-def rows(count: int) -> pa.Table:
+def rows(count: int) -> list[pa.RecordBatch]:
     """``count`` records, three an entry but for the last."""
     number = np.arange(count)
     columns = {
@@ -24,7 +25,7 @@ def rows(count: int) -> pa.Table:
         "duration": number // 3 / 10, "characters": number % 50, "source": np.zeros(count),
         "entry": number // 3,
     }  # fmt: skip
-    return pa.table(columns).cast(SCHEMA)
+    return pa.table(columns).cast(SCHEMA).to_batches(max_chunksize=1000)
 
 
 def test_entries(tmp_path: Path) -> None:
@@ -68,18 +69,43 @@ def test_what_is_no_index_is_refused(tmp_path: Path) -> None:
         Index(tmp_path)
 
 
+def test_a_sample_is_of_the_part_and_has_its_mean(tmp_path: Path) -> None:
+    """However small the part: also where the index's metadata tell of few of its entries, or of none."""
+    write_index(tmp_path, rows(30_001), ["a"], ["b"])
+    index = Index(tmp_path)
+    for part in (index, index.up_to(900.0), index.up_to(40.0), index.up_to(0.0)):
+        some = part.sample()
+        assert 0 < len(some) <= len(part)
+        assert max(entry.seconds for entry in some) <= part[-1].seconds
+        for value in (lambda e: e.seconds, lambda e: e.tokens(range(len(e.characters)))):
+            wanted = sum(map(value, part)) / len(part)
+            assert sum(map(value, some)) / len(some) == pytest.approx(wanted, rel=0.03, abs=0.01)
+
+
 MEASURE = """
 import re, sys, time
 from pathlib import Path
 from afnext.training.data.index import Index
-memory = lambda: 1024 * int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+from afnext.training.data.mixture import Mixture
+
+class Source:
+    def __init__(self, path):
+        self.entries = Index(path)
+
+def memory(kind):
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(kind + r":\\s+(\\d+)", status)[1])
+
 Index(sys.argv[1])
-before, began = memory(), time.perf_counter()
+mapped = memory("VmRSS")
+Mixture({"a": Source(sys.argv[1])}, {"a": 1.0}, 1e5)
+mapped = memory("VmRSS") - mapped
+before, began = memory("RssAnon"), time.perf_counter()
 index = Index(sys.argv[1])
 for i in range(0, len(index), len(index) // 1000):
     index[i]
 len(index.up_to(1e5))
-print(time.perf_counter() - began, memory() - before)
+print(time.perf_counter() - began, memory("RssAnon") - before, mapped)
 """
 
 
@@ -91,8 +117,9 @@ def test_ten_million_records_open_at_once_in_no_more_memory(tmp_path: Path) -> N
         folder.mkdir()
         write_index(folder, rows(count), [str(i) for i in range(count // 1000)], ["given.json"])
         run = [sys.executable, "-c", MEASURE, str(folder)]
-        seconds, grown = map(float, subprocess.check_output(run, text=True).split())
+        seconds, grown, mapped = map(float, subprocess.check_output(run, text=True).split())
         assert seconds < 2
         found[count] = grown
+        assert mapped < 24 << 20, "a mixture brings the file into memory"
     # Pages of the file are the page cache's; what is the process's own must not follow the count.
     assert abs(found[10_000_000] - found[1_000_000]) < 8 << 20

@@ -21,6 +21,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -237,17 +238,22 @@ def record(item: Conversation) -> dict[str, Any]:
 
 
 def _records(path: Path) -> Iterator[tuple[str, Any]]:
+    """Records of a file as they stand there, each with its place; of JSON lines one at a time is held."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig") as file:
+            lines = ((i, line) for i, line in enumerate(file, 1) if line.strip())
+            first, second = next(lines, None), next(lines, None)
+            if first and second and _is_json(first[1]):
+                for number, line in chain((first, second), lines):
+                    yield f"{path.name}, line {number}", _parse(path, line, number)
+                return
+            file.seek(0)
+            text = file.read()
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or error
         raise AfnextError(f"cannot read conversations from {path}: {why}") from None
-    lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if lines and (len(lines) == 1 or not _is_json(lines[0][1])):
+    if first:
         yield from _whole(path, _parse(path, text))
-        return
-    for number, line in lines:
-        yield f"{path.name}, line {number}", _parse(path, line, number)
 
 
 def _is_json(text: str) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 AUDIO_TOKENS = 25.0  # a second
 CHARACTERS = 3.0  # of text in a token, about: budgets need no more
 OVERHEAD = 12  # tokens of a turn's frame
+SAMPLED = 100_000  # entries that are enough to know their mean length
 INDEX = "index.arrow"
 """The file of a folder that lists its entries (:mod:`afnext.training.data.index`)."""
 
@@ -31,15 +32,20 @@ class Entry:
         records: where they lie.
         seconds: of audio, all recordings together.
         characters: of each record's turns.
+        text: tokens of each record's turns, where an index knows them.
     """
 
     records: tuple[Place, ...]
     seconds: float
     characters: tuple[int, ...]
+    text: tuple[int, ...] = ()
 
     def tokens(self, chosen: Sequence[int], per_second: float = AUDIO_TOKENS) -> int:
         """About how many tokens the recording and some of its records take, packed."""
-        text = sum(self.characters[i] / CHARACTERS + OVERHEAD for i in chosen)
+        if self.text:
+            text = float(sum(self.text[i] for i in chosen))
+        else:
+            text = sum(self.characters[i] / CHARACTERS + OVERHEAD for i in chosen)
         return round(per_second * self.seconds + text)
 
 
@@ -49,6 +55,10 @@ class Entries(list[Entry]):
     def up_to(self, seconds: float) -> Entries:
         """The entries with at most so much audio."""
         return Entries(entry for entry in self if entry.seconds <= seconds)
+
+    def sample(self) -> Sequence[Entry]:
+        """Some of them, evenly spaced."""
+        return self[:: -(-len(self) // SAMPLED)]
 
     @property
     def records(self) -> int:

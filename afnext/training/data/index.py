@@ -3,15 +3,16 @@ and takes no memory of its own, however many records it lists.
 
 A row is a record: the ``key`` that it has in its file, which ``shard`` (a file of conversations) holds it,
 at which ``offset`` and with how many bytes (``size``), how long its recordings are together (``duration``,
-seconds), how many ``characters`` its turns have, and which ``source`` (a file of records) it came from.
+seconds), how many ``characters`` its turns have, and which ``source`` (a file of records) it came from; where
+it was written with a model's tokenizer also how many ``tokens`` its turns are, by the model's template.
 Records that hear one and the same recording follow each other as one entry; entries are in the order of
-their duration, so that those of at most so many seconds are the first ones.
+their duration, so that those of at most so many seconds are the first ones. :mod:`write_index` writes it.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, overload
 
@@ -39,38 +40,10 @@ SCHEMA = pa.schema(
         ("entry", pa.int64()),
     ]
 )
-
-
-def write_index(
-    folder: str | Path, rows: pa.Table, shards: Sequence[str], sources: Sequence[str]
-) -> None:
-    """Write the index of ``folder``, whole or not at all.
-
-    Args:
-        folder: of the training set.
-        rows: of ``SCHEMA``; ``entry`` counts from 0 without gaps, and no entry is shorter than the one
-            before it.
-        shards: names of the files of conversations in the folder, by number.
-        sources: where records came from, by number.
-
-    Raises:
-        AfnextError: the disk is full, say.
-    """
-    path = Path(folder) / INDEX
-    part = path.with_suffix(".arrow.part")
-    names = {b"format": FORMAT, b"shards": "\n".join(shards).encode()}
-    schema = SCHEMA.with_metadata(names | {b"sources": "\n".join(sources).encode()})
-    try:
-        with pa.OSFile(str(part), "wb") as file, pa.ipc.new_file(file, schema) as writer:
-            # One batch, so that each column is one piece of memory.
-            for batch in rows.cast(schema).combine_chunks().to_batches():
-                writer.write_batch(batch)
-        part.replace(path)
-    except OSError as error:
-        raise AfnextError(f"cannot write the index {path}: {error.strerror or error}") from None
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
+TOKENS = pa.field("tokens", pa.int32())
+"""A column more, where they are known."""
+FEW = 64
+"""Entries of a part from which its mean length is taken where the index's sample has fewer of them."""
 
 
 class Part(Sequence[Entry]):
@@ -94,6 +67,13 @@ class Part(Sequence[Entry]):
     def __iter__(self) -> Iterator[Entry]:
         return map(self._index.entry, self._entries)
 
+    def sample(self) -> Sequence[Entry]:
+        """Some of them, evenly spaced, whose records lie nowhere: those that the index's metadata tell of, so
+        that no more of the file comes into memory the longer it is.
+        """
+        told = [entry for number, entry in self._index.sampled if number in self._entries]
+        return told if len(told) >= min(FEW, len(self)) else self[:: -(-len(self) // FEW)]
+
     @property
     def records(self) -> int:
         """How many records they have; of entries that follow each other."""
@@ -109,6 +89,7 @@ class Index(Part):
     Attributes:
         shards: names of the files of conversations, by number.
         sources: where records came from, by number.
+        sampled: entries evenly spaced, with their numbers, see :meth:`sample`.
 
     Raises:
         AfnextError: there is no index in the folder, or it is broken or of another format.
@@ -124,13 +105,19 @@ class Index(Part):
         except pa.ArrowInvalid as error:
             raise AfnextError(f"{path} is broken: {error}") from None
         metadata = table.schema.metadata or {}
-        if metadata.get(b"format") != FORMAT or not table.schema.equals(SCHEMA):
+        known = (SCHEMA, SCHEMA.append(TOKENS))
+        if metadata.get(b"format") != FORMAT or not any(map(table.schema.equals, known)):
             raise AfnextError(f"{path} is no index of format {FORMAT.decode()}")
         self.shards = metadata[b"shards"].decode().split("\n")
         self.sources = metadata[b"sources"].decode().split("\n")
+        try:
+            told: dict[str, list] = json.loads(metadata.get(b"sample", b"{}"))
+            self.sampled = [(int(number), _sampled(*values)) for number, values in told.items()]
+        except (ValueError, TypeError, AttributeError) as error:
+            raise AfnextError(f"{path} is broken: its sample: {error}") from None
         self._table = table
         self._columns: dict[str, NDArray[Any]] = {
-            name: _mapped(table[name]) for name in SCHEMA.names if name != "key"
+            name: _mapped(table[name]) for name in table.schema.names if name != "key"
         }
         count = int(self._columns["entry"][-1]) + 1 if table.num_rows else 0
         super().__init__(self, range(count))
@@ -140,7 +127,8 @@ class Index(Part):
         first, last = self._records(number)
         columns = {name: values[first:last].tolist() for name, values in self._columns.items()}
         places = map(Place, columns["shard"], columns["offset"], columns["size"])
-        return Entry(tuple(places), max(columns["duration"]), tuple(columns["characters"]))
+        characters, text = tuple(columns["characters"]), tuple(columns.get("tokens", ()))
+        return Entry(tuple(places), max(columns["duration"]), characters, text)
 
     def keys(self, entry: int) -> list[str]:
         """Of an entry's records, as their files have them."""
@@ -163,6 +151,12 @@ class Index(Part):
         """The first record of an entry, and the first behind it."""
         first, last = np.searchsorted(self._columns["entry"], [entry, entry + 1])
         return int(first), int(last)
+
+
+def _sampled(
+    durations: Sequence[float], characters: Sequence[int], text: Sequence[int] = ()
+) -> Entry:
+    return Entry((), max(durations), tuple(characters), tuple(text))
 
 
 def _mapped(column: pa.ChunkedArray) -> NDArray[Any]:

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 LOOKAHEAD = 16
 """Entries beyond those that would fill a batch, which it is chosen from too."""
-SAMPLED = 100_000  # entries of a source that its mean length is taken from
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +76,7 @@ class Mixture:
                         f"mixture: all records of {name} are longer than audio_seconds: {self.longest:g}"
                     )
                 self._usable[name] = usable
-                some = usable[:: -(-len(usable) // SAMPLED)]
+                some = usable.sample()
                 tokens = sum(self._tokens(e, range(self._count(name, e))) for e in some) / len(some)
                 self._shares[name] = weight / max(1.0, tokens)
         if not self._usable:
@@ -102,7 +101,7 @@ class Mixture:
         return lines
 
     def _count(self, name: str, entry: Entry) -> int:
-        return min(len(entry.records), self.per_recording_of.get(name, self.per_recording))
+        return min(len(entry.characters), self.per_recording_of.get(name, self.per_recording))
 
     def _tokens(self, entry: Entry, chosen: Sequence[int]) -> int:
         return entry.tokens(chosen, self.per_second)

@@ -47,8 +47,28 @@ class Recording:
     labels: dict[str, Any] = field(default_factory=dict)
 
 
-def write_shard(path: str | Path, recordings: Iterable[Recording], encoding: str = "wav") -> int:
-    """Write a shard and its index; gives how many recordings. ``encoding``: one of ``ENCODINGS``, 16 bits.
+@dataclass(frozen=True)
+class Encoded:
+    """``content``: a recording as :func:`encoded` gives it; ``labels``: what lies beside it as JSON."""
+
+    key: str
+    content: bytes
+    labels: dict[str, Any] = field(default_factory=dict)
+
+
+def encoded(samples: NDArray[np.float32], rate: int, encoding: str) -> bytes:
+    """A file with samples float32 ``[S]`` in 16 bits; ``encoding``: one of ``ENCODINGS``."""
+    wave = io.BytesIO()
+    format, subtype = ENCODINGS[encoding]
+    soundfile.write(wave, samples, rate, subtype, format=format)
+    return wave.getvalue()
+
+
+def write_shard(
+    path: str | Path, recordings: Iterable[Recording | Encoded], encoding: str = "wav"
+) -> int:
+    """Write a shard and its index; gives how many recordings. ``encoding``: one of ``ENCODINGS``; also of
+    those that are encoded already.
 
     Where that fails nothing is left behind, and a shard that was there before stays.
 
@@ -65,11 +85,12 @@ def write_shard(path: str | Path, recordings: Iterable[Recording], encoding: str
             for recording in recordings:
                 if f"{recording.key}.json" in entries:
                     raise AfnextError(f"{path} would have {recording.key} twice")
-                wave = io.BytesIO()
-                format, subtype = ENCODINGS[encoding]
-                soundfile.write(wave, recording.samples, recording.rate, subtype, format=format)
+                if isinstance(recording, Recording):
+                    wave = encoded(recording.samples, recording.rate, encoding)
+                else:
+                    wave = recording.content
                 labels = json.dumps(recording.labels, ensure_ascii=False).encode()
-                for name, content in ((f"{recording.key}.{encoding}", wave.getvalue()),
+                for name, content in ((f"{recording.key}.{encoding}", wave),
                                       (f"{recording.key}.json", labels)):  # fmt: skip
                     member = tarfile.TarInfo(name)
                     member.size = len(content)
