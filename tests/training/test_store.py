@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -10,6 +11,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+from aiohttp import ServerDisconnectedError
 
 from afnext.errors import AfnextError
 from afnext.training.archive import archive
@@ -110,3 +112,32 @@ def test_parts(tmp_path: Path, server: str) -> None:
         assert file.read(10, 5) == bytes(range(10, 15))
         assert file.read() == bytes(range(100))
         file.close()
+
+
+def test_a_process_forked_later_reads_too(tmp_path: Path, server: str) -> None:
+    """As those do that make batches, of shards that were opened before."""
+    (tmp_path / "file").write_bytes(bytes(range(100)))
+    file = File(f"{server}/file")
+    assert file.read(0, 2) == b"\0\1"
+    if not (child := os.fork()):
+        try:
+            os._exit(int(file.read(10, 5) != bytes(range(10, 15))))
+        finally:
+            os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
+    assert file.read(98) == b"bc"
+
+
+def test_what_a_client_calls_it_is_told(
+    tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Errors of aiohttp are not the system's."""
+    (tmp_path / "file").touch()
+    file = File(f"{server}/file")
+
+    def gone(*_: object, **__: object) -> None:
+        raise ServerDisconnectedError
+
+    monkeypatch.setattr(file._system, "cat_file", gone)
+    with pytest.raises(AfnextError, match=r"cannot read .*/file: Server disconnected"):
+        file.read(0, 1)

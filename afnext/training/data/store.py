@@ -44,7 +44,7 @@ def local(folder: Where, name: str) -> Path:
 
 
 class File:
-    """A file, opened for reading parts of it by any number of threads.
+    """A file, opened for reading parts of it by any number of threads, also of processes forked later.
 
     Raises:
         AfnextError: it is not there, cannot be opened, or the package for its kind of address is missing.
@@ -55,9 +55,7 @@ class File:
         self._file = -1
         try:
             if is_remote(where):
-                from fsspec.core import url_to_fs
-
-                self._system, self._path = url_to_fs(str(where))
+                self._connect()
                 self.size = int(self._system.size(self._path))
             else:
                 self._file = os.open(where, os.O_RDONLY | os.O_CLOEXEC)
@@ -65,6 +63,12 @@ class File:
         except (OSError, ValueError, ImportError, TypeError) as error:
             why = getattr(error, "strerror", None) or error
             raise AfnextError(f"cannot open {where}: {why}") from None
+
+    def _connect(self) -> None:
+        from fsspec.core import url_to_fs
+
+        self._process = os.getpid()
+        self._system, self._path = url_to_fs(str(self.where))
 
     def read(self, offset: int = 0, size: int | None = None) -> bytes:
         """So many bytes from ``offset`` on, less where the file ends; by default all of them.
@@ -75,10 +79,12 @@ class File:
         size = self.size - offset if size is None else size
         try:
             if is_remote(self.where):
+                if self._process != os.getpid():  # connections do not outlive a fork
+                    self._connect()
                 content: Any = self._system.cat_file(self._path, start=offset, end=offset + size)
                 return bytes(content)
             return os.pread(self._file, size, offset)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # clients of servers have their own kinds
             raise AfnextError(f"cannot read {self.where}: {error}") from None
 
     def close(self) -> None:
