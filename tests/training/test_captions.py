@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import afnext
 from afnext.audio.windows import AudioWindow
@@ -19,6 +20,7 @@ from afnext.training import load_recipe, loop
 from afnext.training.config import CaptionShape, TrainConfig
 from afnext.training.data.packing import NOT_LEARNT, PackedBatch, hear
 from afnext.training.distributed.world import Team
+from afnext.training.network import answers as answers_module
 from afnext.training.network.captions import CaptionDecoder, captions_of
 from afnext.training.network.objectives import share
 from tests.parallel.processes import spawn
@@ -105,6 +107,39 @@ def test_the_loss_is_that_of_each_caption_alone(run: loop.Run, packed: PackedBat
     assert len(losses) == len(weights)
     # Nobody hears anything.
     assert decoder.loss(packed, weights, encoded, -5) is None
+
+
+def test_logits_are_never_all_there(
+    run: loop.Run, packed: PackedBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the 152K pieces of a large model they would be gigabytes; gradients are the same."""
+    assert run.heads is not None
+    decoder, audio_id = run.heads.captions, run.net.config.audio_token_id
+    assert isinstance(decoder, CaptionDecoder)
+    assert audio_id is not None
+    learnt, vocabulary = int((packed.targets != NOT_LEARNT).sum()), len(decoder.embed.weight)
+    encoded, weights = hear(run.net, packed.audio)[0].detach(), torch.rand(learnt)
+
+    class Watch(TorchDispatchMode):
+        rows = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            made = func(*args, **(kwargs or {}))
+            if isinstance(made, torch.Tensor) and made.shape[-1:] == (vocabulary,):
+                self.rows = max(self.rows, made.shape[0])
+            return made
+
+    found = []
+    for chunk in (10_000, 20):
+        monkeypatch.setattr(answers_module, "CHUNK", chunk)
+        with Watch() as watch:
+            loss = decoder.loss(packed, weights, encoded, audio_id)
+            assert loss is not None
+            found.append(torch.autograd.grad(loss, list(decoder.parameters())))
+        assert (watch.rows == learnt) == (chunk > learnt)
+        assert watch.rows <= chunk
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_each_text_counts_the_same_however_a_step_is_cut(run: loop.Run) -> None:

@@ -11,11 +11,11 @@ from torch.nn import functional as F
 
 from afnext.training.data.targets import LABELS, ONSETS, Words, frame_targets
 from afnext.training.data.tokenizer import train_tokenizer
+from afnext.training.network.answers import answer_losses
 from afnext.training.network.loss import (
     SOUNDING,
     Heads,
     alignment_loss,
-    answer_losses,
     clock_loss,
     frame_loss,
     reading_loss,

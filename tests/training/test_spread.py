@@ -25,7 +25,7 @@ from afnext.training.data.batches import Batch, Batches, Step
 from afnext.training.data.packing import NOT_LEARNT, PackedBatch
 from afnext.training.distributed.spread import Part, cut, some, windows_of
 from afnext.training.distributed.world import Team
-from afnext.training.network.loss import answer_losses, chunked_answer_losses
+from afnext.training.network.answers import answer_losses, chunked_answer_losses
 from afnext.training.run.checkpoints import newest, read
 from tests.parallel.processes import spawn
 from tests.training.mesh_runs import (
@@ -217,7 +217,7 @@ def test_logits_in_chunks_give_the_same_loss(monkeypatch: pytest.MonkeyPatch) ->
             rows.append(len(input))
             return super().forward(input)
 
-    monkeypatch.setattr("afnext.training.network.loss.CHUNK", 7)
+    monkeypatch.setattr("afnext.training.network.answers.CHUNK", 7)
     head, hidden = Head(8, 40, bias=False), torch.randn(30, 8, requires_grad=True)
     targets, weights = torch.randint(40, (30,)), torch.rand(30)
     found = []

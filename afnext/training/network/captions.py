@@ -10,11 +10,11 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from afnext.training.config import CaptionShape
 from afnext.training.data.packing import NOT_LEARNT, PackedBatch
+from afnext.training.network.answers import chunked_answer_losses
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,10 @@ class CaptionDecoder(nn.Module):
             )
         return self.norm(x)
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """``[N, vocabulary]`` of hidden states ``[N, width]``."""
+        return hidden @ self.embed.weight.T
+
     def loss(
         self, batch: PackedBatch, weights: Tensor, encoded: Tensor, audio_id: int
     ) -> Tensor | None:
@@ -119,11 +123,11 @@ class CaptionDecoder(nn.Module):
         lengths = torch.tensor([len(c.heard) for c in captions], device=ids.device)
         learnt = targets != NOT_LEARNT
         hidden = self(ids, audio, lengths)[learnt]
-        logits = (hidden @ self.embed.weight.T).float()
+        losses = chunked_answer_losses(self.logits, hidden, targets[learnt], ())
         by_row = weights.new_zeros(len(batch.ids))
         by_row[batch.targets != NOT_LEARNT] = weights
         of_each = torch.cat([by_row[c.rows[c.targets != NOT_LEARNT]] for c in captions])
-        return (F.cross_entropy(logits, targets[learnt], reduction="none") * of_each).sum()
+        return (losses * of_each).sum()
 
 
 def _positions(x: Tensor) -> Tensor:

@@ -1,25 +1,18 @@
-"""The objectives: answers, what sounds when, what is said, and audio close to the words that name it."""
+"""The objectives beside answers: what sounds when, what is said, audio close to the words that name it."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from afnext.model.config import ModelConfig
 from afnext.training.config import TrainConfig
 from afnext.training.data.targets import LABELS, ONSETS, Targets, Words
 from afnext.training.network.captions import CaptionDecoder
 
-TIME_SMOOTHING = ((0, 0.6), (-1, 0.15), (1, 0.15), (-2, 0.05), (2, 0.05))
-"""How the target mass of a time is shared with its neighbours 0.1 s apart."""
 ONSET_WEIGHT = 5.0
 """Of a beginning among frames without one, which are many."""
-CHUNK = 2048
-"""Rows of logits at a time: 1.2 GB in float32 with 152K pieces."""
 BLANK = 0.01
 """What a token that spells nothing weighs."""
 LONGEST = 1.5
@@ -57,44 +50,6 @@ def heads_of(config: TrainConfig, model: ModelConfig) -> Heads | None:
     if captions:
         heads.captions = CaptionDecoder(width, model.text.vocab_size, config.caption_decoder)
     return heads
-
-
-def answer_losses(logits: Tensor, targets: Tensor, times: Sequence[int]) -> Tensor:
-    """float32 ``[N]``: next-token losses; a time also credits its neighbours.
-
-    Args:
-        logits: ``[N, vocabulary]``; targets: int64 ``[N]``.
-        times: the ids of the time tokens in order, consecutive; empty where there are none.
-    """
-    log_p = F.log_softmax(logits.float(), -1)
-    loss = -log_p.gather(1, targets[:, None])[:, 0]
-    if len(times):
-        first, last = times[0], times[-1]
-        near = torch.zeros_like(loss)
-        for shift, mass in TIME_SMOOTHING:
-            moved = (targets + shift).clamp(first, last)
-            near = near - mass * log_p.gather(1, moved[:, None])[:, 0]
-        loss = torch.where((targets >= first) & (targets <= last), near, loss)
-    return loss
-
-
-def chunked_answer_losses(
-    head: nn.Module, hidden: Tensor, targets: Tensor, times: Sequence[int]
-) -> Tensor:
-    """The same of ``head``'s logits of hidden states ``[N, hidden]``, some at a time, computed again
-    backward: of 128K rows of 152K logits never more than a chunk is there.
-    """
-
-    def of(rows: slice) -> Tensor:
-        return answer_losses(head(hidden[rows]), targets[rows], times)
-
-    if len(hidden) <= CHUNK:
-        return of(slice(None))
-    parts = [
-        checkpoint(of, slice(first, first + CHUNK), use_reentrant=False)
-        for first in range(0, len(hidden), CHUNK)
-    ]
-    return torch.cat(parts)
 
 
 def frame_loss(heads: Heads, encoded: Tensor, targets: Targets) -> Tensor:

@@ -16,10 +16,10 @@ from afnext.training.data.batches import Batch, Shared
 from afnext.training.data.targets import Words
 from afnext.training.distributed.spread import Spread, Whole, own_audio
 from afnext.training.distributed.world import Team, World
+from afnext.training.network.answers import chunked_answer_losses
 from afnext.training.network.loss import (
     Heads,
     alignment_loss,
-    chunked_answer_losses,
     clock_loss,
     frame_loss,
     reading_loss,

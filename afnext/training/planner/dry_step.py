@@ -25,7 +25,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from afnext.model import AudioLanguageModel
 from afnext.parallel.cost import BACKWARD
 from afnext.training.config import Activations
-from afnext.training.network.loss import chunked_answer_losses
+from afnext.training.network.answers import chunked_answer_losses
 from afnext.training.network.recompute import autocast
 from afnext.training.planner.load import Load
 
