@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 import afnext
-from afnext.engine import DiskCache, Engine, GenerationParams
+from afnext.engine import DiskCache, Engine, GenerationParams, disk_cache
 from afnext.engine.pages import page_bytes
 from afnext.hub import find_model
 from tests.engine.models import heard, small_model, window
@@ -57,9 +58,10 @@ def test_the_window_not_asked_for_in_longest_goes_first(tmp_path: Path) -> None:
     store.save(b"a", ROWS)
     size = store.path(b"a").stat().st_size
     store = DiskCache(tmp_path, "model", max_bytes=int(3.3 * size))
-    (tmp_path / "left.part").write_bytes(b"of somebody who was killed")
-    os.utime(tmp_path / "left.part", (0, 0))
-    (tmp_path / "new.part").write_bytes(b"of somebody who is writing")
+    left, new = (store.path(b"a").with_name(f"afnext-{n:016x}.part") for n in (1, 2))
+    left.write_bytes(b"of somebody who was killed")
+    os.utime(left, (0, 0))
+    new.write_bytes(b"of somebody who is writing")
     for age, key in enumerate((b"b", b"c")):
         store.save(key, ROWS)
         os.utime(store.path(key), (age, age))
@@ -68,7 +70,81 @@ def test_the_window_not_asked_for_in_longest_goes_first(tmp_path: Path) -> None:
     store.save(b"d", ROWS)
     kept = {key for key in (b"a", b"b", b"c", b"d") if store.load(key) is not None}
     assert kept == {b"a", b"c", b"d"}
-    assert [path.name for path in tmp_path.glob("*.part")] == ["new.part"]
+    assert list(tmp_path.rglob("*.part")) == [new]
+    assert store.evictions == 2
+    assert store.nbytes == 3 * size
+
+
+def test_only_its_own_files_are_dropped(tmp_path: Path) -> None:
+    """The folder may be one where weights lie, or downloads."""
+    others = ["model.safetensors", "model-00001-of-00002.safetensors", "film.part", "3f/a.safetensors",
+              "tmpabc.part", f"{'0' * 31}g-00.safetensors", f"sub/{'0' * 32}-00.safetensors"]  # fmt: skip
+    older = f"{'0' * 32}-00.safetensors"  # as earlier versions named theirs
+    for name in (*others, older):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(1000))
+        os.utime(tmp_path / name, (0, 0))
+    store = DiskCache(tmp_path, "model", max_bytes=1000)
+    for key in (b"a", b"b", b"c"):
+        store.save(key, torch.zeros(100))
+    assert all((tmp_path / name).exists() for name in others)
+    assert not (tmp_path / older).exists()
+    assert store.load(b"c") is not None
+    assert store.load(b"a") is None
+
+
+def test_files_are_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        store = DiskCache(tmp_path, "model")
+        store.save(b"a", ROWS)
+    finally:
+        os.umask(before)
+    assert store.path(b"a").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_relative_folder_stays_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    store = DiskCache("cache", "model")
+    monkeypatch.chdir("elsewhere")
+    store.save(b"a", ROWS)
+    assert (tmp_path / "cache").is_dir()
+    assert store.load(b"a") is not None
+
+
+def test_what_cannot_be_read_now_is_a_warning_and_stays(tmp_path: Path) -> None:
+    store = DiskCache(tmp_path, "model")
+    store.save(b"a", ROWS)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        with pytest.warns(UserWarning, match="cannot be read: Too many open files"):
+            assert store.load(b"a") is None
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert store.load(b"a") is not None
+    assert (store.hits, store.misses) == (1, 1)
+
+
+def test_a_disk_that_was_full_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(disk_cache.time, "monotonic", lambda: now)
+    store = DiskCache(tmp_path / "file" / "cache", "model")
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.warns(UserWarning, match="for 5 minutes"):
+        store.save(b"a", ROWS)
+    (tmp_path / "file").unlink()
+    store.save(b"a", ROWS)
+    assert not store.writable
+    assert store.load(b"a") is None
+    now += disk_cache.PAUSE
+    store.save(b"a", ROWS)
+    assert store.load(b"a") is not None
 
 
 def test_threads_and_others_may_fill_one_folder(tmp_path: Path) -> None:
@@ -86,9 +162,9 @@ def test_threads_and_others_may_fill_one_folder(tmp_path: Path) -> None:
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(fill, range(4)))
     assert all(store.writable for store in stores)
-    held = list(tmp_path.glob("*.safetensors"))
+    held = list(tmp_path.rglob("*.safetensors"))
     assert 5 <= len(held) <= 24  # each store counts what the other adds when it looks again
-    assert not list(tmp_path.glob("*.part"))
+    assert not list(tmp_path.rglob("*.part"))
 
 
 def test_another_config_or_device_is_another_model(tmp_path: Path) -> None:
@@ -176,4 +252,4 @@ def test_load_takes_a_folder(tmp_path: Path) -> None:
         model.ask(noise, "What?", max_tokens=1)
         assert model.engine.stats().audio_misses == misses, name
         model.engine.flush()
-    assert len({p.name.partition("-")[0] for p in tmp_path.iterdir()}) == 2
+    assert len({p.name.partition("-")[0] for p in tmp_path.rglob("*.safetensors")}) == 2

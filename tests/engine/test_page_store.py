@@ -44,7 +44,7 @@ def prepare(net: AudioLanguageModel, folder: Path) -> None:
 def files(folder: Path) -> list[Path]:
     """The pages' files, the first page's last."""
     size = page_bytes(small_model().config.text, PAGE_SIZE, torch.float32)
-    found = [p for p in folder.glob("*.safetensors") if size <= p.stat().st_size < size + 500]
+    found = [p for p in folder.rglob("*.safetensors") if size <= p.stat().st_size < size + 500]
     return sorted(found, key=lambda p: p.stat().st_mtime_ns)
 
 
@@ -173,12 +173,12 @@ def test_changed_weights_neither_read_nor_write(tmp_path: Path) -> None:
     engine = new_engine(net, tmp_path)
     with torch.no_grad():
         net.language_model.model.layers[0].self_attn.v_proj.weight.mul_(1.5)
-    before = {p: p.read_bytes() for p in tmp_path.iterdir()}
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*.safetensors")}
     record = ask(engine, 5)
     assert record.cached_tokens == 0
     assert record.tokens == recomputed(net, heard([CLIP], [1], [5]), [CLIP], 6)
     engine.flush()
-    assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*.safetensors")} == before
 
 
 def test_a_full_disk_is_a_warning(
@@ -189,7 +189,7 @@ def test_a_full_disk_is_a_warning(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("afnext.engine.disk_cache.tempfile.mkstemp", full)
+    monkeypatch.setattr("afnext.engine.disk_cache.Path.mkdir", full)
     with pytest.warns(UserWarning, match="No space left"):
         record = ask(engine, 5)
     engine.flush()
@@ -205,7 +205,9 @@ def test_a_bounded_folder_keeps_the_beginning(net: AudioLanguageModel, tmp_path:
     disk.save(b"older", torch.zeros(10))
     ask(engine, 3, 4)
     engine.flush()
-    assert sum(p.stat().st_size for p in (tmp_path / "few").iterdir()) <= disk.max_bytes
+    assert (
+        sum(p.stat().st_size for p in (tmp_path / "few").rglob("*.safetensors")) <= disk.max_bytes
+    )
     record = ask(new_engine(net, tmp_path / "few"), 5)
     assert 0 < record.cached_tokens < CACHED
     assert record.tokens == recomputed(net, heard([CLIP], [1], [5]), [CLIP], 6)
