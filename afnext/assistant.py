@@ -25,7 +25,7 @@ from .chat.messages import AudioSource, as_messages
 from .chat.variants import detect_variant, get_variant, template_of
 from .engine import DiskCache, Engine, GenerationParams
 from .engine.constraint import Constraints
-from .engine.disk_cache import require_folder
+from .engine.disk_cache import MAX_BYTES, require_folder
 from .engine.gpu_model import place
 from .engine.packed import require_quantization, stored_quantization
 from .engine.packed_cache import PackedCache, identity
@@ -45,6 +45,9 @@ Conversation = str | Message | Iterable[Message | Mapping[str, Any]]
 
 READING = ("max_seconds", "truncate", "partial")
 AT_ONCE = 64  # conversations whose audio is in memory
+BEGUN = (
+    4  # of these between two steps: nobody is answered while the first minute of each is decoded
+)
 DRAFTED = 4  # tokens that a draft model guesses where nobody says how many
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -71,7 +74,7 @@ class Assistant:
         draft: AudioLanguageModel | None = None,
         cache: PackedCache | None = None,
         disk_cache: DiskCache | None = None,
-        cache_bytes: int | None = None,
+        **limits: int,
     ) -> None:
         self.net = net.eval()
         self.tokenizer = tokenizer
@@ -82,7 +85,7 @@ class Assistant:
         self.engine = Engine(
             net, sorted(tokenizer.eos_ids), quantization=quantization, cache=cache,
             kv_cache_dtype=kv_cache_dtype, draft=None if draft is None else draft.eval(),
-            disk_cache=disk_cache, cache_bytes=cache_bytes,
+            disk_cache=disk_cache, **limits,
         )  # fmt: skip
         self._constraints = Constraints(tokenizer, net.config.text.vocab_size)
 
@@ -99,9 +102,10 @@ class Assistant:
         draft: Path | None = None,
         adapter: Path | None = None,
         disk_cache: str | Path | None = None,
-        cache_bytes: int | None = None,
+        disk_cache_bytes: int | None = None,
+        **limits: int,
     ) -> Assistant:
-        """Read a model folder; see ``afnext.load``."""
+        """Read a model folder; see ``afnext.load``. ``limits`` are the engine's."""
         config = read_json(folder / "config.json") or {}
         chosen = get_variant(variant) if variant else detect_variant(folder, config)
         device = torch.device(device)
@@ -147,10 +151,11 @@ class Assistant:
             # What is computed depends on the config too: rotations, eps, how a device multiplies.
             made = json.dumps(net.config.to_dict(), sort_keys=True)
             held = f"{identity(files)} {own} {quantization} {device.type} {made}"
-            store = DiskCache(disk_cache, held)
+            most = MAX_BYTES if disk_cache_bytes is None else disk_cache_bytes
+            store = DiskCache(disk_cache, held, most)
         return cls(
             net, tokenizer, template, chosen, quantization=quantization, cache=cache,
-            kv_cache_dtype=kv_cache_dtype, draft=drafter, disk_cache=store, cache_bytes=cache_bytes,
+            kv_cache_dtype=kv_cache_dtype, draft=drafter, disk_cache=store, **limits,
         )  # fmt: skip
 
     def ask(
@@ -249,7 +254,8 @@ class Assistant:
         answers: dict[int, Answer] = {}
         try:
             while True:
-                while len(answers) < at_once and (item := next(waiting, None)) is not None:
+                most = min(at_once, len(answers) + BEGUN)
+                while len(answers) < most and (item := next(waiting, None)) is not None:
                     number, conversation = item
                     try:
                         answers[number] = self._begin(conversation, params, **reading)
@@ -299,6 +305,10 @@ class Assistant:
             ValueError: an option out of its range.
         """
         return self._answer(messages, options).pieces()
+
+    def start(self, messages: Conversation, **options: Any) -> Answer:
+        """As ``stream``, for callers that give an answer up from another thread, by its ``cancel``."""
+        return self._answer(messages, options)
 
     def astream(self, messages: Conversation, **options: Any) -> AsyncIterator[Piece]:
         """As ``stream``, for ``async for``: recordings are read and steps are made in threads."""
@@ -412,7 +422,12 @@ def load_model(
     variant: str | None = None,
     revision: str | None = None,
     disk_cache: str | Path | None = None,
+    disk_cache_bytes: int | None = None,
     cache_bytes: int | None = None,
+    audio_cache_bytes: int | None = None,
+    max_context: int | None = None,
+    max_running: int | None = None,
+    max_step_tokens: int | None = None,
 ) -> Assistant:
     """Load a model to talk to.
 
@@ -437,9 +452,14 @@ def load_model(
         revision: branch, tag or commit of a Hugging Face id.
         disk_cache: folder where encoded recordings, and the keys and values of prompts about them, are kept,
             so that another run need not compute them again; those not used for longest go when it holds
-            more than 16 GiB.
+            more than ``disk_cache_bytes``, 16 GiB unless given.
         cache_bytes: memory for keys and values, of what runs and of what may be asked about again; see
             ``Engine``.
+        audio_cache_bytes: memory for encoded recordings that may be asked about again, 512 MiB unless given.
+        max_context: most tokens of a prompt and its answer together; by default the model's.
+        max_running: answers that share a step, 64 unless given.
+        max_step_tokens: of one step, 2,048 unless given: prompts beyond that are read in several, between
+            which others go on.
 
     Raises:
         CheckpointError: the folder is missing, incomplete, corrupt or impossible, or the adapter is, or does
@@ -459,6 +479,12 @@ def load_model(
     kv_dtype(kv_cache_dtype, torch.float32, device)
     if disk_cache is not None:
         require_folder(disk_cache)
+    elif disk_cache_bytes is not None:
+        raise ValueError("disk_cache_bytes: goes with disk_cache, which is not given")
+    limits = {
+        "cache_bytes": cache_bytes, "audio_cache_bytes": audio_cache_bytes, "max_context": max_context,
+        "max_running": max_running, "max_step_tokens": max_step_tokens,
+    }  # fmt: skip
     return Assistant.from_folder(
         find_model(model, revision=revision),
         device=device,
@@ -469,5 +495,6 @@ def load_model(
         draft=None if draft is None else find_model(draft),
         adapter=None if adapter is None else find_adapter(adapter),
         disk_cache=disk_cache,
-        cache_bytes=cache_bytes,
+        disk_cache_bytes=disk_cache_bytes,
+        **{name: value for name, value in limits.items() if value is not None},
     )

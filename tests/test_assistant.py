@@ -227,6 +227,38 @@ def test_conversations_are_taken_as_they_are_needed(nano: afnext.Assistant) -> N
     assert nano.engine.stats().running == 0
 
 
+def test_steps_are_made_before_all_recordings_are_decoded(nano: afnext.Assistant) -> None:
+    steps, before = [], nano.engine.stats().steps
+
+    def talks() -> Iterator[str]:
+        for _ in range(12):
+            steps.append(nano.engine.stats().steps - before)
+            yield "Hello?"
+
+    assert len(dict(nano.each_reply(talks(), max_tokens=20))) == 12
+    assert steps[:4] == [0] * 4
+    assert steps[4] > 0
+    assert steps[8] > steps[4]
+
+
+def test_limits_of_the_engine_are_options_of_load(tmp_path: Path) -> None:
+    model = afnext.load(
+        "nano", max_context=640, max_running=2, max_step_tokens=16, audio_cache_bytes=0,
+        disk_cache=tmp_path, disk_cache_bytes=1000,
+    )  # fmt: skip
+    assert model.engine.max_context == 640
+    assert model.engine.max_running == 2
+    assert model.engine.audio_cache.max_bytes == 0
+    assert model.engine.disk_cache is not None
+    assert model.engine.disk_cache.max_bytes == 1000
+    model.reply("word " * 100, max_tokens=1)
+    assert model.engine.stats().steps >= 100 / 16
+    with pytest.raises(ValueError, match="max_running"):
+        afnext.load("nano", max_running=0)
+    with pytest.raises(ValueError, match="disk_cache_bytes: goes with disk_cache"):
+        afnext.load("nano", disk_cache_bytes=1000)
+
+
 def test_threads_may_ask_at_once(nano: afnext.Assistant, scene_file: Path) -> None:
     questions = ["What sounds do you hear, and when?", "Describe this.", "How many are there?"] * 2
     alone = [nano.ask(scene_file, q, max_tokens=24).text for q in questions]
