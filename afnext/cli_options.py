@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass
 from functools import wraps
@@ -20,6 +21,22 @@ DType = Annotated[str | None, typer.Option("--dtype", help="float32 or bfloat16.
 Adapter = Annotated[
     str | None, typer.Option("--adapter", help="Folder of a LoRA adapter, merged as it is loaded.")
 ]
+UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def _bytes(text: str) -> int:
+    """``4G`` as a number."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)(i?B)?", str(text).strip(), re.IGNORECASE)
+    if found is None:
+        raise typer.BadParameter(f"must be bytes, as 4G or 500M, got {text}")
+    return int(float(found[1]) * UNITS[found[2].upper()])
+
+
+def size_option(help: str) -> Any:
+    """An option in bytes, K, M, G or T."""
+    return typer.Option(parser=_bytes, metavar="SIZE", help=help)
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -53,6 +70,12 @@ class ModelOptions:
             help="Folder where what was computed of a recording is kept for the next question."
         ),
     ] = None
+    disk_cache_bytes: Annotated[
+        int | None, size_option("Most that --disk-cache holds, as 50G (16G).")
+    ] = None
+    cache_bytes: Annotated[
+        int | None, size_option("Memory for what is remembered of recordings, as 4G.")
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +89,26 @@ class SamplingOptions:
     seed: Annotated[
         int | None, typer.Option(help="Of sampling; the same seed gives the same text.")
     ] = None
-
+    top_p: Annotated[
+        float | None, typer.Option(help="Keep the likeliest tokens that reach this probability.")
+    ] = None
+    top_k: Annotated[int | None, typer.Option(help="Keep so many likeliest tokens; 0: all.")] = None
+    min_p: Annotated[
+        float | None, typer.Option(help="Drop tokens below this share of the likeliest.")
+    ] = None
+    repetition_penalty: Annotated[
+        float | None, typer.Option(help="Above 1: what was said becomes less likely.")
+    ] = None
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(help="The answer ends before this text; may be given several times."),
+    ] = None
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds after which an answer ends where it is.")
+    ] = None
+    speculate: Annotated[
+        int | None, typer.Option(help="Tokens to guess ahead; what is said stays the same.")
+    ] = None
     json_schema: Annotated[
         Path | None, typer.Option(help="File with a JSON schema that the answer fulfils.")
     ] = None
@@ -103,6 +145,21 @@ class ReadingOptions:
     partial: Annotated[
         bool, typer.Option("--partial", help="Use what precedes the damage in a broken file.")
     ] = False
+    n: Annotated[
+        int | None,
+        typer.Option("-n", help="Answers to draw, with a --temperature; for --json or -o."),
+    ] = None
+    logprobs: Annotated[
+        int | None,
+        typer.Option(
+            help="Log-probability of each token, and of so many likeliest; for --json or -o."
+        ),
+    ] = None
+
+    def given(self) -> dict[str, Any]:
+        """Options of generating that show in JSON alone, where they were set."""
+        given = {"n": self.n, "logprobs": self.logprobs}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 @dataclass(frozen=True)

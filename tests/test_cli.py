@@ -34,6 +34,19 @@ def test_json_is_one_object(scene_file: Path) -> None:
     assert {"text", "thinking", "usage", "timings", "segments"} <= reply.keys()
 
 
+def test_options_of_generating_and_of_memory(scene_file: Path) -> None:
+    options = {
+        "-n": 2, "--temperature": 1, "--top-p": 0.9, "--top-k": 50, "--min-p": 0.01, "--seed": 1,
+        "--repetition-penalty": 1.1, "--stop": "zebra", "--timeout": 60, "--logprobs": 1,
+        "--speculate": 2, "--cache-bytes": "64M",
+    }  # fmt: skip
+    run = afnext("ask", scene_file, "What?", "--json", *(w for o in options.items() for w in o))
+    assert run.returncode == 0, run.stderr
+    reply = json.loads(run.stdout)
+    assert len(reply["others"]) == 1
+    assert len(reply["logprobs"]) == reply["usage"]["completion_tokens"]
+
+
 @pytest.mark.parametrize("verb", ["transcribe", "caption"])
 def test_other_verbs_answer(verb: str, scene_file: Path) -> None:
     run = afnext(verb, scene_file, "--max-tokens", 64)
