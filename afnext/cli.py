@@ -411,10 +411,8 @@ def _answer_each(
         raise
     _print(str(out))
     if done.failed:
-        before = f" ({done.failed_before} in an earlier run)" if done.failed_before else ""
-        _note(
-            f'{done.failed} failed{before}: "error" in {out} says why, --retry-failed tries them again'
-        )
+        _note(f'"error" in {out} says why it failed, --retry-failed tries again')
+    if done.failed or done.left:
         sys.exit(1)
 
 
@@ -438,12 +436,17 @@ def _answer(
     """Stream an answer to a terminal, or print it whole."""
     from .chat import Message, to_srt, to_vtt
 
+    if not reading.json and (named := next(iter(reading.given()), None)) is not None:
+        hint = "-n" if named == "n" else f"--{named}"
+        raise typer.BadParameter("shows in --json alone", param_hint=hint)
+
     with _waiting("listening"):
         pieces = assistant.stream(
             [Message("user", question, audio)],
             truncate=reading.truncate,
             partial=reading.partial,
             **sampling.given(),
+            **reading.given(),
         )
         first = next(pieces)
     streaming = format == "text" and not reading.json

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import closing
 from pathlib import Path
-from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from afnext.chat import Message
 
 from .folder import Answer
+from .pool import Stop
 
 if TYPE_CHECKING:
     from afnext.assistant import Assistant
@@ -31,15 +30,13 @@ def asking(
     """
     params = assistant.params(**options)
 
-    def answer(path: Path, stop: Event) -> Mapping[str, Any]:
+    def answer(path: Path, stop: Stop) -> Mapping[str, Any]:
         message = Message("user", question, path)
-        stream = assistant.stream([message], params=params, truncate=truncate, partial=partial)
-        with closing(stream) as pieces:  # type: ignore[type-var]
-            for piece in pieces:
-                if piece.reply is not None:
-                    return piece.reply.to_dict()
-                if stop.is_set():
-                    break
-        raise InterruptedError("nobody waits for the answer")
+        asked = assistant.start([message], params=params, truncate=truncate, partial=partial)
+        with stop.cancelling(asked.cancel):
+            *_, last = asked.pieces()
+        if stop.is_set() or last.reply is None:
+            raise InterruptedError("nobody waits for the answer")
+        return last.reply.to_dict()
 
     return answer

@@ -1,4 +1,4 @@
-"""A bar on a terminal for a folder of recordings; nothing in a pipe."""
+"""How a folder of recordings comes along: a bar on a terminal, elsewhere a line a minute."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 from threading import Event, Thread
 
 from .estimate import Estimate
+
+EVERY = 60.0  # seconds between two lines
 
 
 @contextmanager
@@ -21,9 +23,20 @@ def progress(folder: Path, files: Sequence[str], before: int) -> Iterator[Estima
         before: how many recordings were done already.
     """
     estimate = Estimate(files)
-    if not sys.stderr.isatty():
-        yield estimate
-        return
+    stop = Event()
+    reader = Thread(target=_read_headers, args=(folder, files, estimate, stop), daemon=True)
+    reader.start()
+    shown = _bar if sys.stderr.isatty() else _lines
+    try:
+        with shown(estimate, before):
+            yield estimate
+    finally:
+        stop.set()
+        reader.join()
+
+
+@contextmanager
+def _bar(estimate: Estimate, before: int) -> Iterator[None]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, ProgressColumn, Task
     from rich.text import Text
@@ -38,16 +51,26 @@ def progress(folder: Path, files: Sequence[str], before: int) -> Iterator[Estima
             task.total, task.completed = max(sum(audio), 1e-9), audio[0]
             return super().render(task)
 
+    with Progress(Share(), Left(), console=Console(stderr=True), transient=True) as bar:
+        bar.add_task("", total=None)
+        yield
+
+
+@contextmanager
+def _lines(estimate: Estimate, before: int) -> Iterator[None]:
     stop = Event()
-    reader = Thread(target=_read_headers, args=(folder, files, estimate, stop), daemon=True)
-    reader.start()
+
+    def tell() -> None:
+        while not stop.wait(EVERY):
+            print(f"afnext: {describe(estimate, before)}", file=sys.stderr, flush=True)
+
+    teller = Thread(target=tell, daemon=True)
+    teller.start()
     try:
-        with Progress(Share(), Left(), console=Console(stderr=True), transient=True) as bar:
-            bar.add_task("", total=None)
-            yield estimate
+        yield
     finally:
         stop.set()
-        reader.join()
+        teller.join()
 
 
 def describe(estimate: Estimate, before: int) -> str:

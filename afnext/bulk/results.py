@@ -128,8 +128,9 @@ class Results:
             raise self._foreign(number)
         if settings != self.settings:
             raise AfnextError(
-                f"{self.path}: holds answers to another question, or of another model or other options: "
-                "give the same ones, or another file"
+                f"{self.path}: holds answers to another question, of another model, of the same one trained "
+                "otherwise, or with other options (or of an earlier afnext, which noted less): give another "
+                "file, or what this one was made with"
             )
         self.done.add(file)
         if "error" in answer:

@@ -8,13 +8,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from threading import Event
 
 import pytest
 
 from afnext.bulk import Summary, answer_folder
-from afnext.bulk.cluster import on_ray
-from afnext.bulk.folder import Answer, explain
+from afnext.bulk.cluster import on_ray, shared_out
+from afnext.bulk.folder import Answer
+from afnext.bulk.pool import Stop
 from afnext.errors import AfnextError
 
 
@@ -36,10 +36,10 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 def test_two_workers_answer_each_once(cluster: None, folder: Path) -> None:
-    def prepare() -> Answer:
+    def prepare(device: str | None) -> Answer:
         import time
 
-        def answer(path: Path, stop: Event) -> dict:
+        def answer(path: Path, stop: Stop) -> dict:
             time.sleep(0.05)
             if path.name == "07.wav":
                 raise ValueError(f"{path}: is broken")
@@ -47,7 +47,7 @@ def test_two_workers_answer_each_once(cluster: None, folder: Path) -> None:
 
         return answer
 
-    def never() -> Answer:
+    def never(device: str | None) -> Answer:
         raise AssertionError("there is nothing to prepare for")
 
     out, told = folder / "out.jsonl", []
@@ -69,7 +69,7 @@ def test_two_workers_answer_each_once(cluster: None, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_a_model_that_no_worker_can_load_is_one_error(cluster: None, folder: Path) -> None:
-    def prepare() -> Answer:
+    def prepare(device: str | None) -> Answer:
         raise ValueError("no such model")
 
     out = folder / "out.jsonl"
@@ -78,12 +78,68 @@ def test_a_model_that_no_worker_can_load_is_one_error(cluster: None, folder: Pat
     assert out.read_text() == ""
 
 
+@pytest.mark.slow
+def test_workers_answer_several_at_once_by_their_share_of_the_cores(
+    cluster: None, folder: Path
+) -> None:
+    def prepare(device: str | None) -> Answer:
+        import threading
+
+        from afnext.ops import runtime
+
+        together = threading.Barrier(4, timeout=30)
+
+        def answer(path: Path, stop: Stop) -> dict:
+            together.wait()
+            return {"device": device, "threads": runtime.num_threads()}
+
+        return answer
+
+    out = folder / "out.jsonl"
+    done = answer_folder(folder, out, {}, prepare, ray_workers=1, concurrency=4)
+    assert done == Summary(20, 0, 0)
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert {(line["device"], line["threads"]) for line in lines} == {("cpu", 2)}
+    with pytest.raises(AfnextError, match="no machine of the Ray cluster has a GPU"):
+        list(on_ray(prepare, folder, ["00.wav"], 1, device="cuda"))
+
+
+@pytest.mark.slow
+def test_a_worker_whose_machine_is_broken_marks_nothing(cluster: None, folder: Path) -> None:
+    def prepare(device: str | None) -> Answer:
+        def answer(path: Path, stop: Stop) -> dict:
+            raise RuntimeError("CUDA error: device lost")
+
+        return answer
+
+    out = folder / "out.jsonl"
+    with pytest.raises(AfnextError, match="RuntimeError: CUDA error: device lost: it is no fault"):
+        answer_folder(folder, out, {}, prepare, ray_workers=2)
+    assert out.read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    ("cores", "workers", "share"),
+    [
+        ([2], 2, 1),
+        ([2], 1, 2),
+        ([8, 8], 2, 8),
+        ([8, 8], 3, 4),
+        ([4] * 8, 2, 4),
+        ([2], 5, 1),
+        ([], 1, 1),
+    ],
+)
+def test_cores_are_shared_out(cores: list[int], workers: int, share: int) -> None:
+    assert shared_out(cores, workers) == share
+
+
 CHATTY = """
 import sys
 from pathlib import Path
 from afnext.bulk.cluster import on_ray
 
-def prepare():
+def prepare(device):
     print("a worker loads")
     def answer(path, stop):
         print("a worker answers", file=sys.stderr)
@@ -91,7 +147,7 @@ def prepare():
     return answer
 
 names = ["00.wav", "01.wav"]
-found = list(on_ray(prepare, str, Path("."), names, 1))
+found = list(on_ray(prepare, Path("."), names, 1))
 print(sorted(answer["text"] for _, answer in found))
 """
 
@@ -112,4 +168,4 @@ def test_without_ray_the_error_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(AfnextError, match=r"afnext\[ray\]"):
-        next(on_ray(lambda: lambda path, stop: {}, explain, folder, ["00.wav"], 2))
+        next(on_ray(lambda device: lambda path, stop: {}, folder, ["00.wav"], 2))

@@ -9,7 +9,7 @@ from threading import Event
 
 import pytest
 
-from afnext.bulk.pool import in_threads
+from afnext.bulk.pool import Stop, in_threads
 
 
 @pytest.mark.parametrize("threads", [1, 3, 100])
@@ -55,3 +55,25 @@ def test_closing_tells_those_at_work_and_begins_nothing() -> None:
     deadline = time.monotonic() + 5
     while any(t.name.startswith("afnext-bulk") for t in threading.enumerate()):
         assert time.monotonic() < deadline
+
+
+def test_closing_calls_off_what_waits_for_something_else() -> None:
+    """A prompt that is read looks at nothing."""
+    waiting, called_off = Event(), Event()
+
+    def work(item: int, stop: Stop) -> int:
+        if item:
+            with stop.cancelling(called_off.set):
+                waiting.set()
+                assert called_off.wait(10)
+        return item
+
+    with closing(in_threads(work, range(9), 2)) as pairs:
+        assert next(pairs)[0] == 0
+        assert waiting.wait(10)
+        assert not called_off.is_set()
+    late = Stop()
+    late.set()
+    called_off.clear()
+    with late.cancelling(called_off.set):
+        assert called_off.is_set()
