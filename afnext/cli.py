@@ -169,14 +169,21 @@ def info(
     geometry: Annotated[
         str | None, typer.Option(help="Describe a geometry instead: 7b is the release's.")
     ] = None,
+    verify: Annotated[
+        str | None,
+        typer.Option(help="Check a folder's weights instead, by the digests written with them."),
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Say what this installation runs on, or what a model weighs."""
+    """Say what this installation runs on, or what a model weighs; or whether its weights are whole."""
     from . import report
 
-    if model is not None and geometry is not None:
-        raise typer.BadParameter("give --model or --geometry, not both", param_hint="--geometry")
-    if model is not None:
+    if sum(given is not None for given in (model, geometry, verify)) > 1:
+        raise typer.BadParameter("give one of --model, --geometry and --verify")
+    if verify is not None:
+        with _progress() as told:
+            facts = report.verified(verify, told)
+    elif model is not None:
         facts = report.model(model)
     elif geometry is not None:
         facts = report.geometry(geometry)

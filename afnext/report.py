@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,14 @@ def model(source: str | Path) -> dict[str, Any]:
             if formats := Weights.open(folder).formats():
                 facts["stored_formats"] = formats
     return facts
+
+
+def verified(source: str | Path, told: Callable[[str, float], None]) -> dict[str, Any]:
+    """That the weights of a folder are those that were written, to the bit; see ``digests.verify``."""
+    from .model.digests import verify
+
+    tensors, size = verify(find_model(source), told)
+    return {"model": str(source), "verified_tensors": tensors, "verified_bytes": size}
 
 
 def geometry(name: str) -> dict[str, Any]:

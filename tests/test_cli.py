@@ -261,6 +261,7 @@ def test_convert_to_fewer_bits_by_recordings(tmp_path: Path, scene_file: Path) -
             "regex: cannot go with choice",
         ),
         (["info", "--geometry", "900b"], 1, "900b"),
+        (["info", "--geometry", "7b", "--verify", "nano"], 2, "give one of"),
         (["train", "no-such-recipe", "--out", "x"], 1, "no-such-recipe"),
         (["train", "nano", "--out", __file__], 2, "--out"),
         (["plan", "7b", "--processes", "3"], 1, "cannot be shared out to 3 groups"),

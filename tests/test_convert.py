@@ -79,7 +79,7 @@ def test_fp8_is_for_cuda(tmp_path: Path) -> None:
 def test_the_first_load_finds_it_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = tmp_path / "cache"
     monkeypatch.setenv("AFNEXT_CACHE", str(cache))
-    monkeypatch.setattr(packed_cache.PackedCache.__init__, "__defaults__", (0,))
+    monkeypatch.setattr(packed_cache.PackedCache.__init__, "__defaults__", (0, 1 << 40))
     out = convert("nano", tmp_path / "small", quantization="int4")
     [file] = (cache / "packed").iterdir()
     ops.save_packed(file, _marked(file), packed_cache.identity(sorted(out.glob("*.safetensors"))))

@@ -25,7 +25,7 @@ from afnext.errors import CheckpointError
 from afnext.ops.mapped_file import MappedFile
 from afnext.ops.quantize import QuantizedWeight
 
-from . import quantized
+from . import digests, quantized
 
 if TYPE_CHECKING:
     from .audio_language_model import AudioLanguageModel
@@ -338,6 +338,7 @@ def _write(model: AudioLanguageModel, folder: Path, max_shard_bytes: int) -> Non
     if len(shards) > 1:
         total = sum(t.nbytes for t in tensors.values())
         _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    _write_json(folder / digests.NAME, digests.as_json(digests.digests(tensors)))
     dtype = str(tensors[EMBEDDING].dtype).removeprefix("torch.")
     _write_json(folder / "config.json", model.config.with_dtype(dtype).to_dict())
     if model.generation_config is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -170,7 +171,7 @@ def test_a_dtype_by_name_and_by_default_keep_one_file(
 ) -> None:
     """nano's folder is bfloat16; from float32 other scales come."""
     monkeypatch.setenv("AFNEXT_CACHE", str(tmp_path))
-    monkeypatch.setattr(PackedCache.__init__, "__defaults__", (0,))  # least_bytes: nano is small
+    monkeypatch.setattr(PackedCache.__init__, "__defaults__", (0, 1 << 40))  # nano is small
     for dtype, files in ((None, 1), ("bfloat16", 1), (torch.bfloat16, 1), ("float32", 2)):
         afnext.load("nano", quantization="int8", dtype=dtype)
         assert len(list((tmp_path / "packed").iterdir())) == files, dtype
@@ -202,10 +203,12 @@ def test_packed_weights_are_kept_and_told_apart(tmp_path: Path) -> None:
 
     first = runner()
     [file] = kept()
-    written = file.stat().st_mtime_ns
+    written = file.stat().st_ino
+    os.utime(file, (0, 0))
     again = runner()
     assert kept() == [file]
-    assert file.stat().st_mtime_ns == written
+    assert file.stat().st_ino == written
+    assert file.stat().st_mtime > 0  # it was used
     assert first._packed is not None
     assert again._packed is not None
     hidden = torch.randn(3, net.config.text.hidden_size)
@@ -215,6 +218,37 @@ def test_packed_weights_are_kept_and_told_apart(tmp_path: Path) -> None:
     weights.write_bytes(b"stands for another file")
     runner()
     assert len(kept()) == 3
+
+
+def test_packings_are_bounded_by_use(tmp_path: Path) -> None:
+    weights = {"w": ops.pack(torch.randn(64, 64), "int8")}
+    source = tmp_path / "model.safetensors"
+
+    def keep(number: int) -> PackedCache:
+        source.write_bytes(bytes(1 + number))
+        cache = PackedCache(
+            [source], "int8", torch.float32, tmp_path, least_bytes=0, max_bytes=bound
+        )
+        cache.save(weights)
+        return cache
+
+    bound = 1 << 30
+    caches = [keep(n) for n in range(3)]
+    assert len({cache.path for cache in caches}) == 3
+    folder = caches[0].path.parent
+    for age, cache in enumerate(caches):
+        os.utime(cache.path, (age, age))
+    others = [folder / "model.safetensors", folder / f"{caches[0].path.name}new.part"]
+    left = folder / f"{caches[0].path.name}abc.part"
+    for file in (*others, left):
+        file.write_bytes(bytes(10_000_000))
+    os.utime(left, (0, 0))
+    os.utime(others[0], (0, 0))
+    caches[0].load()  # used
+    bound = 3 * caches[0].path.stat().st_size
+    caches.append(keep(3))
+    assert [cache.path.exists() for cache in caches] == [True, False, True, True]
+    assert [file.exists() for file in (*others, left)] == [True, True, False]
 
 
 def test_a_damaged_or_unwritable_cache_is_a_warning(tmp_path: Path) -> None:

@@ -265,7 +265,9 @@ def test_saving_over_itself(folder: Path, flamingo: Any) -> None:
     assert same(dict(net.state_dict()), dict(flamingo.ours.state_dict()))
     net.save_pretrained(folder)
     names = {p.name for p in folder.iterdir()}
-    assert names == {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
+    assert names == {
+        "config.json", "digests.json", "generation_config.json", "model.safetensors", "tokenizer.json"
+    }  # fmt: skip
     again = AudioLanguageModel.from_pretrained(folder)
     assert same(dict(again.state_dict()), dict(flamingo.ours.state_dict()))
 

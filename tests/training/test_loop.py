@@ -40,7 +40,7 @@ def test_a_run_from_data_to_model_folder(
     assert kinds[0] == "start"
     assert "held-out" in kinds
     assert {p.name for p in folder.iterdir()} == {
-        "config.json", "generation_config.json", "model.safetensors",
+        "config.json", "digests.json", "generation_config.json", "model.safetensors",
         "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
     }  # fmt: skip
     net = AudioLanguageModel.from_pretrained(folder, dtype=torch.float32)
