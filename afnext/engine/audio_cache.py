@@ -22,11 +22,12 @@ class AudioCache:
     Attributes:
         nbytes: held now.
         hits, misses: windows that were found, or not; those found in the store are hits.
+        evictions: windows that had to go.
     """
 
     def __init__(self, max_bytes: int, store: DiskCache | None = None) -> None:
         self.max_bytes, self.store = max_bytes, store
-        self.nbytes = self.hits = self.misses = 0
+        self.nbytes = self.hits = self.misses = self.evictions = 0
         self._windows: OrderedDict[bytes, Tensor] = OrderedDict()
         self._lock = Lock()
 
@@ -63,6 +64,7 @@ class AudioCache:
             while self.nbytes > self.max_bytes:
                 _, dropped = self._windows.popitem(last=False)
                 self.nbytes -= dropped.nbytes
+                self.evictions += 1
 
     def forget(self) -> None:
         """The weights changed: nothing encoded so far is true, nor is what the store holds."""

@@ -59,9 +59,11 @@ class EngineStats:
             computed because their pages were there.
         audio_hits, audio_misses: windows found encoded, or not.
         audio_bytes: held by encoded windows.
+        audio_evictions: of these, windows that had to go.
         restored_tokens: of ``cached_tokens``, those whose keys and values were read from disk.
         disk_hits, disk_misses: encoded windows and pages found on disk, or not; a prompt stops at the first
             page that is not there.
+        disk_bytes, disk_evictions: held on disk as far as is known, and files that this process had to drop.
         preemptions: requests that had to give their pages back.
         tokens: generated.
         draft_tokens, accepted_tokens: guessed and checked, and of these right.
@@ -81,9 +83,12 @@ class EngineStats:
     audio_hits: int
     audio_misses: int
     audio_bytes: int
+    audio_evictions: int
     restored_tokens: int
     disk_hits: int
     disk_misses: int
+    disk_bytes: int
+    disk_evictions: int
     preemptions: int
     tokens: int
     draft_tokens: int
@@ -109,8 +114,8 @@ class Engine:
         draft: a smaller model with the same tokenizer, in eval mode: requests that ``speculate`` are
             guessed by it, not from what their tokens repeat. What is said stays the same.
         cache_bytes: of keys and values, the draft's and prompts kept for others included; by default
-            4 GiB, or one context where that is more, but at most half of the free memory. Taken as it is
-            used.
+            4 GiB, or one context where that is more, but at most half of the free memory, and taken as it is
+            used; on CUDA 40 % of the free memory, taken with the first step. Never more than 32 contexts.
         audio_cache_bytes: of encoded audio that may be asked about again.
         disk_cache: where encoded audio, and keys and values of prompts with audio, are kept for later runs;
             of these very weights.
@@ -335,8 +340,11 @@ class Engine:
                 audio_hits=audio.hits,
                 audio_misses=audio.misses,
                 audio_bytes=audio.nbytes,
+                audio_evictions=audio.evictions,
                 disk_hits=self.disk_cache.hits if self.disk_cache else 0,
                 disk_misses=self.disk_cache.misses if self.disk_cache else 0,
+                disk_bytes=self.disk_cache.nbytes if self.disk_cache else 0,
+                disk_evictions=self.disk_cache.evictions if self.disk_cache else 0,
                 preemptions=self.scheduler.preemptions,
                 **asdict(self._stepper.done),
             )

@@ -8,16 +8,22 @@ from pathlib import Path
 import torch
 
 LEAST, UNKNOWN, USUAL = 1 << 28, 1 << 30, 4 << 30
+# Of what is free on a GPU. Two engines may be made before either takes its share, and what is computed needs
+# memory as well.
+GPU_SHARE = 0.4
 
 
 def default_cache_bytes(device: torch.device, one_context: int) -> int:
-    """4 GiB, or one whole context where that is more, but half of what is free at most.
+    """4 GiB, or one whole context where that is more, but half of what is free at most; on CUDA 40 % of that.
 
     Args:
         device: where the cache will be.
         one_context: bytes of keys and values of the longest context.
     """
-    return max(LEAST, min(available_bytes(device) // 2, max(USUAL, one_context)))
+    free = available_bytes(device)
+    if device.type == "cuda":
+        return max(LEAST, int(free * GPU_SHARE))
+    return max(LEAST, min(free // 2, max(USUAL, one_context)))
 
 
 def available_bytes(device: torch.device) -> int:

@@ -243,6 +243,26 @@ def test_an_engine_of_the_next_day_does_not_encode(tmp_path: Path) -> None:
     assert engine.stats().audio_misses == 1
 
 
+def test_what_caches_hold_and_dropped_is_told(tmp_path: Path) -> None:
+    clips = [window(2.0, seed) for seed in range(3)]
+    net = small_model()
+    one = net.config.text.hidden_size * clips[0].num_tokens * 4
+    engine = Engine(
+        net,
+        [],
+        disk_cache=DiskCache(tmp_path, "model", max_bytes=2 * one),
+        audio_cache_bytes=2 * one,
+    )
+    for clip in clips:
+        engine.submit(heard([clip], [1], [2]), [clip], GenerationParams(max_tokens=1)).result()
+    engine.flush()
+    stats = engine.stats()
+    assert (stats.audio_bytes, stats.audio_evictions) == (2 * one, 1)
+    held = sum(p.stat().st_size for p in tmp_path.rglob("*.safetensors"))
+    assert 0 < held <= stats.disk_bytes <= 2 * one
+    assert stats.disk_evictions > 0
+
+
 def test_load_takes_a_folder(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).standard_normal(20_000).astype(np.float32) * 0.01
     for name, misses in (("float32", 1), ("float32", 0), ("bfloat16", 1)):

@@ -28,6 +28,16 @@ def test_the_default(
     assert memory.default_cache_bytes(CPU, one_context) == taken
 
 
+def test_the_default_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two engines that are made before either takes its memory leave some for what is computed."""
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 60 << 30)
+    found = memory.default_cache_bytes(torch.device("cuda"), 2 << 30)
+    assert found == 24 << 30
+    assert 60 - 2 * (found >> 30) >= 8
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 1 << 20)
+    assert memory.default_cache_bytes(torch.device("cuda"), 2 << 30) == 1 << 28
+
+
 def test_memory_that_is_free_is_known() -> None:
     import psutil
 
