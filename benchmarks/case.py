@@ -12,6 +12,7 @@ from .machine import largest_cache
 
 T = TypeVar("T")
 Call = Callable[[], object]
+LIMIT = "limit"
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,14 @@ class Case:
         flops: floating-point (or integer) operations of one call, a multiply-add counting two; 0 where
             arithmetic is not the limit.
         bytes: what one call must move at least, each input read once and each output written once; 0
-            where it all lies in the caches.
+            where it all lies in the caches. Or a function that says so, called behind the timing.
         dtype: whose peak bounds the arithmetic: ``"float32"``, ``"bfloat16"`` or ``"int8"``.
         label: our contestant's name.
         check: raises an ``AssertionError`` that says what differs and by how much where ours is wrong;
             runs once, before the timing.
         context: what the calls run in, as ``torch.inference_mode``.
+        targets: least ratio to a peer, by its name: its time over ours; or, by ``LIMIT``, least share of what
+            the machine could do. What falls short is a miss in the results.
         rounds: timings a contestant.
         slow: left out by ``--quick``.
     """
@@ -39,13 +42,19 @@ class Case:
     ours: Call
     peers: Mapping[str, Call] = field(default_factory=dict)
     flops: float = 0.0
-    bytes: float = 0.0
+    bytes: float | Callable[[], float] = 0.0
     dtype: str = "float32"
     label: str = "ours"
     check: Callable[[], None] | None = None
     context: Callable[[], AbstractContextManager[object]] = nullcontext
+    targets: Mapping[str, float] = field(default_factory=dict)
     rounds: int = 9
     slow: bool = False
+
+    @property
+    def moved(self) -> float:
+        """``bytes`` as a number."""
+        return self.bytes() if callable(self.bytes) else self.bytes
 
 
 def rotated(make: Callable[[], T], size: float, copies: int | None = None) -> Callable[[], T]:

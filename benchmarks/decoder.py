@@ -6,7 +6,7 @@ seconds a layer. A rate of bytes counts our weights and cache for everybody.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -34,6 +34,11 @@ VOCABULARY = 1024
 # Most that our logits may be off, as a share of transformers' in the weights' own dtype. Layers of random
 # weights magnify what rounding does; a wrong product is off by more than 1.
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.03, "int8": 0.15, "int4": 0.8}
+# Times that transformers in the weights' own dtype should take, over ours.
+Targets = Mapping[str | None, float]
+NANO: Targets = {None: 5.0}
+DECODE: Targets = {None: 1.6, "int8": 3.0, "int4": 4.5}
+PREFILL: Targets = {None: 1.5, "int8": 2.5}
 
 
 class Ours:
@@ -98,19 +103,21 @@ def cases() -> Iterator[Case]:
     net = random_model(geometry(text, NO_AUDIO))
     for quantization in FORMATS:
         name = f"7B, {LAYERS} of 28 layers, decode behind {CONTEXT}"
-        yield from _step(net, name, quantization, torch.tensor([40]), CONTEXT)
+        yield from _step(net, name, quantization, torch.tensor([40]), CONTEXT, DECODE)
     # A small vocabulary, as llama.cpp must give the logits of all tokens to run all of the last layer.
     net = slice_of(net, 1, VOCABULARY)
     prompt = torch.arange(PROMPT) % (VOCABULARY - 24)  # no audio token
     for quantization in FORMATS:
         name = f"7B, 1 of 28 layers, prefill of {PROMPT}"
-        yield from _step(net, name, quantization, prompt, 0)
+        yield from _step(net, name, quantization, prompt, 0, PREFILL)
 
 
 def nano() -> Iterator[Case]:
     """Steps in a row, as generation makes them: of a single one so short most is the threads' waking."""
     net = AudioLanguageModel.from_pretrained(find_model("nano"), dtype=torch.float32)
-    yield from _step(net, "nano, 32 steps behind 500", None, torch.tensor([40]), 500, steps=32)
+    yield from _step(
+        net, "nano, 32 steps behind 500", None, torch.tensor([40]), 500, NANO, steps=32
+    )
 
 
 def _step(
@@ -119,6 +126,7 @@ def _step(
     quantization: str | None,
     ids: Tensor,
     context: int,
+    targets: Targets | None = None,
     steps: int = 1,
 ) -> Iterator[Case]:
     """One step (or several, each behind ``context`` again) in one format by everybody.
@@ -127,7 +135,7 @@ def _step(
     they go before the next ones come.
     """
     dtype = str(net.language_model.lm_head.weight.dtype).removeprefix("torch.")
-    format = quantization or dtype
+    format, goal = quantization or dtype, (targets or {}).get(quantization)
     with ExitStack() as held:
         try:
             ours = Ours(net, quantization, ids, context)
@@ -174,6 +182,7 @@ def _step(
             bytes=moved,
             dtype="int8" if quantization else dtype,
             check=check,
+            targets={f"transformers {dtype}": goal} if goal else {},
             context=torch.inference_mode,
             rounds=2 if flops else 5,
             slow=bool(flops) or quantization == "int8",

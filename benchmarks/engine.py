@@ -1,8 +1,9 @@
-"""The engine: eight requests beside one, a recording asked about again, its overhead; transformers at 7B."""
+"""The engine: eight requests beside one, a recording asked about again, its overhead; others at 7B."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -19,8 +20,11 @@ from afnext.engine.engine import PAGE_SIZE
 from afnext.engine.pages import Sequence
 from afnext.hub import find_model
 from afnext.model import AudioLanguageModel
+from afnext.ops import runtime
 
 from .case import Case
+from .machine import largest_cache
+from .models import llama_cpp
 from .models.released import AUDIO, TEXT, geometry, random_model
 from .models.transformers_music_flamingo import generate
 from .models.transformers_qwen2 import Qwen2, qwen2
@@ -31,6 +35,14 @@ TOGETHER = 8
 STEPS = 32
 FORMATS = (None, "int8", "int4")
 QUESTION = "What sounds do you hear, and when?"
+THEIRS, ONE_BY_ONE = "transformers bfloat16", "one request after another"
+# Times that others should take, over ours.
+Targets = Mapping[str | None, float]
+FIRST_TOKEN: Targets = {None: 1.5, "int8": 2.2}
+TOKEN: Targets = {None: 1.6, "int8": 3.0, "int4": 4.5}
+TOKENS: Targets = {None: 5.0}
+AGAIN = {600.0: 20.0}
+_processes = ExitStack()
 
 
 def noise(seconds: float) -> np.ndarray:
@@ -45,6 +57,13 @@ class Speaking:
     def __init__(self, engine: Engine, count: int) -> None:
         self.engine, self.count = engine, count
         self.handles: list[Handle] = []
+
+    @property
+    def bytes(self) -> int:
+        """A call reads weights once, keys and values of each; 0 where the caches hold half of it."""
+        pages = -(-CONTEXT // PAGE_SIZE) * self.count
+        read = self.engine.runner.bytes_per_token + pages * self.engine.page_bytes
+        return read if read > 2 * largest_cache() else 0
 
     def __call__(self) -> list[int]:
         if any(h.finished for h in self.handles) or not self.handles:
@@ -98,7 +117,8 @@ def nano() -> Iterator[Case]:
         f"nano, {STEPS} tokens for each of {TOGETHER} requests at once",
         label="afnext",
         ours=partial(times, eight, STEPS),
-        peers={"one request after another": partial(times, one, TOGETHER * STEPS)},
+        peers={ONE_BY_ONE: partial(times, one, TOGETHER * STEPS)},
+        bytes=STEPS * eight.bytes,
     )
     eight.close()
     yield Case(
@@ -106,6 +126,7 @@ def nano() -> Iterator[Case]:
         label="afnext",
         ours=partial(times, one, STEPS),
         peers={"the runner alone": partial(times, _alone(one.engine), STEPS)},
+        bytes=STEPS * one.bytes,
     )
     one.close()
     for seconds in (60.0, 600.0):
@@ -143,6 +164,7 @@ def again(seconds: float) -> Case:
         label="afnext",
         ours=warm,
         peers={"for the first time": cold},
+        targets={"for the first time": AGAIN[seconds]} if seconds in AGAIN else {},
         check=check,
         rounds=5,
         slow=seconds > 60,
@@ -202,6 +224,17 @@ def _step_of_transformers() -> Qwen2:
     return Qwen2(qwen2(_released()), torch.tensor([40]), keys, values)
 
 
+@cache
+def _llama(quantization: str | None) -> llama_cpp.LlamaCpp:
+    threads = runtime.num_threads()
+    llama = llama_cpp.LlamaCpp(_released(), quantization, [40], CONTEXT, threads)
+    return _processes.enter_context(llama)
+
+
+def _of(target: Targets, quantization: str | None, peer: str) -> dict[str, float]:
+    return {peer: target[quantization]} if quantization in target else {}
+
+
 def released() -> Iterator[Case]:
     """One request of half a minute, and the tokens of one and of eight, in every format."""
     about = f"7B, {LAYERS} of 28 layers"
@@ -211,15 +244,22 @@ def released() -> Iterator[Case]:
             f"{about} and the whole encoder, first token about 30 s, {format}",
             label="afnext",
             ours=partial(_first_token, quantization),
-            peers={"transformers bfloat16": _first_token_of_transformers},
+            peers={THEIRS: _first_token_of_transformers},
+            targets=_of(FIRST_TOKEN, quantization, THEIRS),
             rounds=3,
             slow=True,
         )
+        peers: dict[str, Callable[[], object]] = {THEIRS: lambda: _step_of_transformers()()}
+        if llama_cpp.installed():
+            name = f"llama.cpp {llama_cpp.FORMATS[quantization]}"
+            peers[name] = lambda q=quantization: _llama(q)()  # type: ignore[misc]
         yield Case(
             f"{about}, a token behind {CONTEXT}, {format}",
             label="afnext",
             ours=lambda q=quantization: _speaking(q, 1)(),  # type: ignore[misc]
-            peers={"transformers bfloat16": lambda: _step_of_transformers()()},
+            peers=peers,
+            bytes=lambda q=quantization: _speaking(q, 1).bytes,  # type: ignore[misc]
+            targets=_of(TOKEN, quantization, THEIRS),
             context=torch.inference_mode,
             slow=True,
         )
@@ -228,10 +268,12 @@ def released() -> Iterator[Case]:
             label="afnext",
             ours=lambda q=quantization: _speaking(q, TOGETHER)(),  # type: ignore[misc]
             peers={
-                "one request after another": lambda q=quantization: times(  # type: ignore[misc]
+                ONE_BY_ONE: lambda q=quantization: times(  # type: ignore[misc]
                     _speaking(q, 1), TOGETHER
                 )
             },
+            bytes=lambda q=quantization: _speaking(q, TOGETHER).bytes,  # type: ignore[misc]
+            targets=_of(TOKENS, quantization, ONE_BY_ONE),
             slow=True,
         )
         _forget()
@@ -242,6 +284,8 @@ def _forget(*, everything: bool = False) -> None:
     """Let go of one format's engine, and of all weights in the end."""
     _speaking.cache_clear()
     _engine.cache_clear()
+    _llama.cache_clear()
+    _processes.close()
     if everything:
         _step_of_transformers.cache_clear()
         _transformers.cache_clear()

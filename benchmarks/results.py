@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .case import Case
+from .case import LIMIT, Case
 from .timing import Timing
 
 SCHEMA = 1
@@ -53,6 +53,8 @@ class Result:
         limit_seconds: what the call would take at the machine's peaks, the larger of the time for its
             operations and the time for its bytes; 0 where it counts neither.
         bound: ``"compute"`` or ``"memory"``, whichever sets that limit, or ``""``.
+        targets: as of the case.
+        misses: each target that was missed, in words.
     """
 
     benchmark: str
@@ -63,6 +65,8 @@ class Result:
     limit_seconds: float
     bound: str
     contestants: list[Contestant]
+    targets: dict[str, float] = field(default_factory=dict)
+    misses: list[str] = field(default_factory=list)
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Result:
@@ -81,6 +85,11 @@ class Result:
     def best_peer(self) -> Contestant | None:
         """The fastest of the others."""
         return min(self.contestants[1:], key=lambda c: c.seconds.median, default=None)
+
+    @property
+    def share(self) -> float:
+        """Of the machine's limit that ours reaches; 0 where nothing is counted."""
+        return self.limit_seconds / self.ours.seconds.median
 
 
 @dataclass(frozen=True)
@@ -138,7 +147,7 @@ def result_of(benchmark: str, case: Case, timings: dict[str, Timing], peaks: Pea
     """Rates and shares of one case; the first timing is ours."""
     peak = peaks.compute.get(case.dtype, 0.0)
     compute_seconds = case.flops / peak if peak else 0.0
-    memory_seconds = case.bytes / peaks.memory if peaks.memory else 0.0
+    memory_seconds = case.moved / peaks.memory if peaks.memory else 0.0
     limit = max(compute_seconds, memory_seconds)
     bound = "" if limit == 0 else "compute" if compute_seconds > memory_seconds else "memory"
     ours = next(iter(timings.values())).median
@@ -149,15 +158,28 @@ def result_of(benchmark: str, case: Case, timings: dict[str, Timing], peaks: Pea
             seconds=timing,
             ratio=timing.median / ours,
             flops_per_second=case.flops / timing.median,
-            bytes_per_second=case.bytes / timing.median,
+            bytes_per_second=case.moved / timing.median,
             compute_share=compute_seconds / timing.median,
             memory_share=memory_seconds / timing.median,
         )
         for index, (name, timing) in enumerate(timings.items())
     ]
     return Result(
-        benchmark, case.name, case.dtype, case.flops, case.bytes, limit, bound, contestants
-    )
+        benchmark, case.name, case.dtype, case.flops, case.moved, limit, bound, contestants,
+        dict(case.targets), _misses(case, contestants, limit / ours),
+    )  # fmt: skip
+
+
+def _misses(case: Case, contestants: Iterable[Contestant], share: float) -> list[str]:
+    ratios = {c.name: c.ratio for c in contestants if not c.ours}
+    missed = []
+    for name, least in case.targets.items():
+        if name == LIMIT:
+            if share < least:
+                missed.append(f"{share:.0%} of the limit, not {least:.0%}")
+        elif name in ratios and ratios[name] < least:  # a peer may not be installed
+            missed.append(f"x{ratios[name]:.3g} of {name}, not x{least:g}")
+    return missed
 
 
 def document(
@@ -201,7 +223,12 @@ def table(result: Result) -> str:
     heading = f" {result.name}"
     if result.bound:
         heading += f"   limit {duration(result.limit_seconds)} ({result.bound})"
-    return "\n".join([heading, *map(_row, result.contestants)])
+    lines = [heading, *map(_row, result.contestants)]
+    if result.targets:
+        goals = (f"{n} {t:.0%}" if n == LIMIT else f"{n} x{t:g}" for n, t in result.targets.items())
+        outcome = f"MISSED: {'; '.join(result.misses)}" if result.misses else "met"
+        lines.append(f"  target: {', '.join(goals)}: {outcome}")
+    return "\n".join(lines)
 
 
 def _row(who: Contestant) -> str:

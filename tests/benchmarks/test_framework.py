@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
@@ -52,6 +53,50 @@ def test_rates_and_shares() -> None:
     assert (ours.bytes_per_second, ours.flops_per_second) == pytest.approx((25e9, 100e9))
     assert ours.ours
     assert result.best_peer is theirs
+
+
+def test_targets_are_met_or_missed() -> None:
+    """Ours took 40 µs where the limit is 20, theirs 100; a peer that is not installed misses nothing."""
+    targets = {"theirs": 3.0, "limit": 0.6, "absent": 9.0}
+    case = Case("x", ours=int, peers={"theirs": int}, flops=4e6, bytes=lambda: 1e6, targets=targets)
+    timings = {"ours": Timing(4e-5, 3e-5, 5e-5), "theirs": Timing(1e-4, 9e-5, 2e-4)}
+    missed = result_of("made_up", case, timings, PEAKS)
+    assert missed.bytes == 1e6
+    assert missed.misses == ["x2.5 of theirs, not x3", "50% of the limit, not 60%"]
+    assert "target: theirs x3, limit 60%, absent x9: MISSED: x2.5 of theirs" in table(missed)
+    (plain,) = document({}, PEAKS, [missed])["results"]
+    assert plain["targets"] == targets
+    assert plain["misses"] == missed.misses == Result.from_dict(plain).misses
+    met = result_of("made_up", replace(case, targets={"theirs": 2.5, "limit": 0.4}), timings, PEAKS)
+    assert met.misses == []
+    assert table(met).endswith("target: theirs x2.5, limit 40%: met")
+
+
+def test_more_than_the_machine_can_do_is_measured_again_or_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = {"memory": 1e3}
+    monkeypatch.setattr(peaks, "memory", lambda: found["memory"])
+    monkeypatch.setattr(run, "QUICK_ROUNDS", 2)
+    case = Case("x", ours=lambda: None, bytes=1e6)
+    monkeypatch.setattr(peaks, "again", lambda what: None)
+    (outcome,) = run.measure("made_up", [case], quick=True)
+    assert isinstance(outcome, Failure)
+    assert "of the memory limit: that was measured on a busy machine" in outcome.error
+    monkeypatch.setattr(peaks, "again", lambda what: found.update({what: 1e18}))
+    (outcome,) = run.measure("made_up", [case], quick=True)
+    assert isinstance(outcome, Result)
+    assert outcome.ours.memory_share < 1
+
+
+def test_the_best_of_all_times_is_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = iter([3.0, 2.0, 5.0])
+    monkeypatch.setattr(peaks, "_best", {})
+    monkeypatch.setattr(peaks, "_read", lambda: next(rates))
+    assert peaks.memory() == 3.0
+    for best in (3.0, 5.0):
+        peaks.again("memory")
+        assert peaks.memory() == best
 
 
 @pytest.mark.parametrize(

@@ -242,10 +242,32 @@ def test_llama_cpp_gives_the_same_logits(
         assert (llama.logits() - expected).norm() < most * expected.norm()
 
 
+class FakeLlama:
+    """Stands for a process of llama.cpp."""
+
+    open = 0
+
+    def __init__(self, *of: object) -> None:
+        pass
+
+    def __enter__(self) -> FakeLlama:
+        FakeLlama.open += 1
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        FakeLlama.open -= 1
+
+    def __call__(self) -> None:
+        pass
+
+
 def test_the_engines_rows_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a small geometry: the contestants give a token each, or as many as there are requests."""
     monkeypatch.setattr(engine, "TEXT", replace(SMALL, max_position_embeddings=4096))
     monkeypatch.setattr(engine, "AUDIO", SMALL_AUDIO)
+    monkeypatch.setattr(engine, "largest_cache", lambda: 0)
+    monkeypatch.setattr(engine.llama_cpp, "installed", lambda: True)
+    monkeypatch.setattr(engine.llama_cpp, "LlamaCpp", FakeLlama)
     engine._forget(everything=True)
     try:
         names = set()
@@ -254,6 +276,14 @@ def test_the_engines_rows_run(monkeypatch: pytest.MonkeyPatch) -> None:
                 ours = case.ours()
                 theirs = [peer() for peer in case.peers.values()]
             names.add(case.name)
+            weights = sum(
+                p.numel() for p in engine._released().language_model.model.layers.parameters()
+            )
+            assert set(case.targets) <= set(case.peers)
+            if "token behind" in case.name:
+                assert case.name.endswith("bfloat16") <= (case.moved > 2 * weights)
+                assert any(name.startswith("llama.cpp") for name in case.peers)
+                assert FakeLlama.open == 1
             if "first token" in case.name:
                 assert len(ours) == 1
                 assert theirs[0].shape == (1, len(engine._prompt()[0]) + 1)
@@ -262,3 +292,4 @@ def test_the_engines_rows_run(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(names) == 3 * len(engine.FORMATS)
     finally:
         engine._forget(everything=True)
+    assert FakeLlama.open == 0
