@@ -23,7 +23,7 @@ from .chat import ChatTemplate, Message, Tokenizer, Variant, build_prompt
 from .chat.growing import growing
 from .chat.messages import AudioSource, as_messages
 from .chat.variants import detect_variant, get_variant, template_of
-from .engine import DiskCache, Engine, GenerationParams
+from .engine import WHOLE, DiskCache, Engine, GenerationParams
 from .engine.constraint import Constraints
 from .engine.disk_cache import MAX_BYTES, require_folder
 from .engine.gpu_model import place
@@ -263,7 +263,9 @@ class Assistant:
                         yield number, error
                 if not answers:
                     return
-                self.engine.wait([h for a in answers.values() for h in a.wanted])
+                # Whole answers, but where somebody has to look for the string that one ends at.
+                patience = 0.0 if params.stop else WHOLE
+                self.engine.wait([h for a in answers.values() for h in a.wanted], patience)
                 for number, answer in list(answers.items()):
                     deque(answer.advance(), maxlen=0)
                     if answer.wanted:
@@ -311,7 +313,7 @@ class Assistant:
         return self._answer(messages, options)
 
     def astream(self, messages: Conversation, **options: Any) -> AsyncIterator[Piece]:
-        """As ``stream``, for ``async for``: recordings are read and steps are made in threads."""
+        """As ``stream``, for ``async for``: recordings are opened in a thread, all else takes none."""
 
         async def pieces() -> AsyncIterator[Piece]:
             answer = await asyncio.to_thread(self._answer, messages, options)

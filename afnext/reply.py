@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from .audio.recording import Recording
 from .chat import Segment, Tokenizer, parse_timestamps
 from .chat.thinking import ThinkingSplitter
-from .engine import Engine, Generation, Handle, Timings, TokenLogprob
+from .engine import STREAM, Engine, Generation, Handle, Timings, TokenLogprob
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,18 +200,17 @@ class Answer:
         """All pieces as they come; closing the iterator gives the answer up."""
         try:
             while wanted := self.wanted:
-                self._engine.wait(wanted)
+                self._engine.wait(wanted, STREAM)
                 yield from self.advance()
             yield from self.finish()
         finally:
             self.cancel()
 
     async def apieces(self) -> AsyncIterator[Piece]:
-        """As ``pieces``, the waiting done in threads."""
+        """As ``pieces``, for a task."""
         try:
             while wanted := self.wanted:
-                if not any(h.ready for h in wanted):
-                    await asyncio.to_thread(self._engine.wait, wanted)
+                await self._engine.wait_async(wanted, STREAM)
                 for piece in self.advance():
                     yield piece
             for piece in self.finish():

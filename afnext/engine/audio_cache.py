@@ -55,6 +55,10 @@ class AudioCache:
         if (store := self.store) is not None:
             store.save(key, tokens)
 
+    def forked(self) -> None:
+        """In a child, where a thread that held the lock is gone."""
+        self._lock = Lock()
+
     def _hold(self, key: bytes, tokens: Tensor) -> None:
         with self._lock:
             if key in self._windows or tokens.nbytes > self.max_bytes:

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from operator import index
 from reprlib import repr as shortened
-from threading import Condition
+from threading import RLock
+
+import torch
 
 from afnext.audio.windows import AudioWindow
 from afnext.model import AudioLanguageModel
@@ -16,6 +18,7 @@ from .allocator import PageAllocator
 from .audio_cache import AudioCache
 from .disk_cache import DiskCache
 from .draft import Draft
+from .driver import Driver
 from .feed import Feed, Feeds, More
 from .handle import Handle
 from .memory import default_cache_bytes
@@ -101,8 +104,9 @@ class EngineStats:
 class Engine:
     """Answers prompts for one model, as many at once as its cache holds.
 
-    It has no thread of its own: whoever waits for a token makes steps, and each step serves everybody.
-    Safe to use from several threads and from asyncio at once.
+    A thread of its own makes steps while somebody waits for a token, and each step serves everybody; it ends
+    with the engine. Safe to use from several threads and from asyncio at once. A forked child answers too,
+    but for requests that its parent began. ``torch.profiler`` sees steps with ``profile_all_threads``.
 
     Args:
         net: the model, in eval mode. Where its weights change between requests, what was kept of the old
@@ -175,14 +179,14 @@ class Engine:
         self.scheduler = Scheduler(PageAllocator(pages), PAGE_SIZE, max_step_tokens, max_running)
         if self.draft is not None:
             self.draft.allot(pages, PAGE_SIZE, max_step_tokens)
-        self._changed = Condition()
-        self.feeds = Feeds(self._changed)
+        self.lock = RLock()
+        self._driver = Driver(self)
+        self.feeds = Feeds(self.lock, self._driver.tell)
         self.disk_cache = disk_cache
         self.page_store = (
-            PageStore(disk_cache, self.scheduler.allocator, self._changed) if disk_cache else None
+            PageStore(disk_cache, self.scheduler.allocator, self.lock) if disk_cache else None
         )
         self._stepper = Stepper(self)
-        self._stepping = False
         self._arrivals = 0
         self._dropped: deque[Request] = deque()
 
@@ -236,8 +240,8 @@ class Engine:
             request.expected = min(max(len(ids), expected), self.max_context)
             self._stepper.prepare(request)
             requests.append(request)
-        with self._changed:
-            self._reap()
+        with self.lock:
+            self.reap()
             if feed is not None:
                 feed.requests = requests
                 self.feeds.add(feed)
@@ -246,8 +250,8 @@ class Engine:
                 request.arrival = self._arrivals
                 self.scheduler.add(request)
             self._stepper.new = True
-            if self._stepper.idle:
-                self._changed.notify_all()
+            self._driver.threads = torch.get_num_threads()
+        self._driver.tell()
         first, *others = requests
         first.record.others = [r.record for r in others]
         return Handle(self, first, [Handle(self, r) for r in others])
@@ -276,24 +280,21 @@ class Engine:
             at += 1 if prompt.params is None else prompt.params.n
         return firsts
 
-    def wait(self, handles: Sequence[Handle]) -> list[Handle]:
-        """Work until at least one of ``handles`` has something new; returns those that have."""
-        while True:
-            with self._changed:
-                self._reap()
-                ready = [h for h in handles if h.ready]
-                if ready or not handles:
-                    return ready
-                if self._stepping:
-                    self._changed.wait()
-                    continue
-                self._stepping = True
-            try:
-                self._stepper.step(self._changed)
-            finally:
-                with self._changed:
-                    self._stepping = False
-                    self._changed.notify_all()
+    def wait(self, handles: Sequence[Handle], patience: float = 0.0) -> list[Handle]:
+        """Wait until at least one of ``handles`` has something new; returns those that have.
+
+        ``patience``: seconds that what is new may wait for more of it, where nothing but tokens is made
+        meanwhile and it is no answer's first one; ``WHOLE`` waits for the end of one of the answers.
+        """
+        if handles:
+            self._driver.wait(handles, patience)
+        return [h for h in handles if h.ready]
+
+    async def wait_async(self, handles: Sequence[Handle], patience: float = 0.0) -> list[Handle]:
+        """As ``wait``, for a task: no thread is taken."""
+        if handles:
+            await self._driver.wait_async(handles, patience)
+        return [h for h in handles if h.ready]
 
     def check_prompt(self, ids: Sequence[int]) -> None:
         """Raise ``ValueError`` for a prompt that cannot be answered."""
@@ -314,20 +315,21 @@ class Engine:
 
     def cancel(self, request: Request) -> None:
         """See ``Handle.cancel``; of a request that is done nothing changes."""
-        with self._changed:
-            self._reap()
+        with self.lock:
+            self.reap()
             self._cancel(request)
-            self._changed.notify_all()
+        self._driver.tell()
 
     def drop(self, request: Request) -> None:
         """Cancel when there is time: a finalizer may run at any moment, within this engine too."""
         request.dropped = True
         self._dropped.append(request)
+        self._driver.tell()
 
     def stats(self) -> EngineStats:
         """What it holds now and has done so far."""
-        with self._changed:
-            self._reap()
+        with self.lock:
+            self.reap()
             allocator, audio = self.scheduler.allocator, self.audio_cache
             return EngineStats(
                 running=len(self.scheduler.running),
@@ -356,7 +358,7 @@ class Engine:
 
     def clear_caches(self) -> None:
         """Drop encoded audio and kept pages from memory; running requests go on."""
-        with self._changed:
+        with self.lock:
             self.scheduler.allocator.forget()
             self.audio_cache.clear()
             if self.draft is not None:
@@ -370,6 +372,29 @@ class Engine:
             if request.draft is not None:
                 request.draft.release()
 
+    def step(self) -> float:
+        """Move every request on that can be; returns for how many seconds nothing can. The driver's."""
+        return self._stepper.step()
+
+    def reap(self) -> None:
+        """Cancel what was dropped; the lock is held."""
+        while self._dropped:
+            self._cancel(self._dropped.popleft())
+
+    def fail_all(self, error: BaseException) -> None:
+        """Nothing that was begun can go on."""
+        with self.lock:
+            self._stepper.fail_all(error)
+
+    def forked(self) -> None:
+        """In a child: what the parent's threads were at is given up; the lock is held."""
+        self._driver.forked()
+        self.audio_cache.forked()
+        self.feeds.forked()
+        if self.page_store is not None:
+            self.page_store.forked()
+        self._stepper.fail_all(RuntimeError("the process was forked: ask again in the child"))
+
     def _cancel(self, request: Request) -> None:
         if request.state is State.DONE or request.cancelled:
             return
@@ -378,10 +403,6 @@ class Engine:
             request.record.stopped = "cancelled"
             self.scheduler.finish(request)
         self.feeds.prune()
-
-    def _reap(self) -> None:
-        while self._dropped:
-            self._cancel(self._dropped.popleft())
 
 
 def _require_ids_alone(params: GenerationParams) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
-from threading import Condition
+from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
 
 from afnext.audio.windows import AudioWindow
@@ -49,14 +48,14 @@ class Feed:
         """Whether anybody waits for what is read."""
         return any(not (r.cancelled or r.dropped or r.state is State.DONE) for r in self.requests)
 
-    def read(self, lock: Condition) -> None:
-        """Read to the end, or until nobody wants it; the lock is taken to hand each stretch over."""
+    def read(self, lock: threading.RLock, tell: Callable[[], object]) -> None:
+        """Read to the end, or until nobody wants it; takes the lock to hand a stretch over, then tells."""
         more, error = self._more, None
         assert more is not None
         try:
             try:
                 while self._next(more, lock):
-                    pass
+                    tell()
             finally:
                 if callable(close := getattr(more, "close", None)):
                     close()
@@ -64,9 +63,9 @@ class Feed:
             error = caught
         with lock:
             self._error, self._more = error, None
-            lock.notify_all()
+        tell()
 
-    def _next(self, more: More, lock: Condition) -> bool:
+    def _next(self, more: More, lock: threading.RLock) -> bool:
         if not threading.main_thread().is_alive():
             raise RuntimeError("the program ends")
         if not self.wanted:
@@ -78,7 +77,6 @@ class Feed:
             self.seconds += perf_counter() - clock
             if stretch is not None:
                 self._read.append((*stretch, keys))
-                lock.notify_all()
         return stretch is not None
 
     def take(self) -> bool:
@@ -105,13 +103,14 @@ class Feeds:
 
     Args:
         lock: of the engine; held while methods are called.
+        tell: is called when there is more of a prompt.
 
     Attributes:
         active: those that more may come of.
     """
 
-    def __init__(self, lock: Condition) -> None:
-        self._lock = lock
+    def __init__(self, lock: threading.RLock, tell: Callable[[], object]) -> None:
+        self._lock, self._tell = lock, tell
         self._most = min(MOST_READERS, max(2, (os.cpu_count() or 1) // 2))
         self._readers = 0
         self._waiting: deque[Feed] = deque()
@@ -130,6 +129,12 @@ class Feeds:
         """Let go of those that nobody waits for: their audio is large."""
         self.active = [f for f in self.active if f.wanted]
 
+    def forked(self) -> None:
+        """In a child, where nobody reads on."""
+        self.active.clear()
+        self._waiting.clear()
+        self._readers = 0
+
     def _serve(self) -> None:
         while True:
             with self._lock:
@@ -137,7 +142,7 @@ class Feeds:
                     self._readers -= 1
                     return
                 feed = self._waiting.popleft()
-            feed.read(self._lock)
+            feed.read(self._lock, self._tell)
             with self._lock:
                 self.prune()
             del feed  # this thread may wait long for the next one

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from .driver import STREAM, WHOLE
 from .request import Generation, Request, State
 
 if TYPE_CHECKING:
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
 class Handle:
     """An iterator over the new tokens of an answer, for ``for`` and for ``async for``.
 
-    Whoever waits for a token drives the engine, for everybody. A handle that is closed or forgotten is a
-    cancelled request.
+    The engine works while somebody waits for a token, for everybody. A handle that is closed or forgotten is
+    a cancelled request.
 
     Attributes:
         record: what came of it so far.
@@ -37,6 +38,11 @@ class Handle:
     def ready(self) -> bool:
         """Whether ``take`` has something to give, or there is nothing more to come."""
         return self._taken < len(self.record.tokens) or self.finished
+
+    @property
+    def begins(self) -> bool:
+        """Whether ``take`` would give the answer's first token."""
+        return not self._taken and bool(self.record.tokens)
 
     @property
     def finished(self) -> bool:
@@ -66,8 +72,7 @@ class Handle:
             Exception: what the request failed with.
         """
         while not self.finished:
-            self._engine.wait([self])
-            self.take()
+            self._engine.wait([self], WHOLE)
         self.take()
         self._raise()
         return self.record
@@ -83,7 +88,7 @@ class Handle:
 
     def __next__(self) -> int:
         if not self.ready:
-            self._engine.wait([self])
+            self._engine.wait([self], STREAM)
         if self._taken < len(self.record.tokens):
             return self._next()
         self._raise()
@@ -95,7 +100,7 @@ class Handle:
     async def __anext__(self) -> int:
         if not self.ready:
             try:
-                await asyncio.to_thread(self._engine.wait, [self])
+                await self._engine.wait_async([self], STREAM)
             except asyncio.CancelledError:
                 self.cancel()
                 raise

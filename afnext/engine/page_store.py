@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from threading import Condition
+from threading import RLock
 
 import torch
 
@@ -32,7 +32,7 @@ class PageStore:
         lock: under which it is used.
     """
 
-    def __init__(self, disk: DiskCache, allocator: PageAllocator, lock: Condition) -> None:
+    def __init__(self, disk: DiskCache, allocator: PageAllocator, lock: RLock) -> None:
         self._disk, self._allocator, self._lock = disk, allocator, lock
         self._layout = b""
         self._closed = False
@@ -57,7 +57,7 @@ class PageStore:
 
     def keep(self, pool: PagePool, digests: Sequence[bytes]) -> None:
         """Write the pages of a sequence, from its first one on, when there is time."""
-        if not self._disk.writable:
+        if self._closed or not self._disk.writable:
             return
         if self._writer is None:
             self._writer = ThreadPoolExecutor(1, "afnext-pages")
@@ -71,6 +71,10 @@ class PageStore:
     def close(self) -> None:
         """Weights changed: what is published from now on is not to be written. The lock is held."""
         self._closed = True
+
+    def forked(self) -> None:
+        """In a child, which has no writer and leaves writing to its parent."""
+        self._closed, self._last = True, None
 
     @torch.inference_mode()
     def _write(self, pool: PagePool, digests: list[bytes]) -> None:

@@ -63,6 +63,11 @@ class Scheduler:
         self.preemptions = 0
         self._reading: dict[bytes, Request] = {}
 
+    @property
+    def reading(self) -> bool:
+        """Whether the next step may be more than a token for each: prompts are read, or wait for that."""
+        return bool(self.waiting) or not all(r.decoding for r in self.running)
+
     def add(self, request: Request) -> None:
         """Let a request wait for its turn; it must fit into the pool alone."""
         insort(self.waiting, request, key=_arrival)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from threading import Condition
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -49,7 +49,6 @@ class Stepper:
     Attributes:
         new: a request came since the last step, so weights may have changed.
         done: what was done so far.
-        idle: a step waits for more of a prompt.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -57,7 +56,7 @@ class Stepper:
         self.new = False
         self.done = Done()
         self._pool: PagePool | None = None
-        self._timed = self.idle = False
+        self._timed = False
 
     def prepare(self, request: Request) -> None:
         """Give a new request what chooses its tokens, or one whose prompt is known now."""
@@ -71,14 +70,17 @@ class Stepper:
         self._timed = self._timed or params.timeout is not None
 
     @torch.inference_mode()
-    def step(self, lock: Condition) -> None:
-        """Move every request on that can be; ``lock`` is free."""
+    def step(self) -> float:
+        """Move every request on that can be; the lock is free.
+
+        Returns for how many seconds none can: all wait for more of their prompts, or for their deadlines.
+        """
         begun = perf_counter()
-        scheduler = self.engine.scheduler
-        if self.new and not self._refresh(lock):
-            return
+        scheduler, lock = self.engine.scheduler, self.engine.lock
+        if self.new and not self._refresh():
+            return 0.0
         if self.engine.draft is not None:
-            self._guess(self.engine.draft, lock)
+            self._guess(self.engine.draft)
         with lock:
             self._expire(begun)
             self._grow()
@@ -86,20 +88,17 @@ class Stepper:
                 ask_ahead(scheduler)
             parts, ahead = at_once(scheduler.schedule())
             if not parts and (scheduler.running or scheduler.waiting):
-                if (
-                    self.engine.feeds.active
-                ):  # somebody is notified of what comes next, and steps again
-                    self._idle(lock)
-                    return
-                self._fail_all(RuntimeError("nothing can run"))  # a bug, but nobody waits for ever
+                if self.engine.feeds.active:  # somebody tells what comes next
+                    return self._pause()
+                self.fail_all(RuntimeError("nothing can run"))  # a bug, but nobody waits for ever
             for part in parts:
                 part.request.in_flight = True
         if not parts:
-            return
+            return 0.0
         clock = 0.0
         try:
-            parts = self._restored(parts, lock)
-            parts, chunks = self._chunks(parts, lock)
+            parts = self._restored(parts)
+            parts, chunks = self._chunks(parts)
             clock = perf_counter()
             logits, said = self._run(parts, chunks, ahead)
             clock = perf_counter() - clock
@@ -109,27 +108,26 @@ class Stepper:
             with lock:
                 for part in parts:
                     self._fail(part.request, error)
-        except BaseException:  # the thread is stopped, not the requests: somebody else goes on
-            with lock:
-                for part in parts:
-                    self._undo(part.request)
-            raise
         self.done.steps += 1
         self.done.model_seconds += clock
         self.done.step_seconds += perf_counter() - begun
+        return 0.0
 
-    def _refresh(self, lock: Condition) -> bool:
-        self.new = False
+    def fail_all(self, error: BaseException) -> None:
+        """End every request with ``error``; the lock is held."""
+        scheduler = self.engine.scheduler
+        for request in [*scheduler.waiting, *scheduler.running]:
+            self._fail(request, error)
+
+    def _refresh(self) -> bool:
+        self.new, lock = False, self.engine.lock
         try:
             changed = self.engine.runner.refresh()
             drafted = self.engine.draft is not None and self.engine.draft.runner.refresh()
         except Exception as error:
             with lock:
-                self._fail_all(error)
+                self.fail_all(error)
             return False
-        except BaseException:
-            self.new = True
-            raise
         if changed:
             with lock:
                 self.engine.scheduler.forget()
@@ -142,8 +140,9 @@ class Stepper:
                 self.engine.forget_draft()
         return True
 
-    def _guess(self, draft: Draft, lock: Condition) -> None:
+    def _guess(self, draft: Draft) -> None:
         """Have the draft model propose for all that decode."""
+        lock = self.engine.lock
         with lock:
             running = self.engine.scheduler.running
             asked = [r for r in running if r.draft is not None and r.decoding]
@@ -159,11 +158,6 @@ class Stepper:
                 for request in asked:
                     self._fail(request, error)
             return
-        except BaseException:  # as in ``step``
-            with lock:
-                for request in asked:
-                    self._undo(request)
-            raise
         self.done.model_seconds += perf_counter() - clock
         with lock:
             for request in asked:
@@ -191,17 +185,13 @@ class Stepper:
             if feed.complete:
                 feeds.active.remove(feed)
 
-    def _idle(self, lock: Condition) -> None:
-        """Wait for more of a prompt, a new request, or the next deadline."""
+    def _pause(self) -> float:
+        """Seconds until the next deadline."""
         scheduler = self.engine.scheduler
         ends = [
             r.deadline for r in [*scheduler.waiting, *scheduler.running] if r.deadline is not None
         ]
-        self.idle = True
-        try:
-            lock.wait(max(0.0, min(ends) - perf_counter()) if ends else None)
-        finally:
-            self.idle = False
+        return max(1e-3, min(ends) - perf_counter()) if ends else math.inf
 
     def _expire(self, now: float) -> None:
         if not self._timed:
@@ -213,12 +203,12 @@ class Stepper:
                 request.record.timings.total = now - request.submitted
                 scheduler.finish(request)
 
-    def _restored(self, parts: list[Part], lock: Condition) -> list[Part]:
+    def _restored(self, parts: list[Part]) -> list[Part]:
         """Parts that must be computed; where the next pages are on disk, a request goes on behind them."""
         store = self.engine.page_store
         if store is None:
             return parts
-        scheduler = self.engine.scheduler
+        scheduler, lock = self.engine.scheduler, self.engine.lock
         size, left = scheduler.page_size, []
         for part in parts:
             request = part.request
@@ -256,7 +246,7 @@ class Stepper:
             request.record.cached_tokens += count
             self.done.restored_tokens += count
 
-    def _chunks(self, parts: list[Part], lock: Condition) -> tuple[list[Part], list[Chunk]]:
+    def _chunks(self, parts: list[Part]) -> tuple[list[Part], list[Chunk]]:
         """What goes into the model; a request whose audio cannot be encoded fails alone."""
         kept, chunks = [], []
         for part in parts:
@@ -268,7 +258,7 @@ class Stepper:
                         tokens = self._window(request, stretch)[stretch.rows]
                         heard.append((stretch.positions - first, tokens))
             except Exception as error:
-                with lock:
+                with self.engine.lock:
                     self._fail(request, error)
                 continue
             ids = request.tokens[first:end]
@@ -456,11 +446,6 @@ class Stepper:
         request.error = error
         self.engine.scheduler.finish(request)
 
-    def _fail_all(self, error: BaseException) -> None:
-        scheduler = self.engine.scheduler
-        for request in [*scheduler.waiting, *scheduler.running]:
-            self._fail(request, error)
-
     def _landed(self, request: Request) -> bool:
         """What it was in flight for is over; whether somebody still wants it."""
         request.in_flight = False
@@ -468,10 +453,6 @@ class Stepper:
             request.record.stopped = "cancelled"
             self.engine.scheduler.finish(request)
         return not request.cancelled
-
-    def _undo(self, request: Request) -> None:
-        if self._landed(request) and request in self.engine.scheduler.running:
-            self.engine.scheduler.preempt(request)
 
 
 def _sampled(parts: Sequence[Part], logits: Tensor | None) -> list[int | None]:

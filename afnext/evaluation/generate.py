@@ -14,7 +14,7 @@ from afnext.audio.windows import AudioWindow
 from afnext.chat import Message, Tokenizer, build_prompt
 from afnext.chat.files import read_json
 from afnext.chat.variants import detect_variant, template_of
-from afnext.engine import Engine, GenerationParams, Handle
+from afnext.engine import WHOLE, Engine, GenerationParams, Handle
 from afnext.model import AudioLanguageModel
 
 ROWS = 96  # answers at once
@@ -79,7 +79,7 @@ class Listener:
                 asked.update(islice(waiting, 2 * self.engine.max_running - len(asked)))
                 if not asked:
                     return
-                self.engine.wait(list(asked.values()))
+                self.engine.wait(list(asked.values()), WHOLE)
                 for number, handle in list(asked.items()):
                     handle.take()
                     if handle.finished:

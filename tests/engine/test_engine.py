@@ -183,7 +183,10 @@ def test_modules_give_what_packed_weights_give(
 def test_a_profile_names_the_phases(net: AudioLanguageModel) -> None:
     """Also the decoder's layers, which torch does not see otherwise."""
     engine, clip = Engine(net, eos=()), window(0.5)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    everybody = torch._C._profiler._ExperimentalConfig(profile_all_threads=True)
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], experimental_config=everybody
+    ) as profile:
         answer(engine, heard([clip], [1], [2]), clip, max_tokens=3)
     counts = {event.key: event.count for event in profile.key_averages()}
     phases = ("afnext.encode", "afnext.prefill", "afnext.decode", "afnext::decoder")

@@ -284,12 +284,12 @@ def test_nobody_reads_what_nobody_wants(net: AudioLanguageModel, how: str) -> No
 
 
 def test_others_are_served_while_one_waits(net: AudioLanguageModel) -> None:
-    """By whoever waits for them: the thread that waits for the rest of a prompt keeps nobody."""
+    """What waits for the rest of its prompt keeps nobody."""
     engine, go = Engine(net, []), threading.Event()
     handle = submit(engine, growing(before=lambda: go.wait(PATIENCE)))
     with ThreadPoolExecutor(1) as pool:
         long = pool.submit(handle.result)
-        assert happens(lambda: engine._stepper.idle)
+        assert happens(lambda: engine._driver.idle)
         for _ in range(3):
             assert len(engine.submit([1, 2, 3], (), PARAMS).result().tokens) == 6
         assert not long.done()
