@@ -152,9 +152,12 @@ def _traced(file: str | None) -> Iterator[None]:
     if file is None:
         yield
         return
+    import torch
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+    # An engine's steps are another thread's.
+    everybody = torch._C._profiler._ExperimentalConfig(profile_all_threads=True)
+    with profile(activities=[ProfilerActivity.CPU], experimental_config=everybody) as profiler:
         yield
     profiler.export_chrome_trace(file)
 

@@ -134,6 +134,11 @@ class Runner:
             encode = self.net.encode if self._packed is None else self._packed.encode
             return encode(audio).to(self.dtype)
 
+    def finish(self) -> None:
+        """Wait for what was asked of the device, for a clock to tell how long that took."""
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
+
     def embed(self, ids: Tensor) -> Tensor:
         """Embeddings ``[T, hidden]`` of text, int64 ``[T]``, in memory of their own."""
         if self._packed is None:

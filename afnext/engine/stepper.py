@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .choosing import Chooser, sampled
+from .hearing import Listener
 from .look_ahead import ask_ahead, at_once
 from .pages import PagePool
-from .prompt_audio import Stretch
 from .request import Request, State
 from .runner import Chunk
-from .sampler import Sampler, logprob_of, sample_rows
+from .sampler import Sampler
 from .scheduler import Part
 from .speculation import PromptLookup
 
@@ -43,8 +44,8 @@ class Done:
 class Stepper:
     """Makes an engine's steps; one thread at a time.
 
-    The lock is held while the books are kept, and not while the model runs. Where a step fails, so do its
-    requests, and their pages are free.
+    The lock is held while the books are kept, and not while the model runs or tokens are chosen. Where a step
+    fails, so do its requests, and their pages are free.
 
     Attributes:
         new: a request came since the last step, so weights may have changed.
@@ -55,6 +56,7 @@ class Stepper:
         self.engine = engine
         self.new = False
         self.done = Done()
+        self._listener, self._chooser = Listener(engine, self.done), Chooser(engine, self.done)
         self._pool: PagePool | None = None
         self._timed = False
 
@@ -100,10 +102,17 @@ class Stepper:
             parts = self._restored(parts)
             parts, chunks = self._chunks(parts)
             clock = perf_counter()
-            logits, said = self._run(parts, chunks, ahead)
+            logits, said = self._run(
+                parts, chunks, ahead
+            )  # with the tokens there, a device is done
             clock = perf_counter() - clock
+            for part in parts:
+                if part.request.first_token is None and part.count > 1:
+                    part.request.record.timings.prefill += clock
+            counts = self._chosen(parts, said, logits)
             with lock:
-                self._chosen(parts, logits, said, clock)
+                for part, count in zip(parts, counts, strict=True):
+                    self._settle(part, count)
         except Exception as error:
             with lock:
                 for part in parts:
@@ -236,10 +245,7 @@ class Stepper:
 
     def _moved(self, request: Request, part: Part, count: int) -> None:
         """``count`` tokens of ``request`` have their keys and values from disk."""
-        request.in_flight = False
-        if request.cancelled:
-            request.record.stopped = "cancelled"
-            self.engine.scheduler.finish(request)
+        if not self._landed(request):
             return
         self.engine.scheduler.computed(part, count)
         if not request.record.tokens:
@@ -250,74 +256,25 @@ class Stepper:
         """What goes into the model; a request whose audio cannot be encoded fails alone."""
         kept, chunks = [], []
         for part in parts:
-            request, first, end = part.request, part.start, part.start + part.count
             try:
-                heard = []
-                if request.audio is not None:
-                    for stretch in request.audio.stretches(first, end):
-                        tokens = self._window(request, stretch)[stretch.rows]
-                        heard.append((stretch.positions - first, tokens))
+                chunks.append(self._listener.chunk(part))
+                kept.append(part)
             except Exception as error:
                 with self.engine.lock:
-                    self._fail(request, error)
-                continue
-            ids = request.tokens[first:end]
-            guessed = part.count - len(ids)
-            ids += request.proposals[:guessed]
-            logits = 1 + guessed if part.chooses else 0
-            chunks.append(Chunk(ids, first, request.table(), logits, heard))
-            kept.append(part)
+                    self._fail(part.request, error)
         return kept, chunks
-
-    def _window(self, request: Request, stretch: Stretch) -> Tensor:
-        """Audio tokens of a whole window."""
-        assert request.audio is not None
-        cache, key = self.engine.audio_cache, request.audio.keys[stretch.window]
-        tokens = request.encoded.pop(stretch.window, None)
-        if tokens is None:
-            tokens = cache.get(key)
-        if tokens is None:
-            tokens = self._encoded(request, stretch.window)
-        if not stretch.ends:
-            request.encoded[stretch.window] = tokens
-        return tokens
-
-    def _encoded(self, request: Request, first: int) -> Tensor:
-        """Encode a window that is not known; those behind it come along, as many as go together."""
-        audio, runner, cache = request.audio, self.engine.runner, self.engine.audio_cache
-        assert audio is not None
-        keys = [audio.keys[first]]
-        while len(keys) < runner.windows_at_once and (n := first + len(keys)) < len(audio.windows):
-            if n in request.encoded or (key := audio.keys[n]) in keys:
-                break
-            if (known := cache.get(key)) is not None:
-                request.encoded[n] = known
-                break
-            keys.append(key)
-        windows = audio.windows[first : first + len(keys)]
-        timings, clock = request.record.timings, perf_counter()
-        features = runner.mel(windows)
-        timings.mel += (taken := perf_counter() - clock)
-        together = runner.encode(features)
-        timings.encode += perf_counter() - clock - taken
-        self.done.model_seconds += perf_counter() - clock
-        parts = together.split([window.num_tokens for window in windows])
-        if len(parts) > 1:  # each of which is held, and dropped, alone
-            parts = tuple(part.clone() for part in parts)
-        for n, (key, part) in enumerate(zip(keys, parts, strict=True), first):
-            cache.put(key, part)
-            if n > first:
-                request.encoded[n] = part
-        return parts[0]
 
     def _run(
         self, parts: Sequence[Part], chunks: Sequence[Chunk], ahead: int
-    ) -> tuple[Tensor | None, list[int] | None]:
-        """Logits, or the tokens themselves where the device chose ``ahead`` of each."""
+    ) -> tuple[Tensor | None, Sequence[int | None]]:
+        """Logits, and what samplers take of each row of them; no logits where the device chose ``ahead``
+        tokens of each.
+        """
         if not chunks:
-            return None, None
+            return None, []
         if not ahead:
-            return self.engine.runner.step(chunks, self._pages()), None
+            logits = self.engine.runner.step(chunks, self._pages())
+            return logits, sampled(parts, logits)
         rows = [part.request.sampler.rows(ahead) for part in parts]
         said = self.engine.runner.ahead(chunks, self._pages(), rows)
         for part, tokens in zip(parts, said, strict=True):
@@ -339,105 +296,39 @@ class Stepper:
         store.keep(self._pages(), request.digests.upto(request.tokens, prompt))
 
     def _chosen(
-        self,
-        parts: Sequence[Part],
-        logits: Tensor | None,
-        said: list[int] | None,
-        seconds: float,
-    ) -> None:
-        """Take each request's next tokens, those said already or from the logits, and move its books on."""
-        ahead = said is not None
-        tokens = _sampled(parts, logits) if said is None else said
-        row = 0
+        self, parts: Sequence[Part], said: Sequence[int | None], logits: Tensor | None
+    ) -> list[int | Exception]:
+        """How many tokens of each part stay, its answer's next ones taken; or what that failed with."""
+        found: list[int | Exception] = []
+        first = 0
         for part in parts:
-            request = part.request
-            if request.first_token is None and part.count > 1:  # a prompt: tokens ahead come later
-                request.record.timings.prefill += seconds
-            guesses, request.proposals = request.proposals, []
-            first, row = row, row + (1 + len(guesses) if part.chooses else 0)
-            if not self._landed(request):
-                continue
+            rows = 1 + len(part.request.proposals) if part.chooses else 0
             try:
-                count = part.count - len(guesses)
-                if part.chooses:
-                    right = self._choose(request, logits, first, tokens, guesses)
-                    count += right
-                    if not ahead:
-                        self.done.draft_tokens += len(guesses)
-                        self.done.accepted_tokens += right
-                begun = request.computed >= request.record.prompt_tokens
-                self.engine.scheduler.computed(part, count)
-                if (
-                    not begun
-                    and request.feed is None
-                    and request.computed >= request.record.prompt_tokens
-                ):
-                    self._keep(request)
+                wanted = not part.request.cancelled
+                found.append(self._chooser.choose(part, first, said, logits) if wanted else 0)
             except Exception as error:  # logits that are no numbers, say
-                self._fail(request, error)
-                continue
-            if request.record.stopped:
-                self.engine.scheduler.finish(request)
-            elif request.lookup is not None and part.chooses:
-                most = min(request.params.speculate, request.left - 1)
-                request.proposals = request.lookup.propose(request.tokens, most)
+                found.append(error)
+            first += rows
+        return found
 
-    def _choose(
-        self,
-        request: Request,
-        logits: Tensor | None,
-        first: int,
-        said: Sequence[int | None],
-        guesses: list[int],
-    ) -> int:
-        """Tokens from the ``1 + len(guesses)`` rows of ``logits`` from ``first`` on; returns how many guesses
-        were right. ``said``: what the sampler takes of each row, where that does not depend on what is said.
-
-        A guess stands where the sampler would have said the same, so what is said does not depend on it.
-        """
-        for right, row in enumerate(range(first, first + len(guesses) + 1)):
-            if (token := said[row]) is None:
-                assert logits is not None
-                token = request.sampler(logits[row])
-            else:
-                request.sampler.chosen(token)
-            self._emit(request, token, logits, row)
-            if request.record.stopped or right == len(guesses) or token != guesses[right]:
-                break
-        return right
-
-    def _emit(self, request: Request, token: int, logits: Tensor | None, row: int) -> None:
-        record, now = request.record, perf_counter()
-        if request.first_token is None:
-            request.first_token = now
-            record.timings.first_token = now - request.submitted
-            self.done.prompt_tokens += record.prompt_tokens
-            self.done.cached_tokens += record.cached_tokens
-        if token in self.engine.eos:
-            record.stopped = "end"
-        else:
-            if request.params.logprobs is not None:
-                assert logits is not None
-                record.logprobs.append(logprob_of(logits[row], token, request.params.logprobs))
-            record.tokens.append(token)
-            request.tokens.append(token)
-            self.done.tokens += 1
-            if request.left == 0:
-                record.stopped = "length"
-        self._measure(request, now)
-
-    def _measure(self, request: Request, now: float) -> None:
-        record, timings = request.record, request.record.timings
-        assert request.first_token is not None
-        timings.generate, timings.total = now - request.first_token, now - request.submitted
-        steps = len(record.tokens) - (0 if record.stopped == "end" else 1)
-        if steps <= 0 or timings.generate <= 0:
+    def _settle(self, part: Part, count: int | Exception) -> None:
+        """Move the books of a request on, or end it."""
+        request, scheduler = part.request, self.engine.scheduler
+        if not self._landed(request):
             return
-        timings.tokens_per_second = steps / timings.generate
-        runner = self.engine.runner
-        context = record.prompt_tokens + len(record.tokens) / 2
-        read = runner.bytes_per_token + runner.cache_bytes(1) * context
-        timings.gigabytes_per_second = read * timings.tokens_per_second / 1e9
+        try:
+            if isinstance(count, Exception):
+                raise count
+            begun = request.computed >= request.record.prompt_tokens
+            scheduler.computed(part, count)
+            ends = not begun and request.computed >= request.record.prompt_tokens
+            if ends and request.feed is None:
+                self._keep(request)
+        except Exception as error:
+            self._fail(request, error)
+            return
+        if request.record.stopped:
+            scheduler.finish(request)
 
     def _fail(self, request: Request, error: BaseException) -> None:
         if request.state is State.DONE:
@@ -450,27 +341,6 @@ class Stepper:
         """What it was in flight for is over; whether somebody still wants it."""
         request.in_flight = False
         if request.cancelled:
-            request.record.stopped = "cancelled"
+            request.record.stopped = request.record.stopped or "cancelled"
             self.engine.scheduler.finish(request)
         return not request.cancelled
-
-
-def _sampled(parts: Sequence[Part], logits: Tensor | None) -> list[int | None]:
-    """What plain samplers take of their rows of ``logits``, at once; None for the rows of others."""
-    if logits is None:
-        return []
-    said: list[int | None] = [None] * len(logits)
-    places: list[int] = []
-    rows: list[list[float]] = []
-    first = 0
-    for request in (part.request for part in parts if part.chooses):
-        count = 1 + len(request.proposals)
-        if request.sampler.plain:
-            places += range(first, first + count)
-            rows += request.sampler.rows(count)
-        first += count
-    if places:
-        own = logits if len(places) == len(logits) else logits[places]
-        for place, token in zip(places, sample_rows(own, rows), strict=True):
-            said[place] = token
-    return said

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from afnext.engine import Engine, GenerationParams, Handle, Prompt
+from afnext.engine import Engine, GenerationParams, Handle, Prompt, stepper
 from afnext.engine.runner import Chunk
 from afnext.model import AudioLanguageModel
 from tests.engine.models import heard, window
@@ -177,6 +177,32 @@ def test_who_is_interrupted_loses_nothing(net: AudioLanguageModel) -> None:
     assert asked[1].result().tokens == alone
     assert asked[0].record.stopped == "cancelled"
     assert free(engine)
+
+
+def test_nobody_waits_for_a_device(
+    net: AudioLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU a step has run when its tokens are there; who submits, cancels or looks need not know them."""
+    engine, within, go = Engine(net, []), threading.Event(), threading.Event()
+
+    def slowly(*arguments: Any) -> list[int | None]:
+        within.set()
+        assert go.wait(30)
+        time.sleep(0.02)
+        return sampled(*arguments)
+
+    sampled = stepper.sampled
+    monkeypatch.setattr(stepper, "sampled", slowly)
+    first, second = (engine.submit([n, 3], (), GenerationParams(max_tokens=2)) for n in (1, 2))
+    with ThreadPoolExecutor(3) as pool:
+        answer = pool.submit(first.result)
+        assert within.wait(30)
+        for act in (engine.stats, second.cancel, lambda: engine.submit([3], (), LONG)):
+            pool.submit(act).result(10)
+        go.set()
+        assert len(answer.result().tokens) == 2
+    assert second.record.tokens == []
+    assert first.record.timings.prefill >= 0.02
 
 
 def test_generate_gives_up_the_rest_when_one_fails(net: AudioLanguageModel) -> None:
