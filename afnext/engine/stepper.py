@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from traceback import clear_frames
 from typing import TYPE_CHECKING
 
 import torch
@@ -45,7 +47,8 @@ class Stepper:
     """Makes an engine's steps; one thread at a time.
 
     The lock is held while the books are kept, and not while the model runs or tokens are chosen. Where a step
-    fails, so do its requests, and their pages are free.
+    of several fails, each is made alone, the largest first; where one of a single request does, so does that,
+    and its pages are free.
 
     Attributes:
         new: a request came since the last step, so weights may have changed.
@@ -59,6 +62,7 @@ class Stepper:
         self._listener, self._chooser = Listener(engine, self.done), Chooser(engine, self.done)
         self._pool: PagePool | None = None
         self._timed = False
+        self._apart: list[Request] = []
 
     def prepare(self, request: Request) -> None:
         """Give a new request what chooses its tokens, or one whose prompt is known now."""
@@ -81,7 +85,7 @@ class Stepper:
         scheduler, lock = self.engine.scheduler, self.engine.lock
         if self.new and not self._refresh():
             return 0.0
-        if self.engine.draft is not None:
+        if self.engine.draft is not None and not self._apart:
             self._guess(self.engine.draft)
         with lock:
             self._expire(begun)
@@ -93,6 +97,7 @@ class Stepper:
                 if self.engine.feeds.active:  # somebody tells what comes next
                     return self._pause()
                 self.fail_all(RuntimeError("nothing can run"))  # a bug, but nobody waits for ever
+            parts = self._alone(parts)
             for part in parts:
                 part.request.in_flight = True
         if not parts:
@@ -115,8 +120,7 @@ class Stepper:
                     self._settle(part, count)
         except Exception as error:
             with lock:
-                for part in parts:
-                    self._fail(part.request, error)
+                self._failed(parts, error)
         self.done.steps += 1
         self.done.model_seconds += clock
         self.done.step_seconds += perf_counter() - begun
@@ -125,8 +129,27 @@ class Stepper:
     def fail_all(self, error: BaseException) -> None:
         """End every request with ``error``; the lock is held."""
         scheduler = self.engine.scheduler
-        for request in [*scheduler.waiting, *scheduler.running]:
-            self._fail(request, error)
+        self._fail_each([*scheduler.waiting, *scheduler.running], error)
+
+    def _failed(self, parts: Sequence[Part], error: Exception) -> None:
+        """A step failed with ``error``: what it holds is let go, and who is to blame is found out."""
+        clear_frames(error.__traceback__)
+        if len(parts) == 1:
+            self._fail(parts[0].request, error)
+            return
+        self._apart = []
+        for part in sorted(parts, key=lambda p: -p.count):
+            part.request.proposals = []
+            if self._landed(part.request):
+                self._apart.append(part.request)
+
+    def _alone(self, parts: list[Part]) -> list[Part]:
+        """The part whose turn it is to be made alone, where a step failed; else all."""
+        while self._apart:
+            request = self._apart.pop(0)
+            if found := [p for p in parts if p.request is request]:
+                return found
+        return parts
 
     def _refresh(self) -> bool:
         self.new, lock = False, self.engine.lock
@@ -164,8 +187,7 @@ class Stepper:
             draft.propose(asked, self.engine.eos)
         except Exception as error:
             with lock:
-                for request in asked:
-                    self._fail(request, error)
+                self._fail_each(asked, error)
             return
         self.done.model_seconds += perf_counter() - clock
         with lock:
@@ -182,8 +204,7 @@ class Stepper:
                     continue
                 self.engine.check_prompt(feed.ids)
             except BaseException as error:
-                for request in requests:
-                    self._fail(request, error)
+                self._fail_each(requests, error)
                 feeds.active.remove(feed)
                 continue
             for request in requests:
@@ -330,6 +351,11 @@ class Stepper:
         if request.record.stopped:
             scheduler.finish(request)
 
+    def _fail_each(self, requests: Sequence[Request], error: BaseException) -> None:
+        """An exception is raised by one thread: each request has its own."""
+        for request in requests:
+            self._fail(request, error if len(requests) == 1 else _own(error))
+
     def _fail(self, request: Request, error: BaseException) -> None:
         if request.state is State.DONE:
             return
@@ -344,3 +370,15 @@ class Stepper:
             request.record.stopped = request.record.stopped or "cancelled"
             self.engine.scheduler.finish(request)
         return not request.cancelled
+
+
+def _own(error: BaseException) -> BaseException:
+    """A copy of ``error`` that comes from it."""
+    try:
+        own = copy.copy(error)
+    except Exception:  # it is made of more than its arguments
+        return error
+    if type(own) is not type(error):
+        return error
+    own.__cause__ = error
+    return own

@@ -116,7 +116,7 @@ def test_a_late_answer_ends_where_it_is(net: AudioLanguageModel) -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError("the device is gone"), MemoryError()])
-def test_a_failed_step_fails_its_requests_and_no_other(
+def test_a_failed_step_fails_its_request_and_no_other(
     net: AudioLanguageModel, error: Exception
 ) -> None:
     engine = Engine(net, [], max_running=1)
@@ -133,6 +133,68 @@ def test_a_failed_step_fails_its_requests_and_no_other(
         list(fails)
     assert waits.result().tokens == alone
     assert free(engine)
+
+
+@pytest.mark.parametrize("limit", [0, 250, 310])
+def test_a_step_that_is_too_large_is_made_in_parts(net: AudioLanguageModel, limit: int) -> None:
+    """What fails alone fails, whoever it shared a step with does not, nor what fits alone."""
+    engine = Engine(net, [])
+    params = GenerationParams(max_tokens=12, temperature=1.0, seed=4, speculate=2)
+    prompts = [[5, 6, 7], [i % 50 for i in range(300)], [9, 8] * 9]
+    alone = [engine.submit(ids, (), params).result().tokens for ids in prompts]
+    engine.clear_caches()
+    talking = engine.submit(prompts[0], (), params)
+    next(talking)
+    others = [engine.submit(ids, (), params) for ids in prompts[1:]]
+    tried: list[list[int]] = []
+
+    def fail(chunks: Sequence[Chunk]) -> None:
+        tried.append([len(c.ids) for c in chunks])
+        if sum(tried[-1]) > limit and 300 in tried[-1]:
+            raise MemoryError
+
+    before_each_step(engine, fail)
+    assert others[1].result().tokens == alone[2]
+    assert talking.result().tokens == alone[0]
+    if limit < 300:
+        with pytest.raises(MemoryError):
+            others[0].result()
+    else:
+        assert others[0].result().tokens == alone[1]
+    assert [len(counts) for counts in tried[:4]] == [3, 1, 1, 1]
+    assert tried[1:3] == [[300], [18]]
+    assert free(engine)
+
+
+class Exact(RuntimeError):
+    """Cannot be copied."""
+
+    def __init__(self, *, code: int) -> None:
+        super().__init__("one of its kind")
+        self.code = code
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no weights"), Exact(code=3)])
+def test_each_request_has_its_own_exception(
+    net: AudioLanguageModel, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Threads that raise the same one write into one traceback."""
+    engine = Engine(net, [])
+
+    def broken() -> bool:
+        raise error
+
+    monkeypatch.setattr(engine.runner, "refresh", broken)
+    handles = [engine.submit([n], (), LONG) for n in range(3)]
+    for handle in handles:
+        with pytest.raises(type(error), match=str(error)):
+            handle.result()
+    found = [h.error for h in handles]
+    if isinstance(error, Exact):
+        assert found == [error] * 3
+    else:
+        assert len({id(e) for e in found}) == 3
+        assert all(e is not None and e.__cause__ is error for e in found)
 
 
 def test_audio_that_cannot_be_encoded_fails_alone(
