@@ -72,12 +72,16 @@ class Scheduler:
         """Let a request wait for its turn; it must fit into the pool alone."""
         insort(self.waiting, request, key=_arrival)
 
-    def schedule(self) -> list[Part]:
-        """The next step's parts; empty only where there is nothing to do, or prompts are still to come."""
+    def schedule(self, most: int | None = None) -> list[Part]:
+        """The next step's parts; empty only where there is nothing to do, or prompts are still to come.
+
+        ``most``: tokens of prompts, at most; by default as many as fit.
+        """
         self._extend_grown()
         parts = self._decoding()
         left = self.max_tokens - sum(p.count for p in parts)
         self._admit_waiting(left)
+        left = left if most is None else min(left, most)
         return parts + self._prefilling(left, {p.request.arrival for p in parts})
 
     def computed(self, part: Part, count: int) -> None:

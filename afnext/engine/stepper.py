@@ -16,6 +16,7 @@ from torch import Tensor
 from .choosing import Chooser, sampled
 from .hearing import Listener
 from .look_ahead import ask_ahead, at_once
+from .pace import Pace
 from .pages import PagePool
 from .request import Request, State
 from .runner import Chunk
@@ -61,6 +62,8 @@ class Stepper:
         self.done = Done()
         self._listener, self._chooser = Listener(engine, self.done), Chooser(engine, self.done)
         self._pool: PagePool | None = None
+        runner = engine.runner
+        self._pace = Pace(runner.device.type, runner.bytes_per_token)
         self._timed = False
         self._apart: list[Request] = []
 
@@ -92,7 +95,8 @@ class Stepper:
             self._grow()
             if self.engine.runner.looks_ahead and not self.engine.feeds.active:
                 ask_ahead(scheduler)
-            parts, ahead = at_once(scheduler.schedule())
+            talking = any(r.decoding for r in scheduler.running)
+            parts, ahead = at_once(scheduler.schedule(self._pace.limit(talking)))
             if not parts and (scheduler.running or scheduler.waiting):
                 if self.engine.feeds.active:  # somebody tells what comes next
                     return self._pause()
@@ -111,6 +115,7 @@ class Stepper:
                 parts, chunks, ahead
             )  # with the tokens there, a device is done
             clock = perf_counter() - clock
+            self._pace.took(sum(p.count for p in parts), clock)
             for part in parts:
                 if part.request.first_token is None and part.count > 1:
                     part.request.record.timings.prefill += clock
