@@ -306,9 +306,3 @@ def can_pack(net: AudioLanguageModel) -> bool:
         for base, own in wanted.items()
         if isinstance(module, base)
     ) and not any("lora" in name for name, _ in net.named_parameters())
-
-
-def version(net: AudioLanguageModel) -> tuple[tuple[int, int], ...]:
-    """Changes whenever a parameter is written to or replaced (inference tensors: replaced)."""
-    parameters = net.parameters()
-    return tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters)

@@ -17,10 +17,11 @@ from afnext.ops.runtime import named_range
 
 from .decode_graphs import MOST_SEQUENCES, DecodeGraphs
 from .gpu_model import GpuModel
-from .packed import PackedModel, can_pack, require_quantization, version
+from .packed import PackedModel, require_quantization
 from .packed_cache import PackedCache
 from .paged_attend import PagedAttend
 from .pages import PagePool, Sequence, kv_dtype, page_bytes
+from .watch import Watch
 
 PREFILL_CHUNK = 2048
 GPU_WINDOWS = 8
@@ -86,14 +87,15 @@ class Runner:
         self._packed: PackedModel | None = None
         self._gpu: GpuModel | None = None
         self._graphs: WeakKeyDictionary[PagePool, DecodeGraphs] = WeakKeyDictionary()
+        self._watch = Watch(net)
         self._seen: object = None
         self.refresh()
 
     def refresh(self) -> bool:
         """Pack the weights again where they changed since the last call; returns whether they did."""
-        current = version(self.net)
+        current = self._watch.version()
         changed = current != self._seen
-        if not can_pack(self.net):
+        if not self._watch.packs:
             if self.quantization is not None:
                 raise ValueError(
                     "quantization: needs the model's own layers on a CPU or CUDA, without adapters"
