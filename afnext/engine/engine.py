@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from operator import index
 from reprlib import repr as shortened
@@ -239,6 +239,7 @@ class Engine:
             request.feed = feed
             request.expected = min(max(len(ids), expected), self.max_context)
             self._stepper.prepare(request)
+            request.digests.upto(request.tokens, len(ids))  # now, and not under the lock
             requests.append(request)
         with self.lock:
             self.reap()
@@ -256,13 +257,14 @@ class Engine:
         first.record.others = [r.record for r in others]
         return Handle(self, first, [Handle(self, r) for r in others])
 
-    def generate(self, prompts: Sequence[Prompt]) -> list[Generation]:
+    def generate(self, prompts: Iterable[Prompt]) -> list[Generation]:
         """The answers to several prompts, in their order.
 
         Raises:
             ValueError: as ``submit``; nothing was done then.
             Exception: what one of the requests failed with; the others are cancelled then.
         """
+        prompts = list(prompts)
         handles: list[Handle] = []
         try:
             for prompt in prompts:

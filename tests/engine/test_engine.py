@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from afnext.audio import AudioWindow
-from afnext.engine import Engine, Generation, GenerationParams, Prompt
+from afnext.engine import Engine, Generation, GenerationParams, Prompt, prefix
 from afnext.engine.engine import PAGE_SIZE
 from afnext.engine.pages import page_bytes
 from afnext.model import AudioLanguageModel
@@ -95,6 +95,28 @@ def test_when_a_window_begins_is_heard(net: AudioLanguageModel) -> None:
     first, second = (answer(engine, ids, w, max_tokens=20).tokens for w in (early, late))
     assert first != second
     assert second == recomputed(net, ids, [late], 20)
+
+
+def test_prompts_come_as_an_iterator_too(net: AudioLanguageModel) -> None:
+    prompts = [Prompt([i, 2, 3], (), GenerationParams(max_tokens=3)) for i in range(3)]
+    engine = Engine(net, [])
+    at_once = [r.tokens for r in engine.generate(prompts)]
+    assert [r.tokens for r in engine.generate(iter(prompts))] == at_once
+    assert len(at_once) == 3
+
+
+def test_prompts_are_hashed_before_they_wait(
+    net: AudioLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not under the lock, where a thousand of them would hold up everybody."""
+    engine = Engine(net, [], max_running=2)
+    params = GenerationParams(n=2, temperature=1.0)
+    handles = [engine.submit([i % 50 + n for i in range(320)], (), params) for n in range(3)]
+    monkeypatch.setattr(prefix.hashlib, "blake2b", None)
+    assert len(engine.scheduler.schedule()) == 2
+    monkeypatch.undo()
+    for handle in handles:
+        handle.cancel()
 
 
 def test_requests_are_batched(net: AudioLanguageModel) -> None:
