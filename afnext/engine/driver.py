@@ -114,6 +114,11 @@ class Driver:
         if self._waiters:
             self._bell.put(None)
 
+    def wake(self) -> None:
+        """As ``tell``, also where nobody waits."""
+        if self._thread is not None:
+            self._bell.put(None)
+
     def end(self) -> None:
         """No more steps; waits for the one that is being made."""
         self._ends = True

@@ -34,6 +34,7 @@ from .stepper import Stepper
 PAGE_SIZE = 32
 MAX_RUNNING = 64
 AUDIO_CACHE_BYTES = 512 << 20
+AHEAD_STEPS = 2  # whose prompts are read before they are needed
 CONTEXTS = 32  # of the longest kind; more are never needed at once
 
 
@@ -181,7 +182,7 @@ class Engine:
             self.draft.allot(pages, PAGE_SIZE, max_step_tokens)
         self.lock = RLock()
         self._driver = Driver(self)
-        self.feeds = Feeds(self.lock, self._driver.tell)
+        self.feeds = Feeds(self.lock, self._driver.tell, AHEAD_STEPS * max_step_tokens)
         self.disk_cache = disk_cache
         self.page_store = (
             PageStore(disk_cache, self.scheduler.allocator, self.lock) if disk_cache else None
@@ -326,7 +327,7 @@ class Engine:
         """Cancel when there is time: a finalizer may run at any moment, within this engine too."""
         request.dropped = True
         self._dropped.append(request)
-        self._driver.tell()
+        self._driver.wake()
 
     def stats(self) -> EngineStats:
         """What it holds now and has done so far."""

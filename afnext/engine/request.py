@@ -116,6 +116,7 @@ class Request:
         cancelled: nobody wants the answer any more.
         dropped: its handle is gone, and it will be cancelled.
         feed: where the rest of the prompt comes from; None where ``tokens`` holds all of it.
+        starving: it waits to know how its prompt goes on, which so far is another's.
         expected: tokens that the prompt will have, about.
         in_flight: it is part of the step that is running.
         restoring: its next pages may be on disk.
@@ -145,6 +146,7 @@ class Request:
         self.after: tuple[Request, int] | None = None
         self.proposals: list[int] = []
         self.stale = self.cancelled = self.in_flight = self.dropped = False
+        self.starving = False
         self.feed: Feed | None = None
         self.expected = len(ids)
         self.restoring = audio is not None

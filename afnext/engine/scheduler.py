@@ -189,7 +189,8 @@ class Scheduler:
             if other.state is State.RUNNING and not other.stale and other.published < pages:
                 return True
             request.after = None
-        if request.feed is not None and self._repeats(self._shareable(request)):
+        request.starving = request.feed is not None and self._repeats(self._shareable(request))
+        if request.starving:
             return True
         if not self._reading:
             return False

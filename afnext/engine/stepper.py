@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .choosing import Chooser, sampled
+from .feed import STALLED
 from .hearing import Listener
 from .look_ahead import ask_ahead, at_once
 from .pace import Pace
@@ -202,6 +203,7 @@ class Stepper:
     def _grow(self) -> None:
         """Add what came of prompts; those that cannot be read, or become too long, fail."""
         feeds = self.engine.feeds
+        feeds.tend()
         for feed in list(feeds.active):
             requests = [r for r in feed.requests if r.state is not State.DONE]
             try:
@@ -221,12 +223,13 @@ class Stepper:
                 feeds.active.remove(feed)
 
     def _pause(self) -> float:
-        """Seconds until the next deadline."""
+        """Seconds until the next deadline, or until a source may be found to stall."""
         scheduler = self.engine.scheduler
         ends = [
             r.deadline for r in [*scheduler.waiting, *scheduler.running] if r.deadline is not None
         ]
-        return max(1e-3, min(ends) - perf_counter()) if ends else math.inf
+        pause = max(1e-3, min(ends) - perf_counter()) if ends else math.inf
+        return min(pause, STALLED / 2) if self.engine.feeds.crowded else pause
 
     def _expire(self, now: float) -> None:
         if not self._timed:

@@ -309,6 +309,60 @@ def test_one_that_is_slow_does_not_hold_up_the_others(net: AudioLanguageModel) -
     assert len(slow.result().tokens) == 6
 
 
+def test_sources_that_stall_hold_up_nobody(net: AudioLanguageModel) -> None:
+    """However many they are; each takes a thread of its own."""
+    engine, go = Engine(net, []), threading.Event()
+    engine.feeds._most = 2
+    slow = [
+        submit(engine, growing(recording(40.0, 9 + n), before=lambda: go.wait(PATIENCE)))
+        for n in range(3)
+    ]
+    asked = submit(engine, growing())
+    begun = time.monotonic()
+    assert len(asked.result().tokens) == 6
+    assert time.monotonic() - begun < PATIENCE / 2
+    assert not any(h.finished for h in slow)
+    go.set()
+    assert all(len(h.result().tokens) == 6 for h in slow)
+
+
+def test_a_recording_is_not_read_far_ahead(net: AudioLanguageModel) -> None:
+    """What waits for its turn holds little audio; cancelled there, its source is closed."""
+    engine = Engine(net, [], max_running=1, max_step_tokens=512)
+    given: list[list[int]] = [[], [], []]
+    closed = [threading.Event() for _ in given]
+
+    def counted(number: int) -> Iterator[Stretch]:
+        try:
+            for stretch in parts(recording(120.0, 5 + number)):
+                given[number].append(len(stretch[0]))
+                yield stretch
+        finally:
+            closed[number].set()
+
+    def asked(number: int) -> Any:
+        first = recording(120.0, 5 + number)[:1]
+        return engine.submit(whole(first, ()), first, PARAMS, counted(number))
+
+    def paused() -> bool:
+        with engine.lock:
+            return not engine.feeds._reading
+
+    before = whole(recording(120.0)[:1], ())
+    running, waiting, dropped = (asked(n) for n in range(3))
+    assert happens(paused)
+    for taken in given:  # the next one was begun where this was not enough
+        assert len(before) + sum(taken[:-1]) < 2 * 512 <= len(before) + sum(taken)
+    assert not any(c.is_set() for c in closed)
+    assert len(running.result().tokens) == 6
+    assert closed[0].wait(PATIENCE)
+    dropped.cancel()
+    assert closed[2].wait(PATIENCE)
+    assert len(waiting.result().tokens) == 6
+    assert closed[1].wait(PATIENCE)
+    assert happens(lambda: free(engine))
+
+
 @pytest.mark.parametrize("told", [True, False])
 def test_more_than_there_are_pages_for(
     net: AudioLanguageModel, expected: Generation, told: bool
