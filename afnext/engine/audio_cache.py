@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from threading import Lock
 
 from torch import Tensor
 
 from .disk_cache import DiskCache
+
+Save = Callable[[bytes, Tensor], object]
 
 
 class AudioCache:
@@ -17,7 +20,8 @@ class AudioCache:
 
     Args:
         max_bytes: most that it holds; 0 keeps nothing.
-        store: where windows are also kept for later runs, or None.
+        store: where windows of earlier runs are, or None.
+        save: takes windows that are to be kept for later runs, when there is time.
 
     Attributes:
         nbytes: held now.
@@ -25,8 +29,10 @@ class AudioCache:
         evictions: windows that had to go.
     """
 
-    def __init__(self, max_bytes: int, store: DiskCache | None = None) -> None:
-        self.max_bytes, self.store = max_bytes, store
+    def __init__(
+        self, max_bytes: int, store: DiskCache | None = None, save: Save | None = None
+    ) -> None:
+        self.max_bytes, self.store, self._save = max_bytes, store, save
         self.nbytes = self.hits = self.misses = self.evictions = 0
         self._windows: OrderedDict[bytes, Tensor] = OrderedDict()
         self._lock = Lock()
@@ -52,8 +58,8 @@ class AudioCache:
     def put(self, key: bytes, tokens: Tensor) -> None:
         """Keep a window's tokens, and drop others for them; one larger than the cache is not held."""
         self._hold(key, tokens)
-        if (store := self.store) is not None:
-            store.save(key, tokens)
+        if (save := self._save) is not None:
+            save(key, tokens)
 
     def forked(self) -> None:
         """In a child, where a thread that held the lock is gone."""
@@ -72,7 +78,7 @@ class AudioCache:
 
     def forget(self) -> None:
         """The weights changed: nothing encoded so far is true, nor is what the store holds."""
-        self.store = None
+        self.store = self._save = None
         self.clear()
 
     def clear(self) -> None:

@@ -176,7 +176,6 @@ class Engine:
             if self.max_context == context
             else "the cache (cache_bytes, kv_cache_dtype) has room for"
         )
-        self.audio_cache = AudioCache(audio_cache_bytes, disk_cache)
         self.scheduler = Scheduler(PageAllocator(pages), PAGE_SIZE, max_step_tokens, max_running)
         if self.draft is not None:
             self.draft.allot(pages, PAGE_SIZE, max_step_tokens)
@@ -187,6 +186,8 @@ class Engine:
         self.page_store = (
             PageStore(disk_cache, self.scheduler.allocator, self.lock) if disk_cache else None
         )
+        keep = None if self.page_store is None else self.page_store.keep_window
+        self.audio_cache = AudioCache(audio_cache_bytes, disk_cache, keep)
         self._stepper = Stepper(self)
         self._arrivals = 0
         self._dropped: deque[Request] = deque()

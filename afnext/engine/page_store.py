@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import RLock
 
 import torch
+from torch import Tensor
 
 from .allocator import PageAllocator
 from .captures import CAPTURING
@@ -21,7 +22,7 @@ OLDER = 1_000_000
 
 
 class PageStore:
-    """Writes published pages to disk, and reads them into pages of a pool.
+    """Writes published pages to disk, and reads them into pages of a pool; writes encoded windows too.
 
     A page is found by its digest, which says all that comes before it, and by the pool's layout. Writing
     is done by a thread of its own; when the interpreter ends it is waited for.
@@ -57,11 +58,13 @@ class PageStore:
 
     def keep(self, pool: PagePool, digests: Sequence[bytes]) -> None:
         """Write the pages of a sequence, from its first one on, when there is time."""
-        if self._closed or not self._disk.writable:
-            return
-        if self._writer is None:
-            self._writer = ThreadPoolExecutor(1, "afnext-pages")
-        self._last = self._writer.submit(self._write, pool, list(digests))
+        if not self._closed:
+            self._later(self._write, pool, list(digests))
+
+    def keep_window(self, key: bytes, tokens: Tensor) -> None:
+        """Write the audio tokens of a window, when there is time."""
+        if not self._closed:
+            self._later(self._write_window, key, tokens)
 
     def flush(self) -> None:
         """Wait until everything that is to be kept is on disk."""
@@ -75,6 +78,19 @@ class PageStore:
     def forked(self) -> None:
         """In a child, which has no writer and leaves writing to its parent."""
         self._closed, self._last = True, None
+
+    def _later(self, write: Callable[..., None], *arguments: object) -> None:
+        if not self._disk.writable:
+            return
+        if self._writer is None:
+            self._writer = ThreadPoolExecutor(1, "afnext-pages")
+        self._last = self._writer.submit(write, *arguments)
+
+    @torch.inference_mode()
+    def _write_window(self, key: bytes, tokens: Tensor) -> None:
+        with CAPTURING:
+            tokens = tokens.cpu()
+        self._disk.save(key, tokens)
 
     @torch.inference_mode()
     def _write(self, pool: PagePool, digests: list[bytes]) -> None:

@@ -8,9 +8,11 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -234,6 +236,7 @@ def test_an_engine_of_the_next_day_does_not_encode(tmp_path: Path) -> None:
     for misses in (1, 0):
         engine = Engine(net, [], disk_cache=DiskCache(tmp_path, "model"))
         said.append(engine.submit(ids, [clip], params).result().tokens)
+        engine.flush()
         assert engine.stats().audio_misses == misses
     assert said[0] == said[1]
     with torch.no_grad():
@@ -261,6 +264,28 @@ def test_what_caches_hold_and_dropped_is_told(tmp_path: Path) -> None:
     held = sum(p.stat().st_size for p in tmp_path.rglob("*.safetensors"))
     assert 0 < held <= stats.disk_bytes <= 2 * one
     assert stats.disk_evictions > 0
+
+
+def test_no_step_waits_for_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, go = DiskCache(tmp_path, "model"), threading.Event()
+    save = store.save
+
+    def slowly(*arguments: Any) -> None:
+        assert go.wait(30)
+        save(*arguments)
+
+    monkeypatch.setattr(store, "save", slowly)
+    engine, clip = Engine(small_model(), [], disk_cache=store), window(2.0)
+    ids, params = heard([clip], [1], [2]), GenerationParams(max_tokens=8)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(engine.submit(ids, [clip], params).result)
+        try:
+            assert len(answer.result(10).tokens) == 8
+            assert not list(tmp_path.rglob("*.safetensors"))
+        finally:
+            go.set()
+    engine.flush()
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 1 + (len(ids) - 1) // 32
 
 
 def test_load_takes_a_folder(tmp_path: Path) -> None:
