@@ -45,9 +45,8 @@ Conversation = str | Message | Iterable[Message | Mapping[str, Any]]
 
 READING = ("max_seconds", "truncate", "partial")
 AT_ONCE = 64  # conversations whose audio is in memory
-BEGUN = (
-    4  # of these between two steps: nobody is answered while the first minute of each is decoded
-)
+BEGUN = 4  # of these between two steps: nobody is answered while the first minute of each is decoded
+LEAST_TIMEOUT = 1e-6  # of what is late before it begins
 DRAFTED = 4  # tokens that a draft model guesses where nobody says how many
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -348,7 +347,10 @@ class Assistant:
                     )
                 )  # fmt: skip
                 opened.callback(recordings[-1].close)
-            answer = self._submitted(conversation, recordings, params, perf_counter() - clock)
+            decoding = perf_counter() - clock
+            if params.timeout is not None:
+                params = replace(params, timeout=max(LEAST_TIMEOUT, params.timeout - decoding))
+            answer = self._submitted(conversation, recordings, params, decoding)
             opened.pop_all()  # whoever reads them closes them
         return answer
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import afnext
+from afnext import assistant
+from afnext.audio.recording import Recording
 from afnext.reply import _StopStrings
 
 
@@ -257,6 +261,20 @@ def test_limits_of_the_engine_are_options_of_load(tmp_path: Path) -> None:
         afnext.load("nano", max_running=0)
     with pytest.raises(ValueError, match="disk_cache_bytes: goes with disk_cache"):
         afnext.load("nano", disk_cache_bytes=1000)
+
+
+def test_a_timeout_counts_the_reading_of_recordings(
+    nano: afnext.Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slowly(*arguments: Any, **options: Any) -> Recording:
+        time.sleep(0.3)
+        return Recording(*arguments, **options)
+
+    monkeypatch.setattr(assistant, "Recording", slowly)
+    noise = np.random.default_rng(0).standard_normal(16_000).astype(np.float32) * 0.1
+    late = nano.ask(noise, "What?", timeout=0.25)
+    assert (late.text, late.stopped) == ("", "timeout")
+    assert nano.ask(noise, "What?", timeout=60.0, max_tokens=2).stopped != "timeout"
 
 
 def test_threads_may_ask_at_once(nano: afnext.Assistant, scene_file: Path) -> None:

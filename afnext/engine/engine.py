@@ -113,7 +113,7 @@ class Engine:
         net: the model, in eval mode. Where its weights change between requests, what was kept of the old
             ones is dropped.
         eos: token ids that end an answer.
-        max_context: most tokens of prompt and answer together; by default the model's.
+        max_context: most tokens of prompt and answer together, from 2; by default, and at most, the model's.
         quantization, cache: how the weights are stored; see ``Runner``.
         kv_cache_dtype: how keys and values are stored; see ``Runner``.
         draft: a smaller model with the same tokenizer, in eval mode: requests that ``speculate`` are
@@ -128,7 +128,8 @@ class Engine:
         max_running: requests in one step.
 
     Raises:
-        ValueError: a limit that leaves room for nothing, or a draft with other tokens.
+        ValueError: a limit that is no whole number or leaves room for nothing, a ``max_context`` above the
+            model's, or a draft with other tokens.
     """
 
     def __init__(
@@ -147,10 +148,20 @@ class Engine:
         max_step_tokens: int = PREFILL_CHUNK,
         max_running: int = MAX_RUNNING,
     ) -> None:
+        most = net.config.text.max_position_embeddings
+        context = most if max_context is None else max_context
+        _require_whole("max_context", context, 2, most)
+        _require_whole("max_step_tokens", max_step_tokens, 1)
+        _require_whole("max_running", max_running, 1)
+        _require_whole("audio_cache_bytes", audio_cache_bytes, 0)
+        if cache_bytes is not None:
+            _require_whole("cache_bytes", cache_bytes, 1)
+        if max_running > max_step_tokens:
+            raise ValueError(
+                f"max_running: must be at most max_step_tokens, {max_step_tokens}, got {max_running}"
+            )
         self.runner = Runner(net, quantization, cache, kv_cache_dtype)
         self.eos = frozenset(eos)
-        text = net.config.text
-        context = max_context or text.max_position_embeddings
         self.draft = None
         if draft is not None:
             self.draft = Draft(draft, net, quantization, kv_cache_dtype)
@@ -163,19 +174,12 @@ class Engine:
         pages = min(cache_bytes // page, CONTEXTS * needed)
         if pages < 1:
             raise ValueError(f"cache_bytes: {cache_bytes} is less than a page, {page} bytes")
-        if not 1 <= max_running <= max_step_tokens:
-            raise ValueError(
-                f"max_running: must be from 1 to max_step_tokens, {max_step_tokens}, got {max_running}"
-            )
-        if audio_cache_bytes < 0:
-            raise ValueError(f"audio_cache_bytes: must not be negative, got {audio_cache_bytes}")
         self.max_running = max_running
         self.max_context = min(context, pages * PAGE_SIZE)
-        self.taker = (
-            "the model takes"
-            if self.max_context == context
-            else "the cache (cache_bytes, kv_cache_dtype) has room for"
-        )
+        if self.max_context < context:
+            self.taker = "the cache (cache_bytes, kv_cache_dtype) has room for"
+        else:
+            self.taker = "the model takes" if context == most else "max_context allows"
         self.scheduler = Scheduler(PageAllocator(pages), PAGE_SIZE, max_step_tokens, max_running)
         if self.draft is not None:
             self.draft.allot(pages, PAGE_SIZE, max_step_tokens)
@@ -407,6 +411,13 @@ class Engine:
             request.record.stopped = "cancelled"
             self.scheduler.finish(request)
         self.feeds.prune()
+
+
+def _require_whole(name: str, value: int, least: int, most: int | None = None) -> None:
+    right = isinstance(value, int) and not isinstance(value, bool) and value >= least
+    if not right or (most is not None and value > most):
+        upto = "" if most is None else f" to {most}"
+        raise ValueError(f"{name}: must be a whole number from {least}{upto}, got {value!r}")
 
 
 def _require_ids_alone(params: GenerationParams) -> None:

@@ -30,7 +30,8 @@ class GenerationParams:
         n: answers to one prompt, which is read once; the i-th is sampled with ``seed + i``.
         logprobs: None, or for each token its log-probability and those of so many likeliest ones, before
             temperature and penalties.
-        timeout: seconds after which the answer ends where it is.
+        timeout: seconds after which the answer ends where it is; ``Assistant`` counts from when it was asked,
+            recordings that are read included.
         speculate: tokens that are guessed, by the engine's draft model or else from what the prompt and
             the answer repeat, and checked at once. What is said stays the same.
         json_schema: the answer is JSON that fulfils this schema, an object or its text; it is cut off where

@@ -269,12 +269,22 @@ def test_more_than_the_cache_holds_is_refused_at_once(net: AudioLanguageModel) -
         ({"audio_cache_bytes": -1}, "audio_cache_bytes"),
         ({"max_running": 0}, "max_running"),
         ({"max_running": 8, "max_step_tokens": 7}, "max_running"),
+        ({"max_running": 1.5}, "max_running"),
+        ({"max_step_tokens": 1.5}, "max_step_tokens"),
+        ({"max_step_tokens": 0}, "max_step_tokens"),
+        ({"max_context": 0}, "max_context: must be a whole number from 2 to 512, got 0"),
+        ({"max_context": -5}, "max_context"),
+        ({"max_context": 513}, "max_context"),
+        ({"max_context": "x"}, "max_context"),
+        ({"max_context": True}, "max_context"),
+        ({"cache_bytes": 0}, "cache_bytes"),
+        ({"cache_bytes": 1e9}, "cache_bytes"),
     ],
 )
 def test_limits_that_leave_no_room_are_refused(
-    net: AudioLanguageModel, limits: dict[str, int], said: str
+    net: AudioLanguageModel, limits: dict[str, Any], said: str
 ) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=f"^{said}"):
         Engine(net, [], **limits)
 
 

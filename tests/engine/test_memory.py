@@ -7,7 +7,7 @@ import torch
 
 from afnext.engine import Engine, memory
 from afnext.engine.engine import CONTEXTS, PAGE_SIZE
-from afnext.model import AudioLanguageModel
+from tests.engine.models import small_model
 
 CPU = torch.device("cpu")
 
@@ -45,11 +45,11 @@ def test_memory_that_is_free_is_known() -> None:
     assert 0 < found <= psutil.virtual_memory().total
 
 
-def test_memory_is_taken_as_it_is_used(net: AudioLanguageModel) -> None:
+def test_memory_is_taken_as_it_is_used() -> None:
     """A cache of 32 contexts costs nothing before somebody speaks that long."""
     import psutil
 
-    engine = Engine(net, [], max_context=1 << 20)
+    engine = Engine(small_model(text={"max_position_embeddings": 1 << 20}), [])
     assert engine.stats().pages >= (1 << 20) // PAGE_SIZE
     assert engine.stats().pages <= CONTEXTS * (1 << 20) // PAGE_SIZE
     engine.submit([1, 2, 3]).cancel()
