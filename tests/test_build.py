@@ -65,6 +65,31 @@ def test_no_kernel_object_shares_code_with_another_level() -> None:
                 assert own, f"{path.name} of {level}: {name}"
 
 
+@pytest.mark.skipif(shutil.which("cmake") is None, reason="needs CMake")
+@pytest.mark.parametrize(
+    ("version", "archs", "needed"),
+    [
+        ("12.4.131", "80;90a", "12.5"),
+        ("12.5.40", "80;90a", None),
+        ("12.6.85", "80;90a;120", "12.8"),
+        ("12.8.93", "90a-real;100a;120", None),
+        ("13.0.88", "100", None),
+    ],
+)
+def test_an_old_cuda_toolkit_is_refused(
+    version: str, archs: str, needed: str | None, tmp_path: Path
+) -> None:
+    """In one line, before hundreds of lines of nvcc's about functions that it lacks."""
+    script = tmp_path / "check.cmake"
+    check = f'afnext_check_toolkit({version} "{archs}")'
+    script.write_text(f"include({ROOT}/cmake/CudaToolkit.cmake)\n{check}\n")
+    done = subprocess.run(["cmake", "-P", script], capture_output=True, text=True, check=False)
+    assert (done.returncode != 0) == (needed is not None), done.stderr
+    if needed is not None:
+        words = " ".join(done.stderr.split())
+        assert f"need CUDA toolkit {needed} or newer, found {version}" in words
+
+
 @pytest.mark.sweep
 def test_source_distribution_and_wheel_install(tmp_path: Path) -> None:
     """sdist, a wheel built from it, types and assets inside, auditwheel content with its tag.

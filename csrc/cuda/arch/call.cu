@@ -9,6 +9,8 @@
 #include "cuda/arch/call.h"
 #if __has_include(<nvtx3/nvToolsExt.h>)
 #include <nvtx3/nvToolsExt.h>
+#else
+#warning "nvtx3 is missing: calls will be no ranges in a profile"
 #endif
 
 namespace afnext::cuda {
@@ -150,8 +152,10 @@ void Call::run(const void* kernel, const Shape& shape, void** parameters) const 
   check_shared(shape.shared_bytes);
   cudaError_t error = cudaSuccess;
   if (shape.shared_bytes > kWithoutAsking) {
+    // All that the device has, whatever this launch takes: the limit is the kernel's, and another
+    // thread that launches it with more or less memory must find the same.
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 static_cast<int>(shape.shared_bytes));
+                                 static_cast<int>(device_->shared_bytes));
   }
   if (error == cudaSuccess) {
     cudaLaunchAttribute early{};
@@ -164,7 +168,9 @@ void Call::run(const void* kernel, const Shape& shape, void** parameters) const 
     config.numAttrs = shape.early && device_->sm >= kFirstEarly ? 1 : 0;
     error = cudaLaunchKernelExC(&config, kernel, parameters);
   }
-  if (error == cudaSuccess && synchronous()) error = cudaStreamSynchronize(handle(stream_));
+  if (error == cudaSuccess && synchronous() && !captured()) {  // a wait would end a capture
+    error = cudaStreamSynchronize(handle(stream_));
+  }
   if (error == cudaSuccess) return;
   cudaGetLastError();
   const char* name = nullptr;
@@ -184,12 +190,16 @@ void Call::upload(void* device, const void* host, size_t bytes) const {
   check_uploads();
   const cudaError_t error =
       cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, handle(stream_));
-  if (error != cudaSuccess) fail(std::string("upload: ") + cudaGetErrorString(error));
+  if (error == cudaSuccess) return;
+  cudaGetLastError();
+  fail(std::string("upload: ") + cudaGetErrorString(error));
 }
 
 void Call::clear(void* device, size_t bytes) const {
   const cudaError_t error = cudaMemsetAsync(device, 0, bytes, handle(stream_));
-  if (error != cudaSuccess) fail(std::string("clear: ") + cudaGetErrorString(error));
+  if (error == cudaSuccess) return;
+  cudaGetLastError();
+  fail(std::string("clear: ") + cudaGetErrorString(error));
 }
 
 Scratch::Scratch(const Call& call, size_t bytes) : call_(call) {

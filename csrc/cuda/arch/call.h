@@ -7,8 +7,8 @@
 // (cuda/arch/griddepcontrol.h).
 //
 // A call makes x's device current while it lasts and is a range of its name in a profile. Launches
-// are asynchronous; with AFNEXT_SYNC=1 in the environment each is waited for, and what failed on
-// the device is raised where it was called.
+// are asynchronous; with AFNEXT_SYNC=1 in the environment each is waited for, if no graph captures
+// it, and what failed on the device is raised where it was called.
 #pragma once
 
 #include <stdexcept>
