@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 DTYPES = {
@@ -42,6 +41,8 @@ class MappedFile:
     """
 
     def __init__(self, path: str | Path) -> None:
+        from safetensors import safe_open  # here, as ops are used where torch alone is installed
+
         self._path = Path(path)
         # Checks the header, and that it fits the file's length.
         with safe_open(path, framework="pt") as checked:
@@ -67,6 +68,8 @@ class MappedFile:
     def _tensor(self, name: str, file: BinaryIO) -> Tensor:
         entry = self._header.get(name)
         if entry is None or entry["dtype"] not in DTYPES:
+            from safetensors import SafetensorError
+
             raise SafetensorError(f"{name}: " + ("missing" if entry is None else entry["dtype"]))
         dtype, shape = DTYPES[entry["dtype"]], entry["shape"]
         begin, end = entry["data_offsets"]

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from . import _check as check
@@ -89,6 +88,8 @@ def load_packed(path: str | os.PathLike[str], source: str | None = None) -> dict
     Raises:
         ValueError: the file holds no packed weights, or those of another layout or source.
     """
+    from safetensors import SafetensorError
+
     path = Path(path)
     try:
         file = MappedFile(path)

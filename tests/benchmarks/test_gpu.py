@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,11 +22,40 @@ from benchmarks.gpu.rows import ROWS
 from benchmarks.gpu.step_rows import GEOMETRIES
 from tests.parallel import cases
 
+ROOT = Path(__file__).parents[2]
+
 pytestmark = pytest.mark.slow
 
 
 def test_rows_have_titles_of_their_own() -> None:
     assert len({row.title for row in ROWS}) == len(ROWS)
+
+
+BARE_MACHINE = """
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {missing}:
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Missing())
+import benchmarks.gpu.rows, benchmarks.gpu.correctness, benchmarks.gpu.__main__, tests.cuda.harness
+for _ in tests.cuda.harness.all_cases():
+    pass
+"""
+
+
+def test_numpy_and_torch_are_enough() -> None:
+    """A rented machine has these and little else, and no network."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    names = {re.match(r"[\w-]+", line)[0].replace("-", "_") for line in asked}  # type: ignore[index]
+    missing = names - {"torch", "numpy"} | {"yaml"}
+    script = BARE_MACHINE.format(missing=sorted(missing))
+    run = [sys.executable, "-c", script]
+    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_nanos_step_has_its_sizes() -> None:
