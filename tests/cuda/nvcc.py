@@ -105,10 +105,7 @@ class Compiled:
     def sass(self) -> str | None:
         """The machine code's text; None without a disassembler."""
         tool = disassembler()
-        if tool is None:
-            return None
-        run = [tool, str(self.cubin)]
-        return subprocess.run(run, capture_output=True, text=True, check=True).stdout
+        return None if tool is None else _disassembled(tool, self.cubin)
 
 
 def nvcc() -> str | None:
@@ -122,6 +119,11 @@ def disassembler() -> str | None:
     packages = Path(sysconfig.get_path("purelib"))
     folders = ["/usr/local/cuda/bin", *map(str, packages.glob("nvidia/*/bin"))]
     return shutil.which("nvdisasm") or shutil.which("nvdisasm", path=":".join(folders))
+
+
+@cache
+def _disassembled(tool: str, cubin: Path) -> str:
+    return subprocess.run([tool, cubin], capture_output=True, text=True, check=True).stdout
 
 
 def sources() -> list[Path]:

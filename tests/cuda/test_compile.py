@@ -6,12 +6,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tests.cuda import nvcc
 from tests.cuda.nvcc import ARCHS, CUDA, Compiled, Kernel
-from tests.cuda.resources import lines
+from tests.cuda.resources import is_sound, lines
 
 pytestmark = [
     pytest.mark.sweep,
@@ -35,6 +36,7 @@ TENSOR_CORES = Wanted(
 VECTORS = Wanted((r"ld\.global\S*\.v4",), (r"\bLDG\.E\.128",))
 # A source without a line here is compiled and read for spills alone.
 WANTED = {
+    "all_to_all": VECTORS,
     "attention": TENSOR_CORES,
     "attention_backward": TENSOR_CORES,
     "attention_backward_sm90": Wanted(
@@ -53,9 +55,20 @@ WANTED = {
         ("90a",),
     ),
     "layer_norm": VECTORS,
+    "log_mel": Wanted(
+        (r"cp\.async\.cg\.shared\.global.* 16", r"st\.global\S*\.v4"),
+        (r"\bLDGSTS\b.*\.128\b", r"\bSTG\.E\S*\.128"),
+    ),
     "merge_attention": VECTORS,
+    "pack": VECTORS,
     "packed_linear": Wanted((r"mma\.sync", r"\.v4"), (r"\bHMMA\b", r"\.128\b")),
+    "paged_append": VECTORS,
+    "paged_attention": VECTORS,  # the plain kernel and the merge; the others follow
+    "paged_attention_bf16": TENSOR_CORES,
+    "paged_attention_f16": TENSOR_CORES,
     "rms_norm": VECTORS,
+    "rotate": VECTORS,
+    "sample": VECTORS,
     "silu_mul": VECTORS,
 }
 
@@ -132,6 +145,18 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compiled:
     monkeypatch.setattr(nvcc, "BUILD", tmp_path / "build")
     (tmp_path / "planted.cu").write_text(SPILLING)
     return nvcc.compile_one(tmp_path / "planted.cu", "80")
+
+
+@pytest.mark.parametrize(("stack", "spills"), [(0, 0), (400, 0), (0, 8)])
+def test_the_table_fails_where_a_kernel_uses_local_memory(stack: int, spills: int) -> None:
+    kernel = Kernel("x", threads=32, registers=8, stack=stack, spills=spills, shared=0)
+    one = SimpleNamespace(failed=False, complaints=[], kernels=[kernel])
+    assert is_sound(one) == (stack + spills == 0)  # type: ignore[arg-type]
+
+
+def test_machine_code_is_read() -> None:
+    """Or nothing that is asked of it could fail."""
+    assert nvcc.disassembler() is not None
 
 
 def test_planted_spills_stack_and_warnings_are_found(planted: Compiled) -> None:
