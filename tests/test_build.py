@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from afnext.ops import _compiled, runtime
+from tests.cuda import nvcc
 
 ROOT = Path(__file__).parent.parent
 MODULE = Path(_compiled.compiled.__file__)
@@ -24,15 +25,19 @@ def symbols(*arguments: str | Path) -> str:
     return subprocess.run(["nm", *arguments], capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.skipif(shutil.which("ldd") is None, reason="needs ldd")
-def test_links_no_torch() -> None:
-    output = subprocess.run(["ldd", MODULE], capture_output=True, text=True, check=True).stdout
+def assert_links_no_torch(module: Path) -> None:
+    output = subprocess.run(["ldd", module], capture_output=True, text=True, check=True).stdout
     libraries = [
         line.split()[0] for line in output.splitlines()
     ]  # without the addresses: hexadecimal, they spell c10
     assert any("libc.so" in name for name in libraries)
     for unwanted in ("torch", "c10", "cuda"):
         assert not any(unwanted in name for name in libraries)
+
+
+@pytest.mark.skipif(shutil.which("ldd") is None, reason="needs ldd")
+def test_links_no_torch() -> None:
+    assert_links_no_torch(MODULE)
 
 
 @pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm")
@@ -124,3 +129,23 @@ def test_source_distribution_and_wheel_install(tmp_path: Path) -> None:
         capture_output=True, text=True, check=True, cwd=tmp_path,
     )  # fmt: skip
     assert found.stdout.count(str(site)) == 2
+
+
+@pytest.mark.sweep
+@pytest.mark.skipif(nvcc.nvcc() is None, reason="needs nvcc")
+def test_a_wheel_with_cuda_kernels_is_small_and_needs_no_toolkit(tmp_path: Path) -> None:
+    """For all GPUs that kernels are written for; CUDA's runtime is inside, its driver is found when asked."""
+    options = [
+        "AFNEXT_CUDA=on",
+        f"AFNEXT_CUDA_ARCHS={';'.join(nvcc.ALL_ARCHS)}",
+        f"CMAKE_CUDA_COMPILER={nvcc.nvcc()}",
+        "AFNEXT_DISABLED_ISAS=avx2;avx_vnni;avx512;avx512_bf16;amx",
+    ]
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path]
+    defines = [f"-Ccmake.define.{option}" for option in options]
+    subprocess.run([*build, *defines, f"-Cbuild-dir={tmp_path}/build", ROOT], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.stat().st_size < 60e6
+    with zipfile.ZipFile(wheel) as content:
+        (name,) = (name for name in content.namelist() if name.endswith(".so"))
+        assert_links_no_torch(Path(content.extract(name, tmp_path)))
