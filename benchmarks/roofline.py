@@ -43,7 +43,8 @@ def svg(title: str, peaks: Peaks, results: Sequence[Result]) -> str:
     Raises:
         ValueError: no case has.
     """
-    shown = [r for r in results if r.flops > 0 and r.bytes > 0][:KEY_LINES]
+    counted = [r for r in results if r.flops > 0 and r.bytes > 0]
+    shown = counted[:KEY_LINES]
     if not shown:
         raise ValueError("picture: no case counts both operations and bytes")
     intensities = [r.flops / r.bytes for r in shown]
@@ -63,6 +64,9 @@ def svg(title: str, peaks: Peaks, results: Sequence[Result]) -> str:
     for number, result in enumerate(shown, 1):
         parts += _points(across, up, number, result)
         parts += _key(number, result)
+    if len(counted) > KEY_LINES:
+        more = f"and {len(counted) - KEY_LINES} more, which are not shown"
+        parts.append(_text(PLOT + 50, TOP + 12 + 21 * KEY_LINES, more, size=12))
     parts.append(_text(PLOT + 24, HEIGHT - 16, "filled: ours; hollow: the fastest peer", size=12))
     return "\n".join([*parts, "</svg>\n"])
 

@@ -172,6 +172,15 @@ def test_picture_is_svg_with_every_case_inside() -> None:
     assert "memory 50.0 GB/s" in texts
 
 
+def test_picture_says_how_many_cases_it_leaves_out() -> None:
+    results = [a_result(1e6, 1e6, f"case {i}") for i in range(roofline.KEY_LINES + 3)]
+    text = roofline.svg("many", PEAKS, results)
+    assert "and 3 more" in text
+    assert "case 23" in text
+    assert "case 24" not in text
+    assert " more" not in roofline.svg("all", PEAKS, results[:-3])
+
+
 def test_picture_needs_operations_and_bytes() -> None:
     with pytest.raises(ValueError, match="no case counts both"):
         roofline.svg("", PEAKS, [a_result(size=0)])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import product
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -332,3 +335,20 @@ def test_many_rows_on_cuda_are_torchs_product_of_the_unpacked_weight(
     got = multiply_unpacked(x, packed.data, *tail)
     expected = ops.linear(x, packed, bias, activation=activation or None, residual=residual)
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_many_rows_on_cuda_are_a_range_in_a_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    open_ranges: list[str] = []
+
+    @contextmanager
+    def range_of(name: str) -> Iterator[None]:
+        open_ranges.append(name)
+        yield
+        open_ranges.pop()
+
+    module = sys.modules[multiply_unpacked.__module__]
+    monkeypatch.setattr(torch.cuda.nvtx, "range", range_of)
+    monkeypatch.setattr(module, "multiply_unpacked", lambda *arguments: list(open_ranges))
+    x = SimpleNamespace(is_cuda=True, shape=torch.Size([65, 8]), dtype=torch.bfloat16)
+    assert module._packed(x, *[None] * 8) == ["linear"]  # type: ignore[attr-defined]
+    assert open_ranges == []
