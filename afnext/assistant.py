@@ -45,9 +45,7 @@ Conversation = str | Message | Iterable[Message | Mapping[str, Any]]
 
 READING = ("max_seconds", "truncate", "partial")
 AT_ONCE = 64  # conversations whose audio is in memory
-BEGUN = (
-    4  # of these between two steps: nobody is answered while the first minute of each is decoded
-)
+BEGUN = 4  # of these between two steps, since nobody is answered while their beginnings are decoded
 LEAST_TIMEOUT = 1e-6  # of what is late before it begins
 DRAFTED = 4  # tokens that a draft model guesses where nobody says how many
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
