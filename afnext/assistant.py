@@ -7,8 +7,11 @@ import dataclasses
 import json
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from contextvars import copy_context
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -315,7 +318,13 @@ class Assistant:
         """As ``stream``, for ``async for``: recordings are opened in a thread, all else takes none."""
 
         async def pieces() -> AsyncIterator[Piece]:
-            answer = await asyncio.to_thread(self._answer, messages, options)
+            # A thread of its own: slow sources could take all of asyncio's.
+            opener = ThreadPoolExecutor(1, "afnext-opener")
+            work = partial(copy_context().run, self._answer, messages, options)
+            try:
+                answer = await asyncio.get_running_loop().run_in_executor(opener, work)
+            finally:
+                opener.shutdown(wait=False)
             async for piece in answer.apieces():
                 yield piece
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -275,6 +276,33 @@ def test_a_timeout_counts_the_reading_of_recordings(
     late = nano.ask(noise, "What?", timeout=0.25)
     assert (late.text, late.stopped) == ("", "timeout")
     assert nano.ask(noise, "What?", timeout=60.0, max_tokens=2).stopped != "timeout"
+
+
+def test_tasks_with_slow_sources_hold_up_nobody(
+    nano: afnext.Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many: they take none of asyncio's threads."""
+    go = threading.Event()
+
+    def slowly(*arguments: Any, **options: Any) -> Recording:
+        assert go.wait(30)
+        return Recording(*arguments, **options)
+
+    monkeypatch.setattr(assistant, "Recording", slowly)
+    noise = np.random.default_rng(0).standard_normal(16_000).astype(np.float32) * 0.1
+
+    async def ask(*audio: np.ndarray) -> int:
+        message = afnext.Message("user", "What?", list(audio))
+        return len([piece async for piece in nano.astream([message], max_tokens=2)])
+
+    async def everybody() -> None:
+        waiting = [asyncio.create_task(ask(noise)) for _ in range(40)]
+        assert await asyncio.wait_for(ask(), 20)
+        assert not any(task.done() for task in waiting)
+        go.set()
+        assert all(await asyncio.gather(*waiting))
+
+    asyncio.run(everybody())
 
 
 def test_threads_may_ask_at_once(nano: afnext.Assistant, scene_file: Path) -> None:

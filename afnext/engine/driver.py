@@ -139,6 +139,8 @@ class Driver:
             engine.reap()
             if waiter.due(waiter.since, busy=True):
                 return False
+            if self._ends:
+                raise RuntimeError("the program ends: no more steps are made")
             self._waiters.append(waiter)
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(

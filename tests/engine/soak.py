@@ -183,7 +183,8 @@ def soak(assistant: afnext.Assistant, requests: int, seed: int = 0, threads: int
         before = resident()
         list(pool.map(run.one, range(requests - requests // 3), timeout=3600))
     seconds, grown = time.perf_counter() - started, resident() - before
-    stats = assistant.engine.stats()
+    while (stats := assistant.engine.stats()).running and time.perf_counter() < started + 3600:
+        time.sleep(0.01)  # what was given up within a step is there until it ends
     told = (
         f"{requests} requests in {seconds:.1f} s: {dict(sorted(run.fates.items()))}; "
         f"{stats.steps} steps, {stats.tokens} tokens, {stats.preemptions} preemptions, "

@@ -226,7 +226,14 @@ print("done", flush=True)
 @pytest.mark.slow
 def test_a_program_that_ends_waits_for_no_more_than_a_step() -> None:
     run("""
-import threading
+import atexit, threading
+def late():
+    try:
+        engine.submit([1, 2]).result()
+    except RuntimeError as error:
+        assert "program ends" in str(error)
+        print("done", flush=True)
+atexit.register(late)
 from afnext.engine import Engine, GenerationParams
 from tests.engine.models import small_model
 engine = Engine(small_model(text={"max_position_embeddings": 1 << 20}), [])
@@ -234,5 +241,4 @@ handle = engine.submit([1, 2], (), GenerationParams(max_tokens=1 << 19))
 threading.Thread(target=handle.result, daemon=True).start()
 while len(handle.record.tokens) < 9:
     pass
-print("done", flush=True)
 """)
