@@ -62,9 +62,10 @@ class Feed:
         how it goes on before it can begin.
         """
         running = [r.computed for r in self.requests if r.state is State.RUNNING]
-        return self._given - max(running, default=0) < ahead or any(
-            r.starving for r in self.requests if r.state is State.WAITING
-        )
+        if running:
+            return self._given - max(running) < ahead
+        starving = any(r.starving for r in self.requests if r.state is State.WAITING)
+        return starving or self._given < ahead
 
     def stalls(self, now: float) -> bool:
         """Whether a thread waits long for the next stretch."""

@@ -27,7 +27,7 @@ class Pace:
         self._seconds = weights * GUESSES.get(device, GUESS)
 
     def took(self, tokens: int, seconds: float) -> None:
-        """A step with so many tokens took so long; few tell little, and are not counted."""
+        """A step with so many tokens of prompts took so long; few tell little, and are not counted."""
         if tokens >= LEAST:
             self._seconds = (self._seconds + seconds / tokens) / 2
 

@@ -116,7 +116,7 @@ class Stepper:
                 parts, chunks, ahead
             )  # with the tokens there, a device is done
             clock = perf_counter() - clock
-            self._pace.took(sum(p.count for p in parts), clock)
+            self._pace.took(sum(p.count for p in parts if p.request.pending > 1), clock)
             for part in parts:
                 if part.request.first_token is None and part.count > 1:
                     part.request.record.timings.prefill += clock

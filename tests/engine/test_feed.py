@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,8 +18,10 @@ import torch
 
 from afnext.audio import AudioWindow
 from afnext.engine import DiskCache, Engine, Generation, GenerationParams, Prompt
-from afnext.engine.feed import MOST_READERS
+from afnext.engine.feed import MOST_READERS, Feed
 from afnext.engine.pages import page_bytes
+from afnext.engine.prompt_audio import PromptAudio
+from afnext.engine.request import State
 from afnext.model import AudioLanguageModel
 from tests.engine.models import SOUND, recomputed, small_model, window
 
@@ -361,6 +364,26 @@ def test_a_recording_is_not_read_far_ahead(net: AudioLanguageModel) -> None:
     assert len(waiting.result().tokens) == 6
     assert closed[1].wait(PATIENCE)
     assert happens(lambda: free(engine))
+
+
+@pytest.mark.parametrize(
+    ("requests", "hungry"),
+    [
+        ([("waiting", 0, False)], False),
+        ([("waiting", 0, True)], True),  # what it repeats is another's
+        ([("running", 0, False)], False),
+        ([("running", 51, False)], True),
+        ([("running", 0, False), ("waiting", 0, True)], False),  # its own other sample's
+        ([("done", 100, False), ("waiting", 0, False)], False),
+    ],
+)
+def test_what_is_read_by_who_asks(requests: list[tuple[str, int, bool]], hungry: bool) -> None:
+    feed = Feed(iter(()), [1] * 100, PromptAudio([1] * 100, [], SOUND))
+    for state, computed, starving in requests:
+        one: Any = SimpleNamespace(state=State(state), computed=computed, starving=starving)
+        feed.requests.append(one)
+    assert feed.hungry(50) == hungry
+    assert feed.hungry(101)
 
 
 @pytest.mark.parametrize("told", [True, False])

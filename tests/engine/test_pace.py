@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from afnext.engine import Engine, GenerationParams, stepper
+from afnext.engine import Engine, GenerationParams, Prompt, stepper
 from afnext.engine.pace import ALONE, LEAST, TALKING, Pace
 from afnext.engine.runner import Chunk
 from tests.engine.models import small_model
@@ -47,6 +47,25 @@ def test_a_slow_machine_reads_a_prompt_in_small_steps(
     assert max(seconds for _, seconds in settled) <= max(1.1 * most, weight + second * (LEAST + 1))
     assert sum(count for count, _ in steps) == 3000 + (len(steps) if talking else 0)
     assert max(count for count, _ in steps) >= min(most / second / 4, 512)
+
+
+def test_tokens_of_answers_tell_nothing_about_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many that are said at once cost reading the weights, few of a prompt cost as much."""
+    engine = Engine(small_model(), [])
+    now = [0.0]
+    monkeypatch.setattr(stepper, "perf_counter", lambda: now[0])
+    step = engine.runner.step
+
+    def played(chunks: Sequence[Chunk], pool: Any) -> torch.Tensor:
+        now[0] += 1.0
+        return step(chunks, pool)
+
+    monkeypatch.setattr(engine.runner, "step", played)
+    params = GenerationParams(max_tokens=3)
+    engine.generate([Prompt([n % 50], (), params) for n in range(2 * LEAST)])
+    assert engine._stepper._pace.limit(True) >= 2048
+    engine.generate([Prompt([1] * 2 * LEAST, (), params)])
+    assert engine._stepper._pace.limit(True) <= 2 * LEAST
 
 
 def test_a_fast_machine_reads_as_much_as_fits() -> None:
