@@ -14,7 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import MusicFlamingoForConditionalGeneration
 
 from afnext import ops
+from afnext.engine.gpu_model import GPU_FORMATS
 from afnext.engine.packed import FORMATS, PackedEncoder, Packing
+from afnext.evaluation.score import Answered, Share
 from afnext.hub import find_model
 from afnext.model import AudioLanguageModel
 from benchmarks import decoder, encoder, engine, loading, quantization, timing
@@ -210,6 +212,69 @@ def test_rounded_weights_are_what_the_engine_computes_with() -> None:
             logits = net(prompt.ids[None], prompt.audio)[0, -prompt.answer - 1 : -1]
         expected = logits.double().log_softmax(-1)
         assert (expected.exp() * (expected - found)).sum(-1).max() < 1e-4
+
+
+@pytest.mark.parametrize("format", ["int4", "fp8"])
+def test_a_gpus_formats_are_told_by_their_numbers(tmp_path: Path, format: str) -> None:
+    """The decoder's weights are those of its format, all others nano's own."""
+    folder = quantization.as_on_gpu(find_model("nano"), tmp_path / "made", format)
+    made, nano = (
+        AudioLanguageModel.from_pretrained(f, dtype=torch.float32).state_dict()
+        for f in (folder, find_model("nano"))
+    )
+    for name, weight in made.items():
+        kind = GPU_FORMATS[format][name.endswith("lm_head.weight")]
+        own = nano[name]
+        if (name.endswith("proj.weight") and "language_model" in name) or "lm_head" in name:
+            own = ops.quantize(own, kind).dequantize()
+            assert not torch.equal(own, nano[name])
+        assert torch.equal(weight, own), name
+
+
+def test_losses_beyond_noise_are_failures() -> None:
+    """One point of a hundred recordings each is what int4 may lose; three it may not, and int8 none."""
+    exact = {"answers": {str(i): 1.0 for i in range(100)}, "transcripts": {"one": 1.0}}
+
+    def told(loses: float, lost: float, noise: float) -> list[str]:
+        found = {
+            "answers": {str(i): 1 - lost + noise * (-1) ** i for i in range(100)},
+            "transcripts": {"one": 0.0},  # one says nothing
+        }
+        variant = quantization.Variant("mine", loses=loses)
+        return list(quantization.losses(variant, found, exact))
+
+    assert told(0.02, 0.01, 0.0) == []
+    assert told(0.02, 0.03, 0.01) == [
+        "mine: answers lose 3.0 points of 100, more than 2.0 and than noise (0.2)"
+    ]
+    assert told(0.0, 0.01, 0.1) == []
+    assert len(told(0.0, 0.01, 0.01)) == 1
+
+
+def test_points_are_of_every_recording() -> None:
+    def item(kind: str, recording: str, score: dict[str, Share]) -> Answered:
+        return Answered(kind, kind, recording, "", lambda _: score)
+
+    found = quantization.points(
+        [
+            item("events", "a", {"class f1": Share(3, 4), "recall": Share(0, 4)}),
+            item("when", "a", {"right": Share(0.0)}),
+            item("when", "b", {"right": Share(1.0)}),
+            item("transcribe", "said", {"wer": Share(1, 10)}),
+        ]
+    )
+    assert found == {"answers": {"a": 0.375, "b": 1.0}, "transcripts": {"said": 0.9}}
+
+
+def test_int8_keys_and_the_kept_ones_differ_a_little() -> None:
+    folder = find_model("nano")
+    prompt = next(quantization.prompts(folder, 1))
+    with torch.inference_mode():
+        exact, kept = (
+            quantization.Listener(folder, v).log_probabilities(prompt)
+            for v in (quantization.EXACT, quantization.Variant("kv", kv_cache_dtype="int8"))
+        )
+    assert 0 < (exact.exp() * (exact - kept)).sum(-1).mean() < 1e-2
 
 
 @torch.inference_mode()
