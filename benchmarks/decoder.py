@@ -39,6 +39,7 @@ Targets = Mapping[str | None, float]
 NANO: Targets = {None: 5.0}
 DECODE: Targets = {None: 1.6, "int8": 3.0, "int4": 4.5}
 PREFILL: Targets = {None: 1.5, "int8": 2.5}
+LLAMA: Targets = {None: 1.3, "int8": 2.0, "int4": 1.3}  # of a decode step
 
 
 class Ours:
@@ -136,6 +137,9 @@ def _step(
     """
     dtype = str(net.language_model.lm_head.weight.dtype).removeprefix("torch.")
     format, goal = quantization or dtype, (targets or {}).get(quantization)
+    goals = {f"transformers {dtype}": goal} if goal else {}
+    if targets is DECODE:
+        goals[f"llama.cpp {llama_cpp.FORMATS[quantization]}"] = LLAMA[quantization]
     with ExitStack() as held:
         try:
             ours = Ours(net, quantization, ids, context)
@@ -182,7 +186,7 @@ def _step(
             bytes=moved,
             dtype="int8" if quantization else dtype,
             check=check,
-            targets={f"transformers {dtype}": goal} if goal else {},
+            targets=goals,
             context=torch.inference_mode,
             rounds=2 if flops else 5,
             slow=bool(flops) or quantization == "int8",

@@ -26,6 +26,7 @@ from .models.released import AUDIO, TEXT, geometry, random_model
 
 LAYERS = 8
 ATTENTION = ("sdpa", "eager")
+TARGETS = {30: 1.7, 5: 8.0}  # times that transformers should take, by seconds of audio
 # Most that features may be off, as a share of transformers' in bfloat16.
 TOLERANCES = {"bfloat16": 0.02, "int8": 0.03}
 
@@ -109,6 +110,7 @@ def _window(
         flops=flops(net, len(plan.positions)),
         dtype=format,
         check=check,
+        targets={"transformers sdpa": TARGETS[seconds]},
         context=torch.inference_mode,
         rounds=5,
         slow=format != "bfloat16",

@@ -13,6 +13,8 @@ from afnext.ops.reference import mel_filters
 
 from .case import Case
 
+THEIRS, STFT = "transformers WhisperFeatureExtractor", "torch.stft, one batch"
+
 WINDOW = 480_000
 TOLERANCE = 2e-4  # each is within 1e-4 of float64, see tests/ops/test_log_mel.py
 # Multiplications and additions a frame of our kernel: window, 200-point complex transform and its split,
@@ -57,12 +59,13 @@ def recording(seconds: int) -> Case:
         label="ops.log_mel",
         ours=lambda: ops.log_mel(samples, cu_samples),
         peers={
-            "transformers WhisperFeatureExtractor": theirs,
-            "torch.stft, one batch": lambda: stft_log_mel(padded, hann, filters),
+            THEIRS: theirs,
+            STFT: lambda: stft_log_mel(padded, hann, filters),
         },
         flops=frames * FLOPS_PER_FRAME,
         bytes=samples.numel() * 4 + frames * 128 * 4,
         check=check,
+        targets={THEIRS: 28.0, STFT: 15.0} if seconds > 100 else {},
         rounds=7 if seconds > 100 else 15,
         slow=seconds > 100,
     )

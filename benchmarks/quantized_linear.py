@@ -10,7 +10,7 @@ from torch import Tensor
 
 from afnext import ops
 
-from .case import Case, rotated
+from .case import LIMIT, Case, rotated
 from .packed_linear import oneDNN, prepacked
 
 SHAPES = [(18944, 3584), (3584, 18944)]  # (N, K): 7B's gate or up and down projections
@@ -23,6 +23,7 @@ FORMATS = [
     ("int4-g128", "int8"),
     ("int4-g32", "int8"),
 ]
+TARGETS = {"int8": 0.9, "int4-g128": 0.7}  # shares of the limit, of one row in 8 bits
 SLOW_PEERS = 64  # rows beyond which torch's int4 and int8 kernels take seconds
 
 
@@ -68,6 +69,9 @@ def layer(m: int, n: int, k: int, format: str, activations: str) -> Case:
         flops=2 * m * n * k,
         bytes=size + 2 * m * (n + k),
         dtype="int8" if activations == "int8" else "bfloat16",
+        targets={LIMIT: TARGETS[format]}
+        if m == 1 and activations == "int8" and format in TARGETS
+        else {},
         context=torch.inference_mode,
         rounds=5 if m > SLOW_PEERS else 9,
         slow=format != "int8" or m > SLOW_PEERS,
