@@ -30,6 +30,11 @@ void set_device(int sm, int multiprocessors) {
   device.multiprocessors = multiprocessors;
 }
 
+// The host has filled these bytes: what kernels wrote there before is no more.
+void put(uintptr_t address, size_t bytes) {
+  cuda::emulated_launches().stream.forget(reinterpret_cast<const void*>(address), bytes);
+}
+
 void set_capturing(bool capturing) { cuda::emulated_launches().capturing = capturing; }
 
 py::dict counters() {
@@ -51,6 +56,7 @@ const Binding binding([](py::module_& m) {
   m.def("set_emulation", &set_emulation, py::arg("order"), py::arg("seed") = 1,
         py::arg("os_threads") = 1, py::arg("detect_races") = true);
   m.def("set_emulated_device", &set_device, py::arg("sm"), py::arg("multiprocessors") = 4);
+  m.def("emulated_put", &put, py::arg("address"), py::arg("bytes"));
   m.def("set_emulated_capture", &set_capturing, py::arg("capturing"));
   m.def("emulation_counters", &counters);
 });

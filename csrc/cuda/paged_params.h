@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/arch/bytes.h"
+#include "cuda/arch/memory.h"
 #include "cuda/arch/warp.h"
 #include "cuda/paged_work.h"
 #include "cuda/rotation.h"
@@ -51,7 +52,7 @@ struct PageParams {
   Divider slots;
 
   AFNEXT_DEVICE void fail(int what) const {
-    if (error != nullptr) *static_cast<volatile int32_t*>(error) = what;
+    if (error != nullptr) arch::tell_host(error, what);
   }
   // The page of token `key`, or -1 with the error set.
   AFNEXT_DEVICE int page(int first_page, int key, int request) const {

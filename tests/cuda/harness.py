@@ -51,7 +51,10 @@ class Kernels:
         if tensor is None:
             return None
         if self.emulated:
-            return EmulatedArray(_copy(tensor, "cpu"))
+            copy = _copy(tensor, "cpu")
+            storage = copy.untyped_storage()
+            self.compiled.emulated_put(storage.data_ptr(), storage.nbytes())
+            return EmulatedArray(copy)
         return _copy(tensor, "cuda")
 
     def empty(self, *shape: int, dtype: torch.dtype, shift: int = 0) -> Any:

@@ -37,7 +37,7 @@ NOBODY = 0
 # Calls, wherever in a line: the instructions, and what kernels call that does no more than wait or tell.
 SYNCHRONISATION = re.compile(
     r"(?:(?:arch::|turns_\.)?\b)("
-    r"__syncthreads|__syncwarp|bar_sync|bar_arrive|mbarrier_wait|mbarrier_arrive\w*|fence_proxy_async"
+    r"__syncthreads|__syncwarp|griddepcontrol_wait|bar_sync|bar_arrive|mbarrier_wait|mbarrier_arrive\w*|fence_proxy_async"
     r"|cp_async_commit_group|cp_async_wait_group|cp_async_bulk_commit_group|cp_async_bulk_wait_group\w*"
     r"|wgmma_fence|wgmma_commit_group|wgmma_wait_group|add_release|sync|wait_for_\w+|(?<=turns_\.)\w+)"
     r"(<[^;]*>)?\([^;{]*\);"
@@ -76,7 +76,7 @@ FINDINGS = [
     ("deadlock", r"deadlock"),
     (
         "misuse",
-        r"arrivals at an mbarrier|half arrived|wgmma|cp\.async|bulk cop|asynchronous|mbarrier|fence",
+        r"arrivals at an mbarrier|half arrived|wgmma|cp\.async|bulk cop|asynchronous|mbarrier|fence|griddep",
     ),
     ("out of bounds", r"beyond (the )?shared|a (load|store) at shared"),
     ("wrong value", r"AssertionError|of \d+ off"),

@@ -26,6 +26,25 @@ pytestmark = [
 ORDERS = ["first in", "last in", "random 1", "random 2", "two OS threads"]
 # What finds a fault, in every order: an error that ends the launch, or races.
 FAULTS = {
+    ("named_barriers", "beyond_the_last"): "barriers 0 to 15, not 16",
+    ("dependent", "no_wait"): r"dependent.h:\d+: a (read|write).* before griddepcontrol.wait",
+    ("dependent", "no_wait_in_a_block"): "a block ended without griddepcontrol.wait",
+    (
+        "dependent",
+        "no_barrier",
+    ): r"dependent.h:\d+: a read, before griddepcontrol.wait, of what a kernel",
+    (
+        "dependent",
+        "reads_too_soon",
+    ): r"dependent.h:\d+: a read, before griddepcontrol.wait, of what",
+    (
+        "dependent",
+        "copies_too_soon",
+    ): r"dependent.h:\d+: a read, before griddepcontrol.wait, of what",
+    (
+        "dependent",
+        "writes_too_soon",
+    ): r"dependent.h:\d+: a write to global memory before griddepcont",
     ("reduction", "no_first_barrier"): "read after write|what nobody wrote",
     ("reduction", "no_second_barrier"): "read after write|what nobody wrote",
     ("reduction", "barrier_in_a_branch"): "deadlock: 40 threads.*a barrier at reduction.h",
@@ -47,6 +66,10 @@ FAULTS = {
     ("wgmma_product", "no_store_wait"): "ended before its bulk copies landed",
     ("wgmma_product", "few_bytes_expected"): "deadlock.*an mbarrier at wgmma_product.h",
     ("wgmma_product", "many_arrivals"): "deadlock|write after read|in flight|asynchronous read",
+    (
+        "wgmma_product_a_in_registers",
+        "registers_reused",
+    ): "a register of wgmma's was changed before",
     ("wgmma_product", "not_initialised"): "an mbarrier that nobody has initialised",
 }
 # What the race detector and the launch cannot know: counted, or found by AddressSanitizer.
@@ -92,7 +115,7 @@ def test_every_order_ran(outcomes: Outcomes) -> None:
 def test_right_kernels_are_right_and_clean(outcomes: Outcomes) -> None:
     """Sums of 384 products of unit Gaussians in float32 are off by 3e-5 at most; counts are whole."""
     right = [o for (_, fault), runs in outcomes.items() if fault == "none" for o in runs]
-    assert len(right) == 25 * len(ORDERS)
+    assert len(right) == 27 * len(ORDERS)
     for outcome in right:
         assert not outcome["error"], outcome
         assert not outcome["races"], outcome
@@ -142,6 +165,19 @@ def test_global_memory_by_address_sanitizer(tmp_path: Path) -> None:
         done = run(kernels, kernel, "none")
         assert done.returncode == 0, done.stderr[-2000:]
         assert all(o["distance"] < 1e-4 for runs in read(done.stdout).values() for o in runs)
+
+
+@pytest.mark.sweep
+def test_on_other_machines(tmp_path: Path) -> None:
+    """Stacks by ucontext, as where there is no switch of our own: the same, in every order."""
+    kernels = build(tmp_path, "-DEMULATION_UCONTEXT=ON")
+    for kernel in ("lanes", "reduction", "mma_product", "wgmma_product"):
+        done = run(kernels, kernel, "none")
+        (runs,) = read(done.stdout).values()
+        assert len(runs) == len(ORDERS), done.stderr
+        assert all(not o["error"] and not o["races"] and o["distance"] < 1e-4 for o in runs)
+    (runs,) = read(run(kernels, "mma_product", "no_barrier_at_end").stdout).values()
+    assert all(o["races"] for o in runs)
 
 
 @pytest.mark.skipif(

@@ -92,7 +92,8 @@ class Call {
       const void* pointers[] = {&parameters..., nullptr};
       call.run(reinterpret_cast<const void*>(kernel), shape, const_cast<void**>(pointers));
 #else
-      call.run(shape, [&] { kernel(parameters...); });
+      const auto body = [&] { kernel(parameters...); };
+      call.run(shape, std::ref(body));  // not copied to where a kernel's memory may have been
 #endif
     }
   };

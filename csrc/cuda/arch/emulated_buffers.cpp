@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "cuda/arch/buffers.h"
+#include "cuda/arch/emulated_call.h"
 
 namespace afnext::cuda {
 
@@ -10,6 +11,7 @@ DeviceMemory::DeviceMemory(const Call& call, size_t bytes) {
   data_ = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
   if (data_ == nullptr) call.fail("memory of a plan: out of memory");
   std::memset(data_, 0xff, bytes);  // NaN: nobody may count on what is in it
+  emulated_launches().stream.forget(data_, bytes);
 }
 
 DeviceMemory::~DeviceMemory() { std::free(data_); }

@@ -8,6 +8,7 @@ namespace afnext::cuda {
 
 struct EmulatedLaunches {
   emulation::Options options;
+  emulation::Stream stream;  // of all launches
   Device device{90, 4, 227 << 10, 50 << 20};
   emulation::Counters counters;  // of all launches so far
   uint64_t launches = 0;

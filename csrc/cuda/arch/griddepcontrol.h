@@ -5,10 +5,12 @@
 //   arch::griddepcontrol_wait();
 //
 // which returns once every kernel before has ended and can be seen. All reads of what other kernels
-// write, and all writes (others may still read there), come after. Every block waits, even one that
-// has nothing to read: the next kernel takes this one's end for the end of all before.
+// write, and all writes (others may still read there) but tell_host's, come after. Every block
+// waits, even one that has nothing to read: the next kernel takes its end for the end of all
+// before.
 //
-// Launched by Call::launch, before sm_90 and in the emulator both functions do nothing.
+// Launched by Call::launch, and before sm_90, both functions do nothing. The emulator finds blocks
+// that never wait, writes before the wait, and reads of what kernels wrote before it.
 #pragma once
 
 #include "cuda/arch/platform.h"
@@ -16,7 +18,9 @@
 namespace afnext::cuda::arch {
 
 AFNEXT_DEVICE void griddepcontrol_wait() {
-#if defined(__CUDACC__) && __CUDA_ARCH__ >= 900
+#if !defined(__CUDACC__)
+  emulation::griddepcontrol_wait();
+#elif __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }

@@ -1,5 +1,5 @@
-// Words in global memory by which blocks tell each other what they have written, and sums that
-// they add to.
+// Words in global memory by which blocks tell each other what they have written, sums that they add
+// to, and words for the host.
 #pragma once
 
 #include "cuda/arch/platform.h"
@@ -8,6 +8,14 @@
 #endif
 
 namespace afnext::cuda::arch {
+
+// Writes a word of the host's memory that no kernel reads: also before griddepcontrol_wait.
+#if !defined(__CUDACC__)
+__attribute__((no_sanitize("thread")))  // whose hooks would take it for a write that has to wait
+#endif
+AFNEXT_DEVICE void tell_host(int32_t* word, int32_t value) {
+  *static_cast<volatile int32_t*>(word) = value;
+}
 
 #if defined(__CUDACC__)
 

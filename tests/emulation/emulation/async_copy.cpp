@@ -14,6 +14,7 @@ void AsyncCopies::issue(void* shared, const void* global, int bytes, int source_
   if (source_bytes < 0 || source_bytes > bytes) {
     fail(where, "cp.async reads between none and all of its bytes");
   }
+  block.read_global(global, static_cast<size_t>(source_bytes), block.accessor(where));
   const uint32_t address =
       block.shared.check(shared, bytes, static_cast<size_t>(bytes), "cp.async", where);
   if (reinterpret_cast<uintptr_t>(global) % static_cast<uintptr_t>(bytes) != 0) {

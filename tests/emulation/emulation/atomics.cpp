@@ -12,7 +12,9 @@ namespace {
 template <typename T>
 void check(const T* address, const Where& where) {
   Block& block = Block::current();
-  if (!block.shared.holds(address)) return;
+  if (!block.shared.holds(address)) {
+    return block.write_global(address, sizeof(T), block.accessor(where));
+  }
   const uint32_t at = block.shared.check(address, sizeof(T), sizeof(T), "an atomic", where);
   if (block.options.detect_races) block.races.read_atomic(at, sizeof(T), block.accessor(where));
 }

@@ -3,15 +3,28 @@
 #include <string>
 #include <utility>
 
+#include "emulation/symbols.h"
+
 namespace emulation {
+namespace {
+
+void check_barrier(int id, const Where& where) {
+  if (id < 0 || id > 15) {
+    fail(where, "a block has barriers 0 to 15, not " + std::to_string(id));
+  }
+}
+
+}  // namespace
 
 thread_local Block* Block::current_ = nullptr;
 
-Block::Block(const Options& options, Report* report)
+Block::Block(const Options& options, Report* report, const Dependency& dependency, Lines* written)
     : options(options),
       counters(report->counters),
       races(SharedMemory::kBytes, report),
-      random_state_(options.seed * 0x9e3779b97f4a7c15 + 1) {}
+      random_state_(options.seed * 0x9e3779b97f4a7c15 + 1),
+      dependency_(dependency),
+      written_(written) {}
 
 uint64_t Block::random() {
   random_state_ ^= random_state_ << 13, random_state_ ^= random_state_ >> 7;
@@ -32,7 +45,7 @@ void Block::run(dim3 grid_, dim3 shape_, uint3 index_, size_t shared_bytes,
   shared.start_block(shared_bytes, options.poison);
   races.start_block(warps);
   mbarriers.clear(), tensor_copies.clear(), barriers_.clear(), ready_.clear();
-  warps_.clear();
+  warps_.clear(), waits_.clear();
   for (int w = 0; w < warps; ++w) warps_.emplace_back(w, std::min(kLanes, live_ - w * kLanes));
   for (int i = 0; i < live_; ++i) {
     Thread& thread = *threads_[i];
@@ -40,6 +53,7 @@ void Block::run(dim3 grid_, dim3 shape_, uint3 index_, size_t shared_bytes,
     thread.index = {n % shape.x, n / shape.x % shape.y, n / (shape.x * shape.y)};
     thread.linear = i, thread.warp = i / kLanes, thread.lane = i % kLanes;
     thread.finished = false, thread.waiting = nullptr, thread.copies = {};
+    thread.waited = !dependency_.early;
     thread.fiber.restart();
     wake(i);
   }
@@ -66,6 +80,11 @@ void Block::check_end() {
   }
   for (size_t i = 0; i < shape.size(); ++i) threads_[i]->copies.check_end();
   for (Warp& warp : warps_) warp.group.check_end();
+  if (dependency_.early && waits_.empty()) {
+    throw Error(
+        "a block ended without griddepcontrol.wait: what follows it takes the end of this "
+        "kernel for the end of all before");
+  }
   if (!tensor_copies.land_all()) throw Error("the block ended before its bulk copies landed");
   for (const auto& [id, barrier] : barriers_) {
     if (barrier.arrived > 0) {
@@ -127,6 +146,59 @@ void Block::yield(const Where& where) {
   wait("its turn", where);
 }
 
+// --- the kernels before ------------------------------------------------------------------------
+
+void Block::griddepcontrol_wait() {
+  running_->waited = true;
+  waits_.try_emplace(running_->warp, races.clocks(running_->warp)[running_->warp]);
+}
+
+// Whether this thread has waited, or has been told by one that has.
+bool Block::knows_of_wait() {
+  if (running_->waited) return true;
+  const Clocks& known = races.clocks(running_->warp);
+  for (const auto& [warp, clock] : waits_) {
+    // Lanes of a warp share its clock, which goes on when they synchronise.
+    if (known[warp] > clock || (warp != running_->warp && known[warp] == clock)) {
+      return running_->waited = true;
+    }
+  }
+  return false;
+}
+
+// Memory of the emulator's, where a kernel's memory may have been.
+bool Block::own(const void* pointer) const {
+  const auto within = [&](const void* begin, size_t bytes) {
+    return static_cast<size_t>(static_cast<const char*>(pointer) -
+                               static_cast<const char*>(begin)) < bytes;
+  };
+  if (within(this, sizeof(*this)) || within(warps_.data(), warps_.size() * sizeof(Warp)) ||
+      within(threads_.data(), threads_.size() * sizeof(threads_[0]))) {
+    return true;
+  }
+  for (const auto& thread : threads_) {
+    if (within(thread.get(), sizeof(Thread)) || thread->fiber.holds(pointer)) return true;
+  }
+  return false;
+}
+
+void Block::read_global(const void* pointer, size_t bytes, const Accessor& who) {
+  if (running_->waited || dependency_.stream == nullptr) return;
+  if (!dependency_.stream->unfinished.any_of(pointer, bytes) || knows_of_wait()) return;
+  if (own(pointer)) return;
+  fail_later(Error((who.code != nullptr ? symbol_of(who.code) : describe(who.where)) +
+                   ": a read, before griddepcontrol.wait, of what a kernel before wrote"));
+}
+
+void Block::write_global(const void* pointer, size_t bytes, const Accessor& who) {
+  if (dependency_.stream == nullptr || running_->fiber.holds(pointer)) return;
+  if (!knows_of_wait() && !own(pointer)) {
+    fail_later(Error((who.code != nullptr ? symbol_of(who.code) : describe(who.where)) +
+                     ": a write to global memory before griddepcontrol.wait"));
+  }
+  written_->add(pointer, bytes);
+}
+
 // --- barriers ----------------------------------------------------------------------------------
 
 bool Block::arrive(Barrier& barrier, int threads, const Where& where) {
@@ -146,6 +218,7 @@ bool Block::arrive(Barrier& barrier, int threads, const Where& where) {
 }
 
 void Block::barrier_sync(int id, int threads, const Where& where) {
+  check_barrier(id, where);
   Barrier& barrier = barriers_[id];
   barrier.waiting.push_back(running_->linear);
   if (arrive(barrier, threads, where)) {
@@ -157,6 +230,7 @@ void Block::barrier_sync(int id, int threads, const Where& where) {
 }
 
 void Block::barrier_arrive(int id, int threads, const Where& where) {
+  check_barrier(id, where);
   if (threads == 0) fail(where, "bar.arrive names how many threads the barrier takes");
   Barrier& barrier = barriers_[id];
   const bool last = arrive(barrier, threads, where);

@@ -16,6 +16,7 @@
 #include "emulation/options.h"
 #include "emulation/races.h"
 #include "emulation/shared_memory.h"
+#include "emulation/stream.h"
 #include "emulation/tensor_copy.h"
 #include "emulation/vocabulary.h"
 #include "emulation/warp.h"
@@ -28,6 +29,7 @@ struct Thread {
   uint3 index{};
   int linear = 0, warp = 0, lane = 0;
   bool finished = false;
+  bool waited = false;            // for the kernels before (griddepcontrol)
   const char* waiting = nullptr;  // for what, where
   Where where;
   AsyncCopies copies;
@@ -36,7 +38,8 @@ struct Thread {
 
 class Block {
  public:
-  Block(const Options& options, Report* report);
+  // `written`: collects the lines of global memory that it writes.
+  Block(const Options& options, Report* report, const Dependency& dependency, Lines* written);
 
   // Runs one block to its end. Throws what a thread throws, and Error on a deadlock.
   void run(dim3 grid, dim3 shape, uint3 index, size_t shared_bytes,
@@ -58,6 +61,12 @@ class Block {
   // bar.sync and bar.arrive: `threads` of the block, 0 for all that were launched.
   void barrier_sync(int id, int threads, const Where& where);
   void barrier_arrive(int id, int threads, const Where& where);
+
+  // griddepcontrol.wait, and what a kernel that started early must not do before it: write global
+  // memory, or read what is not finished. By a thread whose block's wait lies in its past.
+  void griddepcontrol_wait();
+  void read_global(const void* pointer, size_t bytes, const Accessor& who);
+  void write_global(const void* pointer, size_t bytes, const Accessor& who);
 
   Accessor accessor(const Where& where) const {
     return {running_->warp, running_->lane, where, {}};
@@ -92,6 +101,8 @@ class Block {
   bool arrive(Barrier& barrier, int threads, const Where& where);
   void release(Barrier& barrier);
   void check_end();
+  bool knows_of_wait();
+  bool own(const void* pointer) const;
 
   static thread_local Block* current_;
   std::vector<std::unique_ptr<Thread>> threads_;
@@ -103,6 +114,9 @@ class Block {
   Fiber main_;
   Thread* running_ = nullptr;
   const std::function<void()>* body_ = nullptr;
+  const Dependency dependency_;
+  Lines* written_;
+  std::map<int, uint32_t> waits_;  // of warps, the first of each: when by its clock
   std::exception_ptr error_;
 };
 

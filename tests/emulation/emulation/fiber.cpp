@@ -14,7 +14,9 @@
 namespace emulation {
 namespace {
 
-#if defined(__x86_64__)
+#if defined(EMULATION_UCONTEXT)
+
+#elif defined(__x86_64__)
 
 // Six registers and the address to return to lie on a stack that is not running.
 constexpr int kSaved = 6, kReturn = 6;

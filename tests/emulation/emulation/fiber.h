@@ -6,9 +6,11 @@
 
 #include <cstddef>
 
-#if !defined(__x86_64__) && !defined(__aarch64__)
+#if !defined(__x86_64__) && !defined(__aarch64__) && !defined(EMULATION_UCONTEXT)
+#define EMULATION_UCONTEXT  // tests define it, too
+#endif
+#if defined(EMULATION_UCONTEXT)
 #include <ucontext.h>
-#define EMULATION_UCONTEXT
 #endif
 
 namespace emulation {
@@ -25,6 +27,10 @@ class Fiber {
   ~Fiber();
   Fiber(const Fiber&) = delete;
   Fiber& operator=(const Fiber&) = delete;
+
+  bool holds(const void* pointer) const {
+    return static_cast<size_t>(static_cast<const char*>(pointer) - memory_) < kStackBytes;
+  }
 
   // The next switch here enters `entry` from its start.
   void restart();

@@ -15,7 +15,11 @@ using emulation::Block;
 inline void access(void* pointer, size_t bytes, bool writes, const void* code) {
   if (!Block::in_kernel()) return;
   Block& block = Block::current();
-  if (!block.shared.holds(pointer)) return;
+  if (!block.shared.holds(pointer)) {
+    const emulation::Accessor who{0, 0, {}, code};
+    return writes ? block.write_global(pointer, bytes, who)
+                  : block.read_global(pointer, bytes, who);
+  }
   ++block.counters.shared_accesses;
   const emulation::Thread& thread = block.thread();
   const uint32_t address = block.shared.address(pointer);

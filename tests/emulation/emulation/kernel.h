@@ -66,6 +66,9 @@ inline void fence_proxy_async() {
   Block::current().races.fence_async(thread.warp, thread.lane);
 }
 
+// Until the kernels before in the stream have ended, for one that was launched early.
+inline void griddepcontrol_wait() { Block::current().griddepcontrol_wait(); }
+
 // --- copies --------------------------------------------------------------------------------------
 
 template <int bytes>

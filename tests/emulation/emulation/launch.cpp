@@ -20,15 +20,18 @@ void Counters::add(const Counters& other) {
 }
 
 Report run(const Options& options, dim3 grid, dim3 shape, size_t shared_bytes,
-           const std::function<void()>& kernel) {
+           const std::function<void()>& kernel, const Dependency& dependency) {
+  if (dependency.stream != nullptr && !dependency.early) dependency.stream->finish();
   Report total;
+  Lines written;
   std::mutex lock;
   std::exception_ptr error;
   std::atomic<unsigned> taken{0};
   const auto work = [&] {
     Report report;
+    Lines mine;
     try {
-      const auto block = std::make_unique<Block>(options, &report);
+      const auto block = std::make_unique<Block>(options, &report, dependency, &mine);
       for (unsigned i; (i = taken++) < grid.size();) {
         block->run(grid, shape, {i % grid.x, i / grid.x % grid.y, i / (grid.x * grid.y)},
                    shared_bytes, kernel);
@@ -39,6 +42,7 @@ Report run(const Options& options, dim3 grid, dim3 shape, size_t shared_bytes,
       taken = grid.size();
     }
     const std::scoped_lock held(lock);
+    written.add(mine);
     total.counters.add(report.counters);
     total.races.insert(total.races.end(), report.races.begin(), report.races.end());
   };
@@ -46,6 +50,7 @@ Report run(const Options& options, dim3 grid, dim3 shape, size_t shared_bytes,
   for (int i = 1; i < options.os_threads; ++i) helpers.emplace_back(work);
   work();
   for (std::thread& helper : helpers) helper.join();
+  if (dependency.stream != nullptr) dependency.stream->unfinished.add(written);
   if (error) std::rethrow_exception(error);
   return total;
 }

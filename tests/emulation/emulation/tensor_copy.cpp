@@ -25,6 +25,18 @@ TensorMap line(void* global, size_t bytes, const Where& where) {
   return map;
 }
 
+// Row `r` of a box in global memory, from where the tensor's first column would be; null outside.
+char* row_of(const TensorMap& map, const TensorCopies::Corner& corner, size_t r) {
+  char* row = map.base;
+  for (int i = 1; i < map.rank; ++i) {
+    const int64_t at = corner[static_cast<size_t>(i)] + static_cast<int64_t>(r % map.box[i]);
+    if (at < 0 || at >= map.size[i]) return nullptr;
+    r /= map.box[i];
+    row += at * static_cast<int64_t>(map.stride[i]);
+  }
+  return row;
+}
+
 }  // namespace
 
 size_t TensorMap::box_bytes() const {
@@ -125,6 +137,7 @@ void TensorCopies::issue(Copy copy) {
   ++block.counters.tensor_copies;
   const size_t bytes = copy.map.box_bytes();
   const Accessor who = block.accessor(copy.where);
+  touch_global(copy, who);
   if (copy.to_shared) {
     if (block.options.detect_races) block.races.write_begins(copy.shared, bytes, who);
     if (block.options.poison) std::memset(block.shared.data() + copy.shared, 0xff, bytes);
@@ -136,6 +149,22 @@ void TensorCopies::issue(Copy copy) {
     ++open_[copy.thread];
   }
   flying_.push_back(copy);
+}
+
+void TensorCopies::touch_global(const Copy& copy, const Accessor& who) {
+  Block& block = Block::current();
+  const TensorMap& map = copy.map;
+  const auto size = static_cast<size_t>(map.element_bytes);
+  const int64_t first = std::max(copy.corner[0], 0);
+  const int64_t end = std::min<int64_t>(copy.corner[0] + map.box[0], map.size[0]);
+  if (first >= end) return;
+  for (size_t r = 0; r < map.box_bytes() / (map.box[0] * size); ++r) {
+    const char* row = row_of(map, copy.corner, r);
+    if (row == nullptr) continue;
+    row += first * static_cast<int64_t>(size);
+    const size_t bytes = static_cast<size_t>(end - first) * size;
+    copy.to_shared ? block.read_global(row, bytes, who) : block.write_global(row, bytes, who);
+  }
 }
 
 void TensorCopies::commit() {
@@ -210,23 +239,14 @@ void TensorCopies::move(const Copy& copy) {
   const auto size = static_cast<size_t>(map.element_bytes);
   const size_t row = map.box[0] * size, rows = map.box_bytes() / row;
   for (size_t r = 0; r < rows; ++r) {
-    char* global = map.base;
-    bool inside = true;
-    size_t rest = r;
-    for (int i = 1; i < map.rank; ++i) {
-      const int64_t at =
-          copy.corner[static_cast<size_t>(i)] + static_cast<int64_t>(rest % map.box[i]);
-      rest /= map.box[i];
-      inside &= at >= 0 && at < map.size[i];
-      global += at * static_cast<int64_t>(map.stride[i]);
-    }
+    char* global = row_of(map, copy.corner, r);
     for (size_t e = 0; e < map.box[0]; ++e) {
       const int64_t at = copy.corner[0] + static_cast<int64_t>(e);
-      const bool here = inside && at >= 0 && at < map.size[0];
+      const bool here = global != nullptr && at >= 0 && at < map.size[0];
       const uint32_t place =
           swizzled(map.swizzle, copy.shared + static_cast<uint32_t>(r * row + e * size));
       const char* from = copy.to_shared ? nullptr : copy.read.data() + (place - copy.shared);
-      char* other = global + at * static_cast<int64_t>(size);
+      char* other = here ? global + at * static_cast<int64_t>(size) : nullptr;
       if (copy.to_shared) {
         char* element = Block::current().shared.data() + place;
         here ? std::memcpy(element, other, size) : std::memset(element, 0, size);

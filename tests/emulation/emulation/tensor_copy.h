@@ -83,6 +83,7 @@ class TensorCopies {
   bool is_awaited(const Copy& copy, int pending);
   void read(Copy& copy);
   void move(const Copy& copy);
+  static void touch_global(const Copy& copy, const Accessor& who);
 
   std::vector<Copy> flying_;
   std::map<int, int> open_;    // thread to stores not committed

@@ -171,6 +171,10 @@ void WarpgroupProducts::run(const Issued& product) {
     }
   } else {
     for (int lane = 0; lane < kLanes; ++lane) {
+      const auto l = static_cast<size_t>(lane);
+      if (std::memcmp(product.lanes[l].a, product.a[l].data(), sizeof(product.a[l])) != 0) {
+        fail(product.where, "a register of wgmma's was changed before the wait for it");
+      }
       for (int i = 0; i < 4; ++i) {
         for (int e = 0; e < per_register; ++e) {
           const int column = lane % 4 * per_register + i / 2 * k / 2 + e;

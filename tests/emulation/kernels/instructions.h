@@ -226,6 +226,8 @@ struct RingShared {
   int value[2];
 };
 
+inline __global__ void a_barrier_too_many(int*) { emulation::bar_sync(16, 64); }
+
 inline __global__ void named_barriers(int* wrong) {
   using namespace emulation;
   auto& shared = shared_memory<RingShared>();

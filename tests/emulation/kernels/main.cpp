@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "dependent.h"
 #include "emulation/launch.h"
 #include "instructions.h"
 #include "mma_product.h"
@@ -91,6 +92,33 @@ Outcome reduce(const Options& options) {
   outcome.report = emulation::launch(options, reduction<fault>, dim3(kBlocks), dim3(128),
                                      sizeof(ReductionShared), x.data(), y.data(), kValues);
   y.resize(kBlocks);
+  outcome.error = distance(y, exact);
+  return outcome;
+}
+
+// `copied`: the host has put the second's operand where a kernel wrote before.
+template <DependentFault fault, bool copied = false>
+Outcome depend(const Options& options) {
+  constexpr int kBlocks = 3, kValues = kBlocks * 128;
+  const auto x = Random().floats(kValues);
+  auto constant = x;
+  std::vector<float> twice(kValues, NAN), y(kValues, NAN);
+  std::vector<double> exact;
+  for (const float value : x) exact.push_back(3.0 * value);
+  emulation::Stream stream;
+  const auto first = [&](float* out) {
+    return emulation::run(options, dim3(kBlocks), dim3(128), 0, [&] { doubled(x.data(), out); },
+                          {&stream, false});
+  };
+  first(twice.data());
+  if (copied) {  // as kernels go on to write it
+    stream.unfinished.add(constant.data(), kValues * sizeof(float));
+    stream.forget(constant.data(), kValues * sizeof(float));
+  }
+  Outcome outcome;
+  outcome.report =
+      emulation::launch_early(options, stream, dependent<fault>, dim3(kBlocks), dim3(128),
+                              sizeof(DependentShared), twice.data(), constant.data(), y.data());
   outcome.error = distance(y, exact);
   return outcome;
 }
@@ -193,6 +221,15 @@ const std::vector<Case> kCases = {
     {"boxes_128", "none", box<Swizzle::bytes128>},
     {"bulk_sums", "none", count<bulk_sums, sizeof(SumShared)>},
     {"named_barriers", "none", count<named_barriers, sizeof(RingShared), 64>},
+    {"named_barriers", "beyond_the_last", count<a_barrier_too_many, 0, 64>},
+    {"dependent", "none", depend<DependentFault::none>},
+    {"dependent_on_a_copy", "none", depend<DependentFault::none, true>},
+    {"dependent", "no_wait", depend<DependentFault::no_wait>},
+    {"dependent", "no_wait_in_a_block", depend<DependentFault::no_wait_in_a_block>},
+    {"dependent", "no_barrier", depend<DependentFault::no_barrier>},
+    {"dependent", "reads_too_soon", depend<DependentFault::reads_too_soon>},
+    {"dependent", "copies_too_soon", depend<DependentFault::copies_too_soon>},
+    {"dependent", "writes_too_soon", depend<DependentFault::writes_too_soon>},
     {"reduction", "none", reduce<ReductionFault::none>},
     {"reduction", "no_first_barrier", reduce<ReductionFault::no_first_barrier>},
     {"reduction", "no_second_barrier", reduce<ReductionFault::no_second_barrier>},
@@ -222,6 +259,8 @@ const std::vector<Case> kCases = {
     {"wgmma_product", "not_initialised", multiply_groups<WgmmaFault::not_initialised>},
     {"wgmma_product_b_by_rows", "none", multiply_groups<WgmmaFault::none, Major::n>},
     {"wgmma_product_a_in_registers", "none", multiply_groups<WgmmaFault::none, Major::k, true>},
+    {"wgmma_product_a_in_registers", "registers_reused",
+     multiply_groups<WgmmaFault::registers_reused, Major::k, true>},
 };
 
 std::string quoted(const std::string& text) {

@@ -16,6 +16,7 @@ enum class WgmmaFault {
   few_bytes_expected,
   many_arrivals,
   not_initialised,
+  registers_reused,
 };
 
 // How b lies in memory: [n, k], or [k, n] and then read "MN-major".
@@ -96,6 +97,7 @@ __global__ void wgmma_product(const __grid_constant__ emulation::TensorMap map_a
                        false, major == Major::n, Element::bf16});
     }
     wgmma_commit_group();
+    if (fault == WgmmaFault::registers_reused && lane == 5) registers[2][1] = 0;
     if (fault == WgmmaFault::released_too_soon) {
       wgmma_wait_group<1>();
     } else if (fault != WgmmaFault::no_wgmma_wait) {
