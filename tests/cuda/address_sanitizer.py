@@ -52,6 +52,7 @@ def main(module: str, *ops: str) -> None:
     for op in ops or OPS:
         for case in cases(op):
             if case.core:
+                kernels.begin()
                 case.run(kernels)
                 count += 1
     print(count, "cases within bounds")

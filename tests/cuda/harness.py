@@ -45,6 +45,12 @@ class Kernels:
     def __init__(self, compiled: Any, *, emulated: bool) -> None:
         self.compiled = compiled
         self.emulated = emulated
+    def begin(self, order: str = "first_in", seed: int = 1, os_threads: int = 1) -> None:
+        """Before an emulated case: who goes on when, and the device that emulation plays by default, so that
+        what a case before played does not matter."""
+        self.compiled.set_emulation(order, seed, os_threads)
+        self.compiled.set_emulated_device(90)
+
 
     def put(self, tensor: Tensor | None) -> Any:
         """A copy of ``tensor`` on the device, with its strides; None stays None."""

@@ -158,7 +158,7 @@ def run_cases(
     kernels = Kernels(load_file(module), emulated=True)
     for case in cases(op):
         for order, seed, os_threads in SCHEDULES if case.core else []:
-            kernels.compiled.set_emulation(order, seed, os_threads)
+            kernels.begin(order, seed, os_threads)
             try:
                 case.run(kernels)
             except Exception as error:

@@ -1,8 +1,8 @@
 """Every CUDA kernel beside float64, its own source run by the emulator under schedules of threads, with the
 race detector on: a missing barrier, a wait for the wrong group or a read of what nobody wrote fails here.
 
-A core case runs under two of the four schedules, and under the other two in the sweep; any other case under
-two, in the sweep."""
+A core case runs under two of the four schedules, and under the other two in the sweep, where any other case
+runs under all four."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 
 from tests.cuda.harness import Case, Kernels, all_cases
 
@@ -35,15 +36,22 @@ def _params() -> Iterator[Any]:
         first, other = pairs(case)
         marks = [] if case.core else [pytest.mark.sweep]
         yield pytest.param(case, first, id=f"{op}-{case.name}", marks=marks)
-        if case.core:
-            yield pytest.param(case, other, id=f"{op}-{case.name}-again", marks=pytest.mark.sweep)
+        yield pytest.param(case, other, id=f"{op}-{case.name}-again", marks=pytest.mark.sweep)
 
 
 @pytest.mark.parametrize(("case", "schedules"), _params())
 def test_kernel(case: Case, schedules: list[Schedule], kernels: Kernels) -> None:
     for order, seed, os_threads in schedules:
-        kernels.compiled.set_emulation(order, seed, os_threads)
+        kernels.begin(order, seed, os_threads)
         case.run(kernels)
+
+
+def test_a_case_finds_the_same_device_whatever_was_before(kernels: Kernels) -> None:
+    kernels.compiled.set_emulated_device(75)  # which no kernel takes
+    kernels.begin()
+    x = kernels.put(torch.ones(2, 8))
+    out = kernels.empty(2, 8, dtype=torch.float32)
+    kernels.compiled.rms_norm(x, None, kernels.put(torch.ones(8)), 1e-6, out, None)
 
 
 def test_either_pair_is_first_for_some_cases_of_every_op() -> None:

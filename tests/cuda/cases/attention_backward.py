@@ -270,9 +270,10 @@ def _cases() -> list[Case]:
         "f32-more": Setting(f32, ((50, 70),), 64, group=2, causal=True),
         "f32-partials": Setting(f32, ((30, 40),), 128, partials=True, rotation="interleaved"),
     }
-    for dim in (160, 192, 256):
-        long[f"bf16-{dim}"] = Setting(bf16, ((40, 70), (9, 5)), dim, causal=True)
-    long["f16-256-99KB"] = Setting(f16, ((40, 70),), 256, rotation="half", sm=120)
+    for kind, half in (("bf16", bf16), ("f16", f16)):
+        for dim in (160, 192, 256):
+            long[f"{kind}-{dim}"] = Setting(half, ((40, 70), (9, 5)), dim, causal=True)
+        long[f"{kind}-256-99KB"] = Setting(half, ((40, 70),), 256, rotation="half", sm=120)
     for dtype in (bf16, f32):
         for scale in (-0.3, 0.0):
             kind = "f32" if dtype is f32 else "bf16"

@@ -61,6 +61,11 @@ def inputs(name: str, b: Batch) -> Inputs:
 
 
 def attend(kernels: Kernels, b: Batch, x: Inputs) -> tuple[Tensor, Tensor]:
+    out, lse = attend_on_device(kernels, b, x)
+    return kernels.get(out), kernels.get(lse)
+
+
+def attend_on_device(kernels: Kernels, b: Batch, x: Inputs) -> tuple[Any, Any]:
     tokens, heads = x.q.shape[:2]
     out = kernels.empty(tokens, heads, b.dim, dtype=b.dtype)
     lse = kernels.empty(heads, tokens, dtype=torch.float32)
@@ -70,7 +75,7 @@ def attend(kernels: Kernels, b: Batch, x: Inputs) -> tuple[Tensor, Tensor]:
         kernels.put(x.times), kernels.put(x.inv_freq), b.interleaved, b.causal, *b.window,
         b.dim**-0.5, kernels.put(p.k_scales), kernels.put(p.v_scales), out, lse,
     )  # fmt: skip
-    return kernels.get(out), kernels.get(lse)
+    return out, lse
 
 
 def expected(b: Batch, x: Inputs) -> tuple[Tensor, Tensor]:
@@ -96,6 +101,22 @@ def check(b: Batch, x: Inputs, out: Tensor, lse: Tensor, tokens: slice = slice(N
 def run(name: str, b: Batch, kernels: Kernels) -> None:
     x = inputs(name, b)
     check(b, x, *attend(kernels, b, x))
+
+
+def joined(name: str, b: Batch, kernels: Kernels) -> None:
+    """A request's first pages and its others, joined by merge_attention: attention to all of them."""
+    x, first = inputs(name, b), 7
+    p, parts = x.pages, []
+    for pages, lengths in (
+        (slice(first), [min(n, first * b.slots) for n in b.keys]),
+        (slice(first, None), [max(n - first * b.slots, 0) for n in b.keys]),
+    ):
+        part = Pages(p.k, p.v, p.k_scales, p.v_scales, p.table[:, pages].contiguous(), lengths)
+        parts += attend_on_device(kernels, replace(b, keys=tuple(lengths)), replace(x, pages=part))
+    out = kernels.empty(*x.q.shape, dtype=b.dtype)
+    lse = kernels.empty(x.q.shape[1], x.q.shape[0], dtype=torch.float32)
+    kernels.compiled.merge_attention(*parts, out, lse)
+    check(b, x, kernels.get(out), kernels.get(lse))
 
 
 def alone(name: str, b: Batch, kernels: Kernels) -> None:
@@ -259,6 +280,9 @@ def _cases() -> list[Case]:
         replace(DECODE, queries=(1, 2), keys=(1040, 600), group=2, kv_heads=1, dim=64),
         True,
     )
+    # The first has more keys than a block takes in one part, the last none in the pages that are joined.
+    halves = replace(DECODE, queries=(1, 2, 3), keys=(800, 131, 40), causal=False, dim=64)
+    add("joined", halves, True, joined)
     # Fewer channels than a tile has, and NaN behind them.
     add("dim-72-gap", replace(DECODE, queries=(1, 2), keys=(20, 9), dim=72, gap=8), True)
     # More rows to merge than blocks at once: a block takes a second one.
