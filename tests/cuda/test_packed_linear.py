@@ -60,6 +60,16 @@ def test_a_packing_of_the_cpu_is_refused(kernels: Kernels) -> None:
         multiply(kernels, torch.ones(2, 4).bfloat16(), kernels.put(data), 3, "bfloat16")
 
 
+@pytest.mark.parametrize("rows", [1, 17])
+def test_a_product_may_follow_packing_at_once(kernels: Kernels, rows: int) -> None:
+    """It starts early and reads weights before it waits: the emulator says so where packing is unfinished."""
+    kernels.begin()
+    weight = torch.randn(140, 512, generator=torch.Generator().manual_seed(2)).bfloat16()
+    x = torch.ones(rows, 512).bfloat16()
+    got = multiply(kernels, x, packed(kernels, weight), 140, "bfloat16")
+    torch.testing.assert_close(got.double(), x.double() @ weight.double().T, rtol=0.01, atol=0.01)
+
+
 def test_parts_of_k_are_added_in_order(kernels: Kernels) -> None:
     """Sums of several parts of K, whatever order blocks and warps come in: the same bits."""
     random = torch.Generator().manual_seed(1)
