@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -186,6 +188,41 @@ def captures_refuse_what_is_uploaded() -> None:
     refused(captured, Exception, "captur")
     torch.cuda.synchronize()
     torch.testing.assert_close(ops.attention(q, k, v)[0], wanted)
+
+
+SYNCHRONOUS = """
+from types import SimpleNamespace
+import torch
+from benchmarks.gpu.build import load_module
+compiled = load_module(cuda=True)
+
+class Nowhere:  # memory that no kernel may read
+    shape, dtype, device = (8,), torch.float32, SimpleNamespace(type="cuda", index=0)
+    data_ptr, stride = (lambda self: 16), (lambda self: (1,))
+
+x, weight, out = (torch.ones(*shape, device="cuda") for shape in ((2, 8), (8,), (2, 8)))
+compiled.rms_norm(x, None, weight, 0.0, out, None)
+graph = torch.cuda.CUDAGraph()
+with torch.cuda.graph(graph):
+    compiled.rms_norm(x, None, weight, 0.0, out, None)
+graph.replay()
+torch.cuda.synchronize()
+print("captured", flush=True)
+compiled.rms_norm(x, None, Nowhere(), 0.0, out, None)
+"""
+
+
+@check
+def a_fault_is_raised_where_it_was_made_and_captures_work_meanwhile() -> None:
+    """``AFNEXT_SYNC=1``, in a process of its own, which a fault leaves without a usable device."""
+    run = [sys.executable, "-c", SYNCHRONOUS]
+    environment = {**os.environ, "AFNEXT_SYNC": "1"}
+    done = subprocess.run(
+        run, env=environment, cwd=SCENE.parents[1], capture_output=True, text=True, check=False
+    )
+    assert "captured" in done.stdout, done.stderr[-2000:]
+    named = r"rms_norm: .*rms_norm_kernel.*: .* \(on float32 \[2, 8\] on cuda:0\)"
+    assert re.search(named, done.stderr), done.stderr[-2000:]
 
 
 @check

@@ -76,8 +76,9 @@ std::string shape_text(const Shape* shape, int ndim) {
 }  // namespace
 
 std::string describe(const TensorView& t) {
+  const std::string index = t.device == DeviceType::cpu ? "" : ":" + std::to_string(t.device_index);
   return std::string(dtype_name(t.dtype)) + " " + shape_text(t.shape, t.ndim) + " on " +
-         device_name(t.device);
+         device_name(t.device) + index;
 }
 
 std::string describe(DType dtype, std::initializer_list<int64_t> shape) {

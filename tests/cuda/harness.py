@@ -24,12 +24,11 @@ HALVES = (torch.bfloat16, torch.float16)
 
 
 class EmulatedArray:
-    """A CPU tensor that plays the part of device memory: it says so to the bindings."""
+    """A CPU tensor that plays the part of a device's memory: it says so to the bindings."""
 
-    device = SimpleNamespace(type="cuda", index=0)
-
-    def __init__(self, tensor: Tensor) -> None:
+    def __init__(self, tensor: Tensor, device: int = 0) -> None:
         self.tensor = tensor
+        self.device = SimpleNamespace(type="cuda", index=device)
         self.shape, self.dtype = tuple(tensor.shape), tensor.dtype
 
     def data_ptr(self) -> int:
@@ -45,12 +44,12 @@ class Kernels:
     def __init__(self, compiled: Any, *, emulated: bool) -> None:
         self.compiled = compiled
         self.emulated = emulated
+
     def begin(self, order: str = "first_in", seed: int = 1, os_threads: int = 1) -> None:
         """Before an emulated case: who goes on when, and the device that emulation plays by default, so that
         what a case before played does not matter."""
         self.compiled.set_emulation(order, seed, os_threads)
         self.compiled.set_emulated_device(90)
-
 
     def put(self, tensor: Tensor | None) -> Any:
         """A copy of ``tensor`` on the device, with its strides; None stays None."""

@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from tests.cuda.harness import Kernels
+from tests.cuda.harness import EmulatedArray, Kernels
 
 pytestmark = pytest.mark.slow
 
@@ -21,9 +21,28 @@ def test_tensors_on_two_devices_are_refused(kernels: Kernels) -> None:
     message = re.escape("rms_norm: weight must be on cuda:0, got float32 [8] on cpu")
     with pytest.raises(ValueError, match=message):
         rms_norm(kernels, kernels.put(x), weight)
-    message = re.escape("rms_norm: weight must be on cpu, got float32 [8] on cuda")
+    message = re.escape("rms_norm: weight must be on cpu, got float32 [8] on cuda:0")
     with pytest.raises(ValueError, match=message):
         rms_norm(kernels, x, kernels.put(weight))
+    message = re.escape("rms_norm: weight must be on cuda:0, got float32 [8] on cuda:1")
+    with pytest.raises(ValueError, match=message):
+        rms_norm(kernels, kernels.put(x), EmulatedArray(weight, device=1))
+    message = re.escape("rms_norm: weight must be on cuda:1, got float32 [8] on cuda:0")
+    with pytest.raises(ValueError, match=message):
+        rms_norm(kernels, EmulatedArray(x, device=1), kernels.put(weight))
+
+
+def test_a_shape_that_takes_too_much_shared_memory_is_refused(kernels: Kernels) -> None:
+    """In words, before a launch: a sine and a cosine of each pair of a token are 256 KB."""
+    half = 32_768
+    x = kernels.put(torch.zeros(1, 1, 2 * half))
+    inv_freq, times = kernels.put(torch.ones(half)), kernels.put(torch.zeros(1))
+    out = kernels.empty(1, 1, 2 * half, dtype=torch.float32)
+    message = re.escape(
+        "rotate: needs 262144 bytes of shared memory a block, cuda:0 has 232448 (on float32 [1, 1, 65536]"
+    )
+    with pytest.raises(RuntimeError, match=message):
+        kernels.compiled.rotate(x, times, inv_freq, None, False, False, out)
 
 
 def test_dtypes_of_a_device_are_named(kernels: Kernels) -> None:
@@ -36,7 +55,7 @@ def test_an_old_device_is_refused(kernels: Kernels) -> None:
     kernels.compiled.set_emulated_device(75)
     try:
         message = re.escape(
-            "rms_norm: cuda:0 has compute capability 7.5, kernels need 8.0 (on float32 [2, 8] on cuda)"
+            "rms_norm: cuda:0 has compute capability 7.5, kernels need 8.0 (on float32 [2, 8] on cuda:0)"
         )
         with pytest.raises(RuntimeError, match=message):
             rms_norm(kernels, kernels.put(torch.ones(2, 8)), kernels.put(torch.ones(8)))
