@@ -2,8 +2,9 @@
 
 Mutants are a synchronisation left out (a barrier, a wait, a fence, an arrival) or a condition that always
 holds. One build has all of them, each asleep until it is chosen as the module is loaded, and runs the core
-cases of its op, conditions at last under AddressSanitizer; what nothing notices is harmless there (the list
-says where to look) or a hole in the tests. A minute a build, some seconds a mutant.
+cases of its op, conditions at last under AddressSanitizer. What nothing notices is in the list of the
+harmless (harmless_mutants.toml) or a hole in the tests, for which the exit code is 1. Some minutes a build,
+some seconds a mutant.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import shutil
 import subprocess
 import sys
 import time
+import tomllib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -31,6 +33,8 @@ from tests.cuda.harness import OPS, Kernels, cases
 from tests.cuda.test_emulated import SCHEDULES
 
 BUILD = ROOT / "build" / "mutants"
+HARMLESS = Path(__file__).with_name("harmless_mutants.toml")
+UNNOTICED = "NOT NOTICED"
 CHOSEN = "AFNEXT_MUTANT"  # the number of the one that is awake
 NOBODY = 0
 
@@ -89,6 +93,12 @@ class Mutant:
     line: int
     text: str  # what is left out, or always holds
     synchronises: bool
+    nth: int = 1  # of those of this text in the file
+
+    @property
+    def name(self) -> tuple[str, str, int]:
+        """What it is called in the list of the harmless: lines move."""
+        return self.file.name, self.text, self.nth
 
     def insert(self, line: str, number: int) -> str:
         """``line`` of the source with this mutant in it, asleep."""
@@ -102,6 +112,19 @@ class Mutant:
 
 def mutants_of(file: Path) -> Iterator[Mutant]:
     """Those of one source, from its first device function on."""
+    met: Counter[str] = Counter()
+    for mutant in _mutants_of(file):
+        met[mutant.text] += 1
+        yield replace(mutant, nth=met[mutant.text])
+
+
+def harmless(file: Path = HARMLESS) -> dict[tuple[str, str, int], str]:
+    """The reasons of those that nothing can notice, by their names."""
+    entries = tomllib.loads(file.read_text())["harmless"]
+    return {(e["file"], e["text"], e.get("nth", 1)): e["reason"] for e in entries}
+
+
+def _mutants_of(file: Path) -> Iterator[Mutant]:
     in_kernel = False
     for number, line in enumerate(file.read_text().splitlines(), start=1):
         in_kernel = in_kernel or bool(KERNEL.search(line))
@@ -232,6 +255,7 @@ def main() -> int:
     if not args.synchronisation:
         sanitized = address_sanitizer.build(BUILD / "build-asan", source=tree)
 
+    reasons = harmless()
     limit_s: dict[str, float] = {}
     tally: Counter[str] = Counter()
     for number, (op, mutant) in enumerate(mutants, start=NOBODY + 1):
@@ -243,13 +267,16 @@ def main() -> int:
         kind, case, words = finding(op, module, number, limit_s[op])
         if not kind and not mutant.synchronises:
             kind = beyond_a_tensor(op, sanitized, number, limit_s[op])
-        tally[kind or "NOT NOTICED"] += 1
-        place = f"{mutant.file.name}:{mutant.line}"
-        print(f"{kind or 'NOT NOTICED':16} {place:36} {mutant.text:64} {case}", flush=True)
+        kind = kind or ("harmless" if mutant.name in reasons else UNNOTICED)
+        tally[kind] += 1
+        place = f"{mutant.file.name}:{mutant.line}" + (
+            f" ({mutant.nth}.)" if mutant.nth > 1 else ""
+        )
+        print(f"{kind:16} {place:36} {mutant.text:64} {case}", flush=True)
         if args.words and words:
             print(" " * 16, words.replace("\n", "\n" + " " * 17)[:500], flush=True)
     print(", ".join(f"{count} {kind}" for kind, count in tally.most_common()))
-    return 1 if tally["NOT NOTICED"] else 0
+    return 1 if tally[UNNOTICED] else 0
 
 
 if __name__ == "__main__":
