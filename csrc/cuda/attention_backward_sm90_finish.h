@@ -1,4 +1,9 @@
 // From sums of gradients in float32 to gradients: scaled, turned back, rounded once.
+//
+// Bytes: 4 D a row read, 2 D written; memory is the limit. A block takes a tile of 64 rows as
+// products left it: lanes read 16 bytes each, neighbours of each other; by way of shared memory (34
+// KB at D = 128, 18 KB at 64) they become rows. 43 to 56 registers: four blocks of 256 threads a
+// multiprocessor.
 #pragma once
 
 #include "cuda/attention_backward_output.h"
@@ -8,7 +13,7 @@ namespace afnext::cuda::backward_sm90 {
 
 constexpr int kFinishThreads = 256;
 
-// Rows of a tile; 4 floats between them keep what lanes write of their fragments in different
+// Rows of a tile; 8 floats between them keep what lanes write of their fragments in different
 // banks.
 template <int kDim>
 struct FinishTile {

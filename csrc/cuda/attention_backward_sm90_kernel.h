@@ -29,6 +29,10 @@
 // Registers: 240 for who multiplies (64 each of grad_k and grad_v, 32 each of the next scores and
 // of what becomes grad_q, 16 of packed weights), 24 for the others: grad_k's left side comes from
 // shared memory, as there is no room for it. Shared memory: 226 KB, one block a multiprocessor.
+//
+// At D = 64 (all head dims up to it; those from 97 to 128 are 128's) tensor cores take half, 1,280
+// clocks, and so do sums; exponentials still 512. Shared memory: 130 KB, but the registers are the
+// same, and so it is one block there too.
 #pragma once
 
 #include "cuda/arch/matrix.h"
@@ -309,6 +313,10 @@ class Consumer {
     arch::fence_proxy_async();
   }
 
+  // By one lane of each warp. All threads' own reads of the stage, lse and delta, come before the
+  // barrier in multiply_score_gradients, which is behind them for every lane here; what products
+  // read, each warp has waited for. compute-sanitizer's racecheck, which does not take a barrier
+  // and another thread's arrival at an mbarrier together, reports the stage's next copy at D = 128.
   AFNEXT_DEVICE void release(int n) {
     if (lane() == 0) arch::mbarrier_arrive(&shared_.empty[Slot<kStages>(n).at]);
   }

@@ -19,9 +19,9 @@
 //
 // On an H200, 28/4 heads of 128, causal, bfloat16, q turned here and k by a prologue:
 //
-//   tokens           1,024   2,048   4,096   8,192   16,384   32,768
-//   TFLOP/s            269     446     612     697      712      712
-//   cuDNN, unturned    246     379     508     585      557      567
+//   tokens           2,048   8,192   16,384
+//   TFLOP/s            461     716      747
+//   cuDNN, unturned    400     609      642
 //
 // Products of large matrices get 740 to 790 there: it is power that limits the clock, to 1.65 GHz,
 // so that every instruction that is not needed pays, hidden or not.

@@ -3,6 +3,8 @@
 // A part of a row is 4 (D + 1) bytes that the kernel before has just written, most of them still in
 // the L2: latency is what this costs. A block takes a row, its warps every kMergeWarps-th part, and
 // a lane asks for four channels of kBatch parts at once. The order is that of the parts, always.
+// FLOPs: 2 D a part. 64 to 72 registers, most of them the batch (8 x 16 bytes a lane), 4 KB of
+// shared memory: 7 blocks of 4 warps a multiprocessor.
 #pragma once
 
 #include "cuda/arch/griddepcontrol.h"

@@ -12,7 +12,8 @@
 // Bytes: 2 V a row from memory (4 V in float32), the other passes from the L2, where 151,672 logits
 // (300 KB) stay. A pass costs one SM some 10 instructions a logit, 7 us of 1.75 GHz at V = 151,672;
 // more blocks a row would have to wait for one another. Shared memory: 49 KB. 512 threads, so that
-// each may hold 4 vectors of 16 bytes in flight and what they unfold to.
+// each may hold 4 vectors of 16 bytes in flight and what they unfold to: 60 to 96 registers,
+// which is one block a multiprocessor.
 #include <cmath>
 
 #include "cuda/arch/call.h"
