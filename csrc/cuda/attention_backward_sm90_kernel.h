@@ -93,6 +93,7 @@ class Consumer {
       read(shared_.softmax[0].lse, lse);
       weigh(scores, first, lse);
     }
+    uint32_t weights[kSteps][4];  // the last tile's are waited for behind the loop
     int n = 0;
 #pragma unroll 1
     while (true) {
@@ -101,7 +102,6 @@ class Consumer {
       float2 delta[kTileRows / 8];
       read(shared_.softmax[Slot<kStages>(n).at].delta, delta);
       float grads[kTileRows / 2];
-      uint32_t weights[kSteps][4];
       arch::wgmma_fence();
 #pragma unroll
       for (int k = 0; k < kDim / 16; ++k) {
