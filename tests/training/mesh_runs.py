@@ -104,14 +104,17 @@ def recipe(
     )
 
 
-def small(folder: Path, steps: int) -> TrainConfig:
+def small(
+    folder: Path, steps: int, accumulate: int = 4, parallel: ParallelConfig | None = None
+) -> TrainConfig:
     """A network that is trained in a moment, from nothing; saved before every other step."""
     shape = ModelShape(
         pieces=400, audio_width=32, audio_layers=1, audio_heads=2, audio_ffn=48,
         width=32, layers=1, heads=2, kv_heads=1, ffn=48,
     )  # fmt: skip
-    made = recipe(folder, steps=steps, seconds=10.0, tokens=150)
-    return dataclasses.replace(made, init="", model=shape, save_every=2, prefetch=3)
+    made = recipe(folder, parallel, steps=steps, seconds=10.0, tokens=150)
+    stages = [dataclasses.replace(made.stages[0], accumulate=accumulate)]
+    return dataclasses.replace(made, init="", model=shape, stages=stages, save_every=2, prefetch=3)
 
 
 def gradients(run: loop.Run) -> dict[str, torch.Tensor]:

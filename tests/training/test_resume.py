@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from afnext.training import loop
-from afnext.training.config import TrainConfig
+from afnext.training.config import ParallelConfig, TrainConfig
 from afnext.training.data.batches import Step
 from afnext.training.stage import StageRun
 from tests.parallel.processes import WAIT, start
@@ -88,12 +88,13 @@ def run(config: TrainConfig, folder: Path, world: int, kill_after: float | None 
     return all(good for good, _ in answers)
 
 
-def check(whole: Path, killed: Path, steps: int) -> None:
+def check(whole: Path, killed: Path, batches: int, off: float = ROUNDING) -> None:
+    """They saw the same ``batches``, and their weights are not more than ``off`` apart."""
     samples = seen(whole)
-    assert len(samples) == 4 * steps
+    assert len(samples) == batches
     assert seen(killed) == samples
     a, b = (load_file(f / "run" / "model" / "model.safetensors") for f in (whole, killed))
-    assert all((a[name] - b[name]).abs().max() < ROUNDING for name in a)
+    assert all((a[name] - b[name]).abs().max() <= off for name in a)
 
 
 @pytest.fixture(scope="module")
@@ -109,23 +110,39 @@ def test_killed_and_gone_on_with_two_processes(sources: Path, tmp_path: Path) ->
     run(config, tmp_path / "whole", 1)
     assert not run(config, tmp_path / "killed", 1, 0.1)
     run(config, tmp_path / "killed", 2)
-    check(tmp_path / "whole", tmp_path / "killed", 6)
+    check(tmp_path / "whole", tmp_path / "killed", 4 * 6)
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize(
+    ("world", "ulysses", "ring"), [(2, 1, 1), (2, 2, 1), (2, 1, 2), (3, 1, 1), (4, 2, 1)]
+)
+def test_killed_on_one_mesh_it_ends_with_the_same_bits(
+    sources: Path, tmp_path: Path, world: int, ulysses: int, ring: int
+) -> None:
+    """Also where processes share sequences."""
+    config = small(sources, 6, 6, ParallelConfig(ulysses, ring))
+    run(config, tmp_path / "whole", world)
+    assert not run(config, tmp_path / "killed", world, 0.3)
+    run(config, tmp_path / "killed", world)
+    check(tmp_path / "whole", tmp_path / "killed", 6 * 6, 0.0)
 
 
 @pytest.mark.sweep
 def test_killed_at_random_moments_on_one_to_four_processes(sources: Path, tmp_path: Path) -> None:
     """Until it comes to its end; every time with another number of processes."""
-    config = small(sources, 40)
+    steps, batches = 20, 12  # which any of these can share
+    config = small(sources, steps, batches)
     run(config, tmp_path / "whole", 1)
     rng = random.Random(11)
     kills: Counter[int] = Counter()
     for _ in range(30):
-        world = rng.choice([1, 2, 4])
+        world = rng.choice([1, 2, 3, 4])
         if run(config, tmp_path / "killed", world, rng.uniform(0.0, 2.5)):
             break
         kills[world] += 1
     else:
         run(config, tmp_path / "killed", 2)
-    assert len(kills) > 1
-    check(tmp_path / "whole", tmp_path / "killed", 40)
+    assert len(kills) > 2
+    check(tmp_path / "whole", tmp_path / "killed", batches * steps)
     print(f"killed: {dict(kills)}", torch.__version__)
