@@ -143,10 +143,18 @@ class SharedAttention:
         times: ``[T]``, positions of this rank's tokens.
         inv_freq: float32 ``[D / 2]``.
         link: ways to the other ranks.
+        grad_dtype: of :func:`attention`.
     """
 
-    def __init__(self, plan: SequencePlan, times: Tensor, inv_freq: Tensor, link: Link) -> None:
-        self.plan, self.times, self.inv_freq, self.link = plan, times, inv_freq, link
+    def __init__(
+        self, plan: SequencePlan, times: Tensor, inv_freq: Tensor, link: Link,
+        grad_dtype: torch.dtype = torch.float32,
+    ) -> None:  # fmt: skip
+        self.plan, self.times, self.link = plan, times, link
+        self.inv_freq, self.grad_dtype = inv_freq, grad_dtype
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attention(q, k, v, self.times, self.plan, inv_freq=self.inv_freq, link=self.link)
+        return attention(
+            q, k, v, self.times, self.plan, inv_freq=self.inv_freq, link=self.link,
+            grad_dtype=self.grad_dtype,
+        )  # fmt: skip

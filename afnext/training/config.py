@@ -113,14 +113,15 @@ class ModelShape:
 class ParallelConfig:
     """How processes share each sequence of a stage: ``ulysses`` neighbours share its heads, ``ring`` groups
     of them its keys, tokens lie as ``layout`` says, see :class:`afnext.parallel.SequencePlan`. With ``ranks``
-    instead, so many share it, in the degrees that :func:`afnext.parallel.choose` finds. A run of one process
-    has sequences whole.
+    instead, so many share it, in the degrees that :func:`afnext.parallel.choose` finds. Gradients of keys and
+    values go round in ``grad_dtype``. A run of one process has sequences whole.
     """
 
     ulysses: int = 1
     ring: int = 1
     layout: Literal["contiguous", "zigzag", "striped"] = "zigzag"
     ranks: int = 0
+    grad_dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         if self.ulysses < 1 or self.ring < 1 or self.ranks < 0:

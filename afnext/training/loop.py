@@ -38,7 +38,7 @@ from afnext.training.network.objectives import Objectives
 from afnext.training.network.optimizer import parts_of_stage
 from afnext.training.recipe import load_recipe, told_of
 from afnext.training.run import state
-from afnext.training.run.checkpoints import CHECKPOINTS, Checkpoints, newest
+from afnext.training.run.checkpoints import CHECKPOINTS, Checkpoints, newest, read_progress
 from afnext.training.run.export import appearing, export, model_config, save
 from afnext.training.run.kept_recipe import changes, keep, resume_refusal
 from afnext.training.run.meters import SourceLosses
@@ -119,7 +119,8 @@ def train(
         journal = Quiet(out / "log.jsonl") if world.rank else Journal(out / "log.jsonl")
         try:
             if tensorboard and not world.rank:
-                journal.board = Board(out, config)
+                kept = newest(out / CHECKPOINTS)
+                journal.board = Board(out, config, None if kept is None else read_progress(kept))
             folder = Path(data) if data else out / "data"
             with told_of(recipe):
                 with world.first():
@@ -262,10 +263,13 @@ class Run:
         found = self.checkpoints.restore(self.trained)
         self.progress = found or self.progress
         count = sum(p.numel() for p in self.net.parameters())
-        self.journal.write("start", parameters=count, vocabulary=self.tokenizer.vocab_size)
+        names = [stage.name for stage in self.config.stages]
+        done: dict[str, str | int] = {}
+        if found and found.stage < len(names):
+            done = {"stage": names[found.stage], "step": found.step}
+        self.journal.write("start", parameters=count, vocabulary=self.tokenizer.vocab_size, **done)
         for line in self._apart():
             self.journal.say(line)
-        names = [stage.name for stage in self.config.stages]
         last = max((names.index(name) for name in stages), default=len(names) - 1)
         with termination() as stop, closing(self.checkpoints):
             for index in range(self.progress.stage, last + 1):

@@ -157,6 +157,7 @@ class StageRun:
         """Add up the gradients of a step's batches; gives their losses by name."""
         run, stage = self.run, self.stage
         losses = {f"{name}_loss": 0.0 for name in objectives(stage)}
+        totals: dict[str, Tensor] = {}
         for batch in share(made.batches, stage, self.team, run.world):
             with autocast(run.device.type, run.config.bf16, stage.activations):
                 parts: dict[str, Tensor] = run.trained(run.losses, batch.to(run.device), stage)
@@ -167,9 +168,12 @@ class StageRun:
                 together.sum().backward()
             else:  # of a batch without audio an encoder learns nothing
                 settle(run.trained)
-            for name, part in zip(parts, together.tolist(), strict=True):
-                if name != IDLE:
-                    losses[f"{name}_loss"] += part
+            for name, part in zip(parts, together.detach().double(), strict=True):
+                if name != IDLE:  # summed where they lie: reading one would wait for a GPU
+                    totals[name] = totals[name] + part if name in totals else part
+        if totals:
+            values = torch.stack(list(totals.values())).tolist()
+            losses |= {f"{name}_loss": value for name, value in zip(totals, values, strict=True)}
         return losses
 
     def _flops(self, made: Step) -> float:

@@ -119,6 +119,17 @@ def test_ten_steps_of_four_processes_are_those_of_one(
 
 
 @pytest.mark.sweep
+def test_gradients_of_keys_go_round_as_the_recipe_says(sources: Path, tmp_path: Path) -> None:
+    """In bfloat16 they are off by what that rounds away, and by no more."""
+    one = mesh_recipe(sources, steps=1, **SMALL)
+    recorded(one, tmp_path / "alone")
+    ring = ParallelConfig(ring=4, grad_dtype="bfloat16")
+    shared = mesh_recipe(sources, ring, steps=1, **SMALL)
+    for ((step,),) in spawn(4, all_recorded, [shared], tmp_path / "spread", tmp_path / "alone"):
+        assert 1e-5 < step["error"] < 1e-2
+
+
+@pytest.mark.sweep
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_every_objective_is_the_same(sources: Path, tmp_path: Path, optimizer: str) -> None:
     """Heads drawn at random: one step of AdamW makes 2e-5 of rounding. Muon rounds to bfloat16."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from afnext.model import AudioBatch, AudioLanguageModel
 from afnext.model.audio_batch import frames_needed
 from afnext.parallel import Layout, RowExchange, SequencePlan, SharedAttention
+from afnext.training.config import ParallelConfig
 from afnext.training.data.batches import Batch
 from afnext.training.data.packing import NOT_LEARNT, hear, hidden_states
 from afnext.training.distributed.world import Team
@@ -152,7 +153,7 @@ class Spread:
     Args:
         net: the network.
         batch: the whole of it, the same on all; packed without shared beginnings.
-        layout: of tokens.
+        parallel: how tokens lie, and in what gradients go round.
         everything: whether losses need all audio tokens on each process, or each its own placeholders'.
     """
 
@@ -160,15 +161,16 @@ class Spread:
         self,
         net: AudioLanguageModel,
         batch: Batch,
-        layout: Layout,
+        parallel: ParallelConfig,
         everything: bool,
     ) -> None:
         shared, audio_id = batch.shared, net.config.audio_token_id
         assert shared is not None
         assert audio_id is not None
         self.net, self.team, self.everything = net, shared.team, everything
+        self.grad_dtype = getattr(torch, parallel.grad_dtype)
         team, link = shared.team, shared.team.link
-        parts = cut(batch, audio_id, layout, link.ulysses, link.ring)
+        parts = cut(batch, audio_id, parallel.layout, link.ulysses, link.ring)
         self.part = parts[link.rank]
         audio = batch.packed.audio
         every = torch.arange(audio.num_tokens)
@@ -188,7 +190,9 @@ class Spread:
         places = (part.ids == self.net.config.audio_token_id).nonzero()[:, 0]
         audio = self.audio[part.heard] if self.everything else self.audio
         embeds = embeds.index_copy(0, places, audio.to(embeds.dtype))
-        attend = SharedAttention(part.plan, part.positions, decoder.inv_freq.values, self.team.link)
+        attend = SharedAttention(
+            part.plan, part.positions, decoder.inv_freq.values, self.team.link, self.grad_dtype
+        )
         learnt = part.targets != NOT_LEARNT
         hidden = decoder(embeds, attend)[-1][learnt]
         return hidden, part.targets[learnt], part.weights, part.owners

@@ -96,7 +96,7 @@ class Objectives:
         stage, shared, lm = self.stage, batch.shared, self.net.language_model
         everything = any(getattr(stage.losses, name) for name in OF_AUDIO)
         seen = (
-            Spread(self.net, batch, stage.parallel.layout, everything)
+            Spread(self.net, batch, stage.parallel, everything)
             if shared and shared.team.size > 1
             else Whole(self.net, batch)
         )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from pathlib import Path
+
+from afnext.training.run.records import read_records
 
 
 def draw_losses(log: Path, picture: Path) -> bool:
@@ -19,8 +20,7 @@ def draw_losses(log: Path, picture: Path) -> bool:
         return False
     curves: dict[str, list[tuple[float, float]]] = defaultdict(list)
     begins: dict[str, float] = {}
-    for line in log.read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
+    for record in read_records(log):
         if record["kind"] != "train":
             continue
         begins.setdefault(record["stage"], record["minutes"])

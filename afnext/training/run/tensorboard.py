@@ -9,6 +9,7 @@ from typing import Any
 
 from afnext.errors import AfnextError
 from afnext.training.config import TrainConfig
+from afnext.training.run.state import Progress
 
 FOLDER = "tensorboard"
 
@@ -17,20 +18,26 @@ class Board:
     """Writes records of training and of what is held out under ``RUN/tensorboard``; their step counts on from
     stage to stage.
 
+    Args:
+        run: its folder.
+        config: its chain.
+        done: where it goes on from, if it does: what was written of later steps is void.
+
     Raises:
         AfnextError: TensorBoard is not installed.
     """
 
-    def __init__(self, run: Path, config: TrainConfig) -> None:
+    def __init__(self, run: Path, config: TrainConfig, done: Progress | None = None) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise AfnextError(
                 "--tensorboard needs the tensorboard package: pip install 'afnext[tensorboard]'"
             ) from None
-        self._writer = SummaryWriter(str(run / FOLDER))
-        before = accumulate((stage.steps for stage in config.stages), initial=0)
+        before = list(accumulate((stage.steps for stage in config.stages), initial=0))
         self._before = dict(zip((stage.name for stage in config.stages), before, strict=False))
+        void = None if done is None else before[done.stage] + done.step + 1
+        self._writer = SummaryWriter(str(run / FOLDER), purge_step=void)
 
     def add(self, kind: str, record: Mapping[str, Any]) -> None:
         """A record of the log; one without a step is none of ours."""
