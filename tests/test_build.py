@@ -134,10 +134,10 @@ def test_source_distribution_and_wheel_install(tmp_path: Path) -> None:
 @pytest.mark.sweep
 @pytest.mark.skipif(nvcc.nvcc() is None, reason="needs nvcc")
 def test_a_wheel_with_cuda_kernels_is_small_and_needs_no_toolkit(tmp_path: Path) -> None:
-    """For all GPUs that kernels are written for; CUDA's runtime is inside, its driver is found when asked."""
+    """For two architectures; CUDA's runtime is inside, its driver is found when asked."""
     options = [
         "AFNEXT_CUDA=on",
-        f"AFNEXT_CUDA_ARCHS={';'.join(nvcc.ALL_ARCHS)}",
+        "AFNEXT_CUDA_ARCHS=80;90a",
         f"CMAKE_CUDA_COMPILER={nvcc.nvcc()}",
         "AFNEXT_DISABLED_ISAS=avx2;avx_vnni;avx512;avx512_bf16;amx",
     ]

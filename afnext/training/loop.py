@@ -22,6 +22,7 @@ from afnext.model import AudioLanguageModel, ModelConfig
 from afnext.model.checkpoint import Weights, read_json
 from afnext.model.config import adapter_of_run
 from afnext.model.device import usable_device
+from afnext.model.revision import revision
 from afnext.training.config import ADAPTER, RecipeError, StageConfig, TrainConfig, mixture_of
 from afnext.training.data.batches import Batch, Batches
 from afnext.training.data.broken import LISTED, Broken, Sample
@@ -192,6 +193,8 @@ class Run:
             )
         with self.world.first():
             self.init = _found(config.init, "init") if config.init else None
+        if self.init is not None:
+            self._alike("init", self.init)
         self._tokenizer()
         self.device = usable_device(self.world.device)
         self.words = Words(self.backend).to(self.device)
@@ -244,7 +247,9 @@ class Run:
         )
         initialise(net, self.words.times.cpu(), self.config.seed)
         if self.config.audio_tower and self.checkpoints.newest is None:
-            given = Weights.open(_found(self.config.audio_tower, "audio_tower"))
+            folder = _found(self.config.audio_tower, "audio_tower")
+            self._alike("audio_tower", folder)
+            given = Weights.open(folder)
             part = given.part("audio_tower.", torch.float32) or given.part(WHISPER, torch.float32)
             if not part:
                 raise RecipeError(
@@ -257,6 +262,15 @@ class Run:
                     f"audio_tower: that of {self.config.audio_tower} has another geometry than model says"
                 ) from None
         return net
+
+    def _alike(self, key: str, folder: Path) -> None:
+        """Shards of different models would make one of no sense."""
+        found = self.world.gathered(revision(folder))
+        for rank, other in enumerate(found):
+            if other != found[0]:
+                raise RecipeError(
+                    f"{key}: {folder} of rank {rank} has other weights than that of rank 0"
+                )
 
     def train(self, stages: Sequence[str] = ()) -> Path:
         """Run or resume the stages, up to the last of ``stages`` if given, then export."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -236,6 +237,20 @@ def refused(configs: Sequence[TrainConfig], out: Path) -> list[str]:
         except AfnextError as error:
             found.append(str(error))
     return found
+
+
+def told_where(config: TrainConfig, folders: Sequence[Path], out: Path) -> str:
+    """What is said of a run that cannot begin, each process of which is in a folder of its own."""
+    import torch.distributed as dist
+
+    from afnext.errors import AfnextError
+
+    os.chdir(folders[dist.get_rank()])
+    try:
+        loop.train(config, out)
+    except AfnextError as error:
+        return str(error)
+    return ""
 
 
 def stopped(config: TrainConfig, out: Path, data: Path, name: str, step: int) -> None:

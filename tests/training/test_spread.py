@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ from tests.training.mesh_runs import (
     recorded,
     refused,
     stopped,
+    told_where,
     write_sources,
 )
 from tests.training.mesh_runs import recipe as mesh_recipe
@@ -272,6 +274,21 @@ def test_what_cannot_be_shared_out_is_said(sources: Path, tmp_path: Path) -> Non
         ParallelConfig(ring=0)
     with pytest.raises(AfnextError, match="give ranks, or ulysses and ring, not both"):
         ParallelConfig(ring=2, ranks=4)
+
+
+@pytest.mark.slow
+def test_processes_that_begin_with_other_weights_are_refused(sources: Path, tmp_path: Path) -> None:
+    """As where the machines of a cluster have different downloads of a model."""
+    net = AudioLanguageModel.from_pretrained(EMBEDDED["nano"], dtype=torch.float32)
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        shutil.copytree(EMBEDDED["nano"], folder / "start")
+        net.save_pretrained(folder / "start")
+        with torch.no_grad():
+            net.language_model.lm_head.weight.mul_(1.001)
+    config = dataclasses.replace(mesh_recipe(sources, steps=1), init="start")
+    for said in spawn(2, told_where, config, folders, tmp_path / "out"):
+        assert said == "init: start of rank 1 has other weights than that of rank 0"
 
 
 def test_one_process_has_sequences_whole(sources: Path, tmp_path: Path) -> None:
