@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from afnext.convert import convert
 from afnext.errors import CheckpointError
-from afnext.hub import find_model
+from afnext.hub import EMBEDDED, find_model
 from afnext.model import AudioLanguageModel
 from afnext.model.digests import NAME, digests, verify
 
@@ -81,3 +81,9 @@ def test_what_is_missing_and_what_is_unknown_is_named(tmp_path: Path) -> None:
     (tmp_path / NAME).write_text('{"algorithm": "md5", "tensors": {}}')
     with pytest.raises(CheckpointError, match="by md5"):
         verify(tmp_path)
+
+
+def test_the_model_in_the_package_is_as_it_was_written() -> None:
+    count, size = verify(EMBEDDED["nano"])
+    assert count > 100
+    assert size > 15e6

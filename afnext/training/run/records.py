@@ -1,0 +1,28 @@
+"""The records of a run's log that stand: a run that went on took some steps anew."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def read_records(log: Path) -> list[dict[str, Any]]:
+    """Records of ``log.jsonl`` in their order. Of steps that were taken anew, because a run was killed behind
+    its newest checkpoint and went on from there, only the last are among them.
+
+    A ``start`` record of a run that goes on has the ``stage`` and the ``step`` that were done.
+    """
+    found: list[dict[str, Any]] = []
+    for line in log.read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        if record["kind"] == "start" and "step" in record:
+            done = (record["stage"], record["step"])
+            anew = (i for i, r in enumerate(found) if r["kind"] != "start" and _beyond(r, *done))
+            del found[next(anew, len(found)) :]
+        found.append(record)
+    return found
+
+
+def _beyond(record: dict[str, Any], stage: str, step: int) -> bool:
+    return bool(record.get("stage") == stage and record.get("step", 0) > step)
