@@ -259,9 +259,6 @@ def train(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write the log for TensorBoard too.")
     ] = False,
-    export: Annotated[
-        bool, typer.Option("--export", help="Only make the model of the run's newest checkpoint.")
-    ] = False,
 ) -> None:
     """Train a model by a chain of stages; print the folder of the finished model. Under torchrun on all its
     processes: torchrun --nproc-per-node 4 --no-python afnext train ...
@@ -271,7 +268,7 @@ def train(
 
     made = run(
         _chain(recipe), out, resume=resume, data=data, stages=stage or (), device=device,
-        show=write_samples, tensorboard=tensorboard, export=export,
+        show=write_samples, tensorboard=tensorboard,
     )  # fmt: skip
     if os.environ.get("RANK", "0") == "0":  # of torchrun's processes
         _print(str(made))

@@ -65,7 +65,6 @@ def train(
     device: str | None = None,
     show: Show | None = None,
     tensorboard: bool = False,
-    export: bool = False,
 ) -> Path:
     """Run a chain from data to a model folder.
 
@@ -81,7 +80,6 @@ def train(
         show: called after each stage that trains answers about audio, with what is held out; a run of one
             process that holds nothing out gives the stage's own sources.
         tensorboard: write the log's numbers for TensorBoard too, under ``out/tensorboard``.
-        export: train nothing: make the model folder of the newest checkpoint, on any number of processes.
 
     Returns:
         The model folder, which ``AudioLanguageModel.from_pretrained`` and transformers load.
@@ -106,18 +104,14 @@ def train(
         "device": config.device,
         "recipe": repr(config),
         "choice of stages": repr([*stages]),
-        "choice to resume": repr((resume, export)),
+        "choice to resume": repr(resume),
         "data folder": str(data),
         "choice of tensorboard": repr(tensorboard),
     }
     world = World(config.device, config.timeout, config.offload, alike)
     try:
         check_offload(config, world)
-        why = ""
-        if not world.rank:
-            why = refusal(out, resume or export) or resume_refusal(config, out)
-        if export and newest(out / CHECKPOINTS) is None:
-            why = f"{out} has no checkpoint to export"
+        why = "" if world.rank else refusal(out, resume) or resume_refusal(config, out)
         if why := world.gathered(why)[0]:
             raise AfnextError(why)
         out.mkdir(parents=True, exist_ok=True)
@@ -139,7 +133,7 @@ def train(
                 for change in changes(config, out):
                     journal.say(change)
                 keep(config, out)
-            made = run.export_newest() if export else run.train(stages)
+            made = run.train(stages)
         finally:
             journal.close()
         world.close()
@@ -296,12 +290,6 @@ class Run:
                 self._stage(index, stop)
             self.checkpoints.finish()
         return self.export()
-
-    def export_newest(self) -> Path:
-        """The model folder of the newest checkpoint."""
-        with closing(self.checkpoints):
-            self.checkpoints.restore(self.trained)
-            return self.export()
 
     def _apart(self) -> list[str]:
         """What the number of parameters and the stages' tables do not both count."""

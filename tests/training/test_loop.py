@@ -272,36 +272,6 @@ def test_gradients_that_are_not_finite_are_left_out_and_end_a_run_when_they_stay
     assert all(bool(w.isfinite().all()) for w in saved.values())
 
 
-def test_the_newest_checkpoint_of_a_run_that_broke_off_is_exported(
-    recipe: TrainConfig, tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As it is, without a step more; the run goes on from there as before."""
-    losses, calls = loop.Run.losses, []
-
-    def breaks(self, batch, stage):
-        calls.append(stage.name)
-        if len(calls) == 4:
-            raise ZeroDivisionError
-        return losses(self, batch, stage)
-
-    run = dataclasses.replace(recipe, stages=recipe.stages[:1], evaluate_every=0)
-    with pytest.raises(AfnextError, match="/run has no checkpoint to export"):
-        loop.train(run, tmp_path / "run", data=shared_data, export=True)
-    monkeypatch.setattr(loop.Run, "losses", breaks)
-    with pytest.raises(ZeroDivisionError):
-        loop.train(run, tmp_path / "run", data=shared_data)
-    assert not (tmp_path / "run" / "model").exists()
-    folder = loop.train(run, tmp_path / "run", data=shared_data, export=True)
-    assert len(calls) == 4
-    kept = newest(tmp_path / "run" / "checkpoints")
-    assert kept is not None
-    saved, made = read(kept), load_file(folder / "model.safetensors")
-    assert all(torch.equal(saved[f"weights/net.{name}"], w) for name, w in made.items())
-    assert newest(tmp_path / "run" / "checkpoints") == kept
-    loop.train(run, tmp_path / "run", data=shared_data, resume=True)
-    assert len(calls) > 4
-
-
 def test_a_chain_begins_with_a_model_folder(
     recipe: TrainConfig, tmp_path: Path, shared_data: Path
 ) -> None:
