@@ -205,7 +205,12 @@ def pull(
 
 @app.command()
 def convert(
-    model: Annotated[str, typer.Argument(help="nano, a model folder, or a Hugging Face id.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="nano, a model folder, a Hugging Face id, or the folder of a training run or checkpoint."
+        ),
+    ],
     out: Annotated[Path, typer.Argument(help="New folder.")],
     dtype: DType = None,
     quantization: Annotated[

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from .errors import AudioError, AudioWarning, CheckpointError
@@ -34,7 +35,8 @@ def convert(
 
     Args:
         model: "nano", a folder, or a Hugging Face id. Of a quantised one, the numbers are written that its
-            integers stand for.
+            integers stand for. Or a training run's folder, or that of one of its checkpoints: its newest
+            weights, also where it was stopped or goes on.
         out: a folder that does not exist yet, or is empty.
         dtype: "float32" or "bfloat16"; by default the model's own.
         quantization: "int8" or "int4": weights of linear layers become integers with scales, as
@@ -69,9 +71,22 @@ def convert(
         require_stored(quantization)
     if calibrate and quantization != "int4":
         raise ValueError(f"calibrate: is for quantization int4, got {quantization}")
-    source, target = find_model(model), Path(out)
+    target = Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise CheckpointError(f"{target}: exists already; give a new folder")
+    if _is_trained(run := Path(model).expanduser()):
+        from .training.run.export_checkpoint import export_checkpoint
+
+        if dtype is quantization is adapter is None:
+            return export_checkpoint(run, target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as beside:
+            made = export_checkpoint(run, Path(beside) / "model")
+            return convert(
+                made, out, dtype=dtype, quantization=quantization, calibrate=calibrate,
+                adapter=adapter, told=told,
+            )  # fmt: skip
+    source = find_model(model)
     added = None if adapter is None else find_adapter(adapter)
     net = AudioLanguageModel.from_pretrained(
         source, dtype=DTYPES[dtype] if dtype else None, adapter=added
@@ -92,6 +107,13 @@ def convert(
         del net
         _keep_packed(target, quantization)
     return target
+
+
+def _is_trained(folder: Path) -> bool:
+    """Whether it is a training run's, or one of its checkpoints."""
+    if (folder / "config.json").exists():
+        return False
+    return (folder / "checkpoints").is_dir() or (folder / "progress.json").is_file()
 
 
 def _keep_packed(folder: Path, quantization: str) -> None:

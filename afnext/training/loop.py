@@ -15,9 +15,9 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from afnext.chat import Tokenizer as ChatTokenizer
-from afnext.chat.variants import detect_variant, mark_variant, template_of
+from afnext.chat.variants import detect_variant, template_of
 from afnext.errors import AfnextError, CheckpointError
-from afnext.hub import copy_companions, find_model
+from afnext.hub import find_model
 from afnext.model import AudioLanguageModel, ModelConfig
 from afnext.model.checkpoint import Weights, read_json
 from afnext.model.config import adapter_of_run
@@ -40,7 +40,8 @@ from afnext.training.network.optimizer import parts_of_stage
 from afnext.training.recipe import load_recipe, told_of
 from afnext.training.run import state
 from afnext.training.run.checkpoints import CHECKPOINTS, Checkpoints, newest, read_progress
-from afnext.training.run.export import appearing, export, model_config, save
+from afnext.training.run.export import model_config, save_model
+from afnext.training.run.export_checkpoint import TOKENIZER
 from afnext.training.run.kept_recipe import changes, keep, resume_refusal
 from afnext.training.run.meters import SourceLosses
 from afnext.training.run.monitor import Journal, Quiet
@@ -133,6 +134,7 @@ def train(
                 for change in changes(config, out):
                     journal.say(change)
                 keep(config, out)
+                run.keep_tokenizer()
             made = run.train(stages)
         finally:
             journal.close()
@@ -225,12 +227,17 @@ class Run:
         torch.manual_seed(config.seed + self.world.rank)
 
     def _tokenizer(self) -> None:
-        """Read the initial folder's; without one the first process trains one on what the sources say."""
+        """Read the initial folder's; without one that which the run has, or the first process trains one on
+        what the sources say.
+        """
         with TemporaryDirectory() as temporary:
             folder = self.init or Path(temporary)
             if self.init is None:
+                kept = self.out / TOKENIZER / "tokenizer.json"
                 shape, text = self.config.model, ""
-                if self.world.rank == 0:
+                if self.world.rank == 0 and kept.exists() and self.checkpoints.newest is not None:
+                    text = kept.read_text(encoding="utf-8")
+                elif self.world.rank == 0:
                     made = train_tokenizer(corpus(self.sources), shape.pieces, shape.times)
                     text = made.to_str()
                 save_tokenizer(Tokenizer.from_str(self.world.gathered(text)[0]), folder)
@@ -238,6 +245,11 @@ class Run:
             variant = detect_variant(folder, read_json(folder / "config.json"))
             self.template = template_of(folder, variant, self.tokenizer)
             self.backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+    def keep_tokenizer(self) -> None:
+        """In the run's folder, where no other has it: what its checkpoints are models with."""
+        if self.init is None:
+            save_tokenizer(self.backend, self.out / TOKENIZER)
 
     def _network(self) -> AudioLanguageModel:
         if self.init is not None:
@@ -335,15 +347,8 @@ class Run:
                 net = AudioLanguageModel(self.net.config)
             net.generation_config = self.net.generation_config
             net.load_state_dict(merged(own, lora))
-        with appearing(self.model_folder) as folder:
-            if self.init is not None:
-                save(net, folder, self.config.export_dtype)
-                copy_companions(self.init, folder)
-                variant = detect_variant(self.init, read_json(self.init / "config.json"))
-                mark_variant(folder, variant.name)
-            else:
-                export(net, self.backend, folder, self.config.export_dtype)
-        return self.model_folder
+        dtype = self.config.export_dtype
+        return save_model(net, self.init, self.backend, self.model_folder, dtype)
 
     def _base(self) -> str | None:
         """The model that the chain began with, if nothing but adapters was trained."""

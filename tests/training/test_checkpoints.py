@@ -18,6 +18,7 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 from torch import nn
 
+from afnext.convert import convert
 from afnext.errors import AfnextError, CheckpointError
 from afnext.training import loop
 from afnext.training.config import TrainConfig
@@ -270,6 +271,31 @@ def test_a_signal_ends_a_run_after_its_step(
     assert last is not None
     assert json.loads((last / "progress.json").read_text())["step"] == 2
     assert any(name.startswith("optimizer/") for name in read(last))
+    # What there is of it is a model, by its own recipe and tokenizer.
+    model = convert(out, tmp_path / "model")
+    assert {path.name for path in model.iterdir()} == {
+        path.name for path in (trained / "model").iterdir()
+    }
+    exported, kept = load_file(model / "model.safetensors"), read(last)
+    assert exported.keys() == load_file(trained / "model" / "model.safetensors").keys()
+    assert all(torch.equal(w, kept[f"weights/net.{name}"]) for name, w in exported.items())
+    config = json.loads((model / "config.json").read_text())
+    assert config == json.loads((trained / "model" / "config.json").read_text())
+    half = load_file(convert(last, tmp_path / "half", dtype="bfloat16") / "model.safetensors")
+    assert {w.dtype for w in half.values()} == {torch.bfloat16}
     resumed = loop.train(recipe, out, data=shared_data, resume=True)
     a, b = (load_file(f / "model.safetensors") for f in (trained / "model", resumed))
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_what_is_no_checkpoint_of_a_run_is_not_exported(
+    checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="kept no checkpoint yet"):
+        convert(tmp_path / "empty", tmp_path / "out")
+    checkpoints.save(network(), [], Progress())
+    checkpoints.finish()
+    with pytest.raises(CheckpointError, match=r"recipe.json is not there"):
+        convert(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from afnext.convert import convert
 from afnext.errors import AfnextError
 from afnext.hub import EMBEDDED
 from afnext.model import AudioLanguageModel
@@ -143,6 +144,9 @@ def test_a_broken_run_goes_on_to_the_same_adapters(
     for file in ("model/model.safetensors", "adapter/adapter_model.safetensors"):
         a, b = load_file(whole.parent / file), load_file(resumed.parent / file)
         assert all(torch.equal(a[name], b[name]) for name in a), file
+    made = load_file(convert(broken, tmp_path / "made") / "model.safetensors")
+    merged = load_file(resumed / "model.safetensors")
+    assert all(torch.equal(made[name], value) for name, value in merged.items())
     without = loop.train(chain(recipe), tmp_path / "without", data=shared_data)
     adapters = [load_file(f.parent / "adapter/adapter_model.safetensors") for f in (whole, without)]
     assert any(not torch.equal(adapters[0][n], adapters[1][n]) for n in adapters[0])

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from afnext.convert import convert
 from afnext.training import loop
 from afnext.training.config import ParallelConfig, TrainConfig
 from afnext.training.data.batches import Step
@@ -111,6 +112,10 @@ def test_killed_and_gone_on_with_two_processes(sources: Path, tmp_path: Path) ->
     assert not run(config, tmp_path / "killed", 1, 0.1)
     run(config, tmp_path / "killed", 2)
     check(tmp_path / "whole", tmp_path / "killed", 4 * 6)
+    # Of the parts that two processes have written the same model is made.
+    made = load_file(convert(tmp_path / "killed" / "run", tmp_path / "model") / "model.safetensors")
+    wanted = load_file(tmp_path / "killed" / "run" / "model" / "model.safetensors")
+    assert all(torch.equal(made[name], value) for name, value in wanted.items())
 
 
 @pytest.mark.sweep

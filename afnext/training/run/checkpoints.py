@@ -260,14 +260,18 @@ def _whole(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("*-*") if not p.name.endswith(PARTIAL))
 
 
-def read(path: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint, whole, by name.
+def read(path: Path, start: str = "") -> dict[str, Tensor]:
+    """The tensors of a checkpoint whose names begin so, whole, by name.
 
     Raises:
         CheckpointError: it is broken.
     """
     reader, stored = _opened(path)
-    found = {n: torch.empty(kind.size, dtype=kind.properties.dtype) for n, kind in stored.items()}
+    found = {
+        name: torch.empty(kind.size, dtype=kind.properties.dtype)
+        for name, kind in stored.items()
+        if name.startswith(start)
+    }
     try:
         dcp.load(dict(found), storage_reader=reader, no_dist=True)
     except (Exception, dcp.CheckpointException) as error:

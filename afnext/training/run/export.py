@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from afnext.chat.variants import mark_variant
+from afnext.chat.variants import detect_variant, mark_variant
+from afnext.hub import copy_companions
 from afnext.model import AudioLanguageModel
+from afnext.model.checkpoint import read_json
 from afnext.training.config import ModelShape
 from afnext.training.data.tokenizer import save_tokenizer
 
@@ -83,6 +85,22 @@ def appearing(folder: Path) -> Iterator[Path]:
         made.mkdir()
         yield made
         made.rename(folder)
+
+
+def save_model(
+    net: AudioLanguageModel, init: Path | None, tokenizer: Tokenizer, folder: Path, dtype: str
+) -> Path:
+    """Write a network as a model's folder, which it gives; with what stands beside the weights of the model
+    ``init`` that it began with, or where it began with none with ``tokenizer``.
+    """
+    with appearing(folder) as made:
+        if init is None:
+            export(net, tokenizer, made, dtype)
+        else:
+            save(net, made, dtype)
+            copy_companions(init, made)
+            mark_variant(made, detect_variant(init, read_json(init / "config.json")).name)
+    return folder
 
 
 def save(net: AudioLanguageModel, folder: Path, dtype: str) -> None:
