@@ -45,6 +45,7 @@ from afnext.training.run.export_checkpoint import TOKENIZER
 from afnext.training.run.kept_recipe import changes, keep, resume_refusal
 from afnext.training.run.meters import SourceLosses
 from afnext.training.run.monitor import Journal, Quiet
+from afnext.training.run.records import START
 from afnext.training.run.signals import termination
 from afnext.training.run.tensorboard import Board
 from afnext.training.stage import StageRun
@@ -291,9 +292,9 @@ class Run:
         count = sum(p.numel() for p in self.net.parameters())
         names = [stage.name for stage in self.config.stages]
         done: dict[str, str | int] = {}
-        if found and found.stage < len(names):
-            done = {"stage": names[found.stage], "step": found.step}
-        self.journal.write("start", parameters=count, vocabulary=self.tokenizer.vocab_size, **done)
+        if self.progress.stage < len(names):
+            done = {"stage": names[self.progress.stage], "step": self.progress.step}
+        self.journal.write(START, parameters=count, vocabulary=self.tokenizer.vocab_size, **done)
         for line in self._apart():
             self.journal.say(line)
         last = max((names.index(name) for name in stages), default=len(names) - 1)

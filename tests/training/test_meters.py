@@ -22,7 +22,7 @@ from afnext.training.data.batches import Batches
 from afnext.training.data.packing import NOT_LEARNT, hear, hidden_states
 from afnext.training.network.flops import Flops, forward_flops, measured_peak
 from afnext.training.run.meters import Meters
-from afnext.training.run.records import read_records
+from afnext.training.run.records import START, read_records
 from afnext.training.run.spans import said
 from afnext.training.run.state import Progress
 from afnext.training.run.tensorboard import Board
@@ -83,21 +83,23 @@ def test_the_log_has_each_sources_loss_and_tensorboard_what_the_log_has(
 def test_steps_that_are_taken_anew_are_once_in_the_log_and_on_the_board(
     short: TrainConfig, tmp_path: Path
 ) -> None:
-    """A run that was killed after its third step and went on from the second, ended before another record,
-    and went on from there once more.
+    """A run that was killed before it was kept and began anew, was killed after its third step, went on from
+    the second, ended before another record, and went on from there once more.
     """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     (only,) = short.stages
     log = tmp_path / "log.jsonl"
-    for start, steps in ((None, (1, 2, 3)), (2, ()), (2, (3, 4))):
+    for start, steps in ((None, (1, 2)), (None, (1, 2, 3)), (2, ()), (2, (3, 4))):
         board = Board(tmp_path, short, None if start is None else Progress(0, start))
         journal = loop.Journal(log)
         journal.board = board
-        journal.write("start", **({} if start is None else {"stage": only.name, "step": start}))
+        journal.write(START, stage=only.name, step=start or 0)
         for step in steps:
             journal.write("train", stage=only.name, step=step, answer_loss=10.0 * len(steps) + step)
         board.close()
+        with log.open("a") as file:
+            file.write('{"kind": "tra')  # as a kill would
     wanted = [(1, 31.0), (2, 32.0), (3, 23.0), (4, 24.0)]
     train = [r for r in read_records(log) if r["kind"] == "train"]
     assert [(r["step"], r["answer_loss"]) for r in train] == wanted

@@ -81,6 +81,9 @@ class Journal:
         self._last = self._advanced = time.monotonic()
         self._unrecorded = 0  # steps
         self._bar: Progress | None = None
+        if path.exists() and path.read_bytes()[-1:] not in (b"", b"\n"):
+            with path.open("ab") as file:  # a kill cut the last record short
+                file.write(b"\n")
         if sys.stderr.isatty():
             columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
             self._bar = Progress(*columns, console=Console(stderr=True))

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+START = "start"
+
 
 def read_records(log: Path) -> list[dict[str, Any]]:
-    """Records of ``log.jsonl`` in their order. Of steps that were taken anew, because a run was killed behind
-    its newest checkpoint and went on from there, only the last are among them.
+    """Records of ``log.jsonl`` in their order, but for one that a kill cut short. Of steps that were taken
+    anew, because a run was killed behind its newest checkpoint and went on from there, only the last are
+    among them.
 
-    A ``start`` record of a run that goes on has the ``stage`` and the ``step`` that were done.
+    A ``start`` record has the ``stage`` and the ``step`` of it that were done, if any stage was left.
     """
     found: list[dict[str, Any]] = []
     for line in log.read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
-        if record["kind"] == "start" and "step" in record:
-            done = (record["stage"], record["step"])
-            anew = (i for i, r in enumerate(found) if r["kind"] != "start" and _beyond(r, *done))
-            del found[next(anew, len(found)) :]
-        found.append(record)
+        with suppress(ValueError):
+            record = json.loads(line)
+            if record["kind"] == START and "step" in record:
+                done = (record["stage"], record["step"])
+                anew = (i for i, r in enumerate(found) if r["kind"] != START and _beyond(r, *done))
+                del found[next(anew, len(found)) :]
+            found.append(record)
     return found
 
 

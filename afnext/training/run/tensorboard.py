@@ -9,6 +9,7 @@ from typing import Any
 
 from afnext.errors import AfnextError
 from afnext.training.config import TrainConfig
+from afnext.training.run.records import START
 from afnext.training.run.state import Progress
 
 FOLDER = "tensorboard"
@@ -36,12 +37,12 @@ class Board:
             ) from None
         before = list(accumulate((stage.steps for stage in config.stages), initial=0))
         self._before = dict(zip((stage.name for stage in config.stages), before, strict=False))
-        void = None if done is None else before[done.stage] + done.step + 1
+        void = 1 + (before[done.stage] + done.step if done else 0)
         self._writer = SummaryWriter(str(run / FOLDER), purge_step=void)
 
     def add(self, kind: str, record: Mapping[str, Any]) -> None:
-        """A record of the log; one without a step is none of ours."""
-        if record.get("stage") not in self._before or "step" not in record:
+        """A record of the log; only those of a step that was taken are ours."""
+        if kind == START or record.get("stage") not in self._before or "step" not in record:
             return
         step = self._before[record["stage"]] + record["step"]
         for name, value in record.items():
