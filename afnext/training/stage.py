@@ -36,6 +36,8 @@ HELD_OUT_BATCHES = 4
 SHOWN_SECONDS = 30.0  # of a recording that was trained on
 LEISURE = 6.0
 """Timeouts that a process may take for a checkpoint, an export or answers to look at."""
+EMPTY = 100
+"""Batches in a row, of all processes, without anything that end a run."""
 
 
 class StageRun:
@@ -71,6 +73,7 @@ class StageRun:
         self.too_long = 0  # conversations beyond the stage's context
         self.began, self.first = time.perf_counter(), self.progress.step
         self.used = 0.0  # learnt tokens and seconds of audio
+        self.empty = 0  # batches in a row
         self.told = False  # by any process, to end
 
     def train(self) -> None:
@@ -147,6 +150,7 @@ class StageRun:
         self.used += seen["answers"] + seen["audio"]
         if seen.pop("broken"):  # of any process: all note the same, and end together
             run.note_broken(chain.from_iterable(run.world.gathered(made.broken)))
+        self._check_empty(seen["answers"] + seen["audio"], made)
         losses = {name: seen.pop(name) for name in losses}
         loss = sum(losses.values())
         self.meters.add(losses | {"gradient_norm": norm}, seen | {"seconds": ended - began}, usable)
@@ -156,8 +160,8 @@ class StageRun:
     def _gradients(self, made: Step) -> dict[str, float]:
         """Add up the gradients of a step's batches; gives their losses by name."""
         run, stage = self.run, self.stage
-        losses = {f"{name}_loss": 0.0 for name in objectives(stage)}
-        totals: dict[str, Tensor] = {}
+        names = objectives(stage)
+        losses = torch.zeros(len(names), dtype=torch.float64, device=run.device)
         for batch in share(made.batches, stage, self.team, run.world):
             with autocast(run.device.type, run.config.bf16, stage.activations):
                 parts: dict[str, Tensor] = run.trained(run.losses, batch.to(run.device), stage)
@@ -168,13 +172,11 @@ class StageRun:
                 together.sum().backward()
             else:  # of a batch without audio an encoder learns nothing
                 settle(run.trained)
-            for name, part in zip(parts, together.detach().double(), strict=True):
-                if name != IDLE:  # summed where they lie: reading one would wait for a GPU
-                    totals[name] = totals[name] + part if name in totals else part
-        if totals:
-            values = torch.stack(list(totals.values())).tolist()
-            losses |= {f"{name}_loss": value for name, value in zip(totals, values, strict=True)}
-        return losses
+            for name, part in zip(parts, together.detach(), strict=True):
+                if name != IDLE:
+                    losses[names.index(name)] += part
+        # Here alone the device is waited for.
+        return {f"{name}_loss": loss for name, loss in zip(names, losses.tolist(), strict=True)}
 
     def _flops(self, made: Step) -> float:
         config, answers = self.run.net.config, bool(self.stage.losses.answer)
@@ -248,6 +250,16 @@ class StageRun:
         if self.too_long:
             why = f"fits context_tokens: {self.stage.context_tokens}"
         raise AfnextError(f"{self.stage.name}: no step has learnt anything: nothing drawn {why}")
+
+    def _check_empty(self, used: float, made: Step) -> None:
+        """Raises, on all processes alike, where too many batches in a row had nothing that could be used."""
+        self.empty = 0 if used else self.empty + self.stage.accumulate
+        if self.empty < EMPTY:
+            return
+        why = f"longer than context_tokens: {self.stage.context_tokens}"
+        if made.broken:
+            why = made.broken[-1].why
+        raise AfnextError(f"{self.stage.name}: nothing that is drawn can be used; the last: {why}")
 
     def _held_out(self) -> list[Batch]:
         run = self.run

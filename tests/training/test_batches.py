@@ -15,13 +15,14 @@ from afnext.errors import AfnextError
 from afnext.model import AudioBatch
 from afnext.training import loop
 from afnext.training.config import SourceConfig, TrainConfig
-from afnext.training.data.batches import EMPTY, Batches, answer_weights
+from afnext.training.data.batches import Batches, answer_weights
 from afnext.training.data.packing import NOT_LEARNT
 from afnext.training.data.shards import Recording, write_shard
 from afnext.training.data.sources import Source
 from afnext.training.distributed.world import Team
 from afnext.training.network.objectives import share
 from afnext.training.run.state import Cursors
+from afnext.training.stage import EMPTY
 from tests.training.conftest import stage
 
 pytestmark = pytest.mark.slow
@@ -120,9 +121,13 @@ def test_conversations_beyond_the_context_are_left_out_and_counted(run: loop.Run
     assert sum(step.too_long for step in steps) > 0
 
 
-def test_a_batch_of_nothing_counts_for_nothing_and_many_end_the_run(run: loop.Run) -> None:
+def test_a_batch_of_nothing_counts_for_nothing_and_many_end_the_run(
+    run: loop.Run, tmp_path: Path
+) -> None:
     """Other processes have theirs at the same time, so that there must be one; it moves no weight."""
-    short = dataclasses.replace(run.config.stages[2], context_tokens=5, steps=EMPTY)
+    short = dataclasses.replace(
+        run.config.stages[2], context_tokens=5, steps=EMPTY, mixture_of={}, mixture={"short": 1.0}
+    )
     batches = run.batches(short, run.sources)
     plans = batches.plans()
     made = batches[next(plans)]
@@ -134,10 +139,14 @@ def test_a_batch_of_nothing_counts_for_nothing_and_many_end_the_run(run: loop.Ru
     gradients = [p.grad for p in run.trained.parameters() if p.grad is not None]
     assert gradients
     assert all(float(g.abs().max()) == 0 for g in gradients)
+    assert all(batches[plan].too_long for plan in plans)  # whoever makes it, whatever was before
+    config = dataclasses.replace(run.config, stages=[short], evaluate_every=0, save_every=0)
+    alone = loop.Run(config, tmp_path, run.sources, {}, run.journal)
     with pytest.raises(
         AfnextError, match=r"all: nothing that is drawn can be used; .* context_tokens: 5$"
     ):
-        [batches[plan] for plan in plans]
+        alone.train()
+    assert alone.progress.step == EMPTY // short.accumulate
 
 
 def with_broken(run: loop.Run, folder: Path, **limits: int) -> tuple[TrainConfig, dict]:

@@ -9,6 +9,7 @@ import sys
 from collections import defaultdict
 from functools import partial
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
@@ -21,11 +22,12 @@ from afnext.training.config import LoraConfig, TrainConfig
 from afnext.training.data.batches import Batches
 from afnext.training.data.packing import NOT_LEARNT, hear, hidden_states
 from afnext.training.network.flops import Flops, forward_flops, measured_peak
-from afnext.training.run.meters import Meters
+from afnext.training.run.meters import Meters, SourceLosses
 from afnext.training.run.records import START, read_records
 from afnext.training.run.spans import said
 from afnext.training.run.state import Progress
 from afnext.training.run.tensorboard import Board
+from afnext.training.stage import StageRun
 from tests.training.conftest import stage
 
 
@@ -116,6 +118,32 @@ def test_tensorboard_that_is_missing_is_one_line(
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(AfnextError, match=r"pip install 'afnext\[tensorboard\]'"):
         loop.train(short, tmp_path, data=shared_data, tensorboard=True)
+
+
+def test_losses_of_a_step_are_read_at_once(
+    short: TrainConfig, tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To read a number is to wait for the device."""
+    only = dataclasses.replace(short.stages[0], steps=1, accumulate=3)
+    journal = loop.Journal(tmp_path / "log.jsonl")
+    config = dataclasses.replace(short, stages=[only])
+    run = loop.Run(config, tmp_path, *loop.prepare(config, shared_data, journal), journal)
+    under_way = StageRun(run, 0, Event())
+    batches = run.batches(only, run.sources)
+    run.by_source = SourceLosses(batches.mixture.names, run.device)
+    read, tolist = [], torch.Tensor.tolist
+
+    def watched(self: torch.Tensor) -> object:
+        if self.is_floating_point():
+            read.append(self.shape)
+        return tolist(self)
+
+    step = batches[next(batches.plans())]
+    monkeypatch.setattr(torch.Tensor, "tolist", watched)
+    losses = under_way._gradients(step)
+    assert read == [(1,)]
+    assert losses.keys() == {"answer_loss"}
+    assert losses["answer_loss"] > 0
 
 
 def test_operations_are_those_that_torch_counts(

@@ -34,7 +34,6 @@ from afnext.training.tasks.sounds import direct
 OF = "|"  # between the name of a source and the path of its recording
 SCRIPT_TOKENS = 7.0  # a second of a recording as text, about
 CACHE_BYTES = 100_000_000  # of encoded conversations that are kept
-EMPTY = 100  # batches in a row without anything that end a run
 NOTHING = 16  # tokens of a batch that came to nothing, none of them learnt
 
 
@@ -141,7 +140,6 @@ class Batches(Dataset[Step]):
             sources, shares, stage.audio_seconds, stage.per_recording, per_second,
             stage.per_recording_of,
         )  # fmt: skip
-        self._empty = 0  # batches in a row
         self._encoded: OrderedDict[tuple[str, Place], Encoded] = OrderedDict()
         self._held = 0  # bytes of these
         self._lock = Lock()
@@ -178,11 +176,7 @@ class Batches(Dataset[Step]):
         return ahead(self, self.plans(first, cursors), depth, workers)
 
     def __getitem__(self, plan: Plan) -> Step:
-        """A step as planned, and what had to be left out for it; a function of the plan alone.
-
-        Raises:
-            AfnextError: of many batches in a row nothing could be used.
-        """
+        """A step as planned, and what had to be left out for it; a function of the plan alone."""
         broken: list[Sample] = []
         too_long: list[Encoded] = []
         batches = [self._made(draws, broken, too_long) for draws in plan.parts]
@@ -190,20 +184,13 @@ class Batches(Dataset[Step]):
 
     def _made(self, draws: Sequence[Draw], broken: list[Sample], too_long: list[Encoded]) -> Batch:
         """The batch of some draws; ``broken`` and ``too_long`` gain what of them it is without."""
-        stage = self.stage
+        context = self.stage.context_tokens
         heard: dict[str, _Heard] = {}
         encoded: list[Encoded] = []
         for draw in draws:
             found = self._conversations(draw, heard, broken)
-            fitting = [item for item in found if len(item.ids) <= stage.context_tokens]
-            too_long += [item for item in found if len(item.ids) > stage.context_tokens]
-            encoded += fitting
-        self._empty = 0 if encoded else self._empty + 1
-        if self._empty >= EMPTY:
-            why = (
-                broken[-1].why if broken else f"longer than context_tokens: {stage.context_tokens}"
-            )
-            raise AfnextError(f"{stage.name}: nothing that is drawn can be used; the last: {why}")
+            encoded += [item for item in found if len(item.ids) <= context]
+            too_long += [item for item in found if len(item.ids) > context]
         return self._batch(encoded or [self._nothing()], heard)
 
     def _nothing(self) -> Encoded:
