@@ -190,7 +190,7 @@ def test_a_stage_says_before_its_first_step_how_many_records_are_too_long(
     line = "a: mine: 2 of 3 records are longer than audio_seconds: 30 and are left out"
     said = capfd.readouterr().err
     assert said.count(line) == 1
-    assert said.index(line) < said.index("train: stage=a")
+    assert said.index(line) < said.index("train: a 1/1, step ")
 
 
 def test_a_stage_that_learnt_nothing_is_an_error_and_makes_no_model(tmp_path: Path) -> None:
