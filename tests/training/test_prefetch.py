@@ -52,18 +52,20 @@ def waited(dataset: Slow, count: int, depth: int, workers: int = 0) -> float:
 
 
 def test_slow_files_starve_nobody() -> None:
-    """A step takes twice as long to read as to train on. Made one at a time, half of the time is waiting."""
+    """A step takes twice as long to read as to train on. Made one at a time, half of the time is waiting; by
+    readers that wait together 1 to 3 %, of the first steps, also where other programs use every core.
+    """
     one = waited(Slow(), 40, 1)
     dataset = Slow()
     many = waited(dataset, 40, 8)
-    assert one > 0.3
-    assert many < 0.3 * one
+    assert one > 0.4
+    assert many < 0.08
     assert 1 < dataset.most <= READERS
 
 
 def test_processes_read_too() -> None:
-    """Of themselves they could make twice as much as is used."""
-    assert waited(Slow(), 40, 8, 4) < 0.35
+    """Of themselves they could make twice as much as is used; 1 to 9 % was seen on two busy cores."""
+    assert waited(Slow(), 40, 8, 4) < 0.2
 
 
 @pytest.mark.parametrize("workers", [0, 1])
