@@ -9,7 +9,7 @@ from afnext.training.run.spans import DAY, HOUR, said
 
 from .load import audio_tokens
 from .made import Made
-from .plan import Resources, StagePlan
+from .plan import FLOAT, Resources, StagePlan
 
 GB = 1e9
 FEW_DAYS = 0.1  # below it a chain's times are told in smaller units
@@ -131,6 +131,12 @@ def _notes(plans: Sequence[StagePlan], resources: Resources, made: Made | None) 
         "Parts are those of the moment when most is held. Of parameters the encoder's positions, which are "
         "fixed, are not counted.",
     ]
+    if resources.processes > 1:
+        whole = FLOAT * sum(count for count, _ in plans[0].counts.values())
+        notes.append(
+            "Before it keeps its part, each process reads the whole model, on the host and then on its "
+            f"device: {_gb(whole)} GB."
+        )
     if any(sum(plan.seconds.values()) < SHORT_STEP for plan in plans):
         notes.append(
             f"Steps of less than {SHORT_STEP * 1000:g} ms take longer than their operations: what launches "
