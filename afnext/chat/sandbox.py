@@ -48,12 +48,13 @@ class Budget:
 
     steps: int = 300_000
     size: int = 2_000_000
-    seconds: float = 1.0
+    seconds: float = 5.0
     _written: int = 0
     _until: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
-        # Processor time of this thread: a busy machine must not fail an honest template.
+        # Processor time of this thread: a busy machine must not fail an honest template. Seconds, not
+        # parts of one: a collection of Python's garbage in between counts too.
         self._until = time.thread_time() + self.seconds
 
     def step(self) -> None:
