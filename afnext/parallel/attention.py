@@ -48,9 +48,9 @@ def attention(
     """Attention over the whole of ``plan``'s row, of which each rank holds its own tokens. Differentiable in
     q, k, v; results and gradients are those of :func:`afnext.ops.attention` in one process.
 
-    Every rank calls it, with the same plan and options. Causality and windows go by place in the row. On CUDA
-    the host waits for no message; but each call makes its buffers and uploads its tables of rows anew, so that
-    a graph cannot capture it.
+    Every rank calls it, with the same plan and options. Causality and windows go by place in the row. On
+    CUDA the host waits for no message; but each call makes its buffers and uploads its tables of rows anew,
+    so that a graph cannot capture it.
 
     Args:
         q: float32 or bfloat16 ``[T, Hq, D]``, T = ``plan.lengths[rank]``; ``plan.ulysses`` <= Hq.

@@ -16,7 +16,7 @@ from afnext.errors import AfnextError
 from afnext.parallel import GroupLink
 from afnext.training.config import StageConfig, mixture_of
 from afnext.training.data.batches import Batch, Step
-from afnext.training.distributed.sharding import clip, settle
+from afnext.training.distributed.sharding import clip, retake, settle
 from afnext.training.distributed.world import summed
 from afnext.training.network.flops import forward_flops, measured_peak
 from afnext.training.network.lora import activate
@@ -59,6 +59,7 @@ class StageRun:
         self.names = {n for pattern in self.stage.train for n in run.parts[index][pattern]}
         for name, parameter in run.trained.named_parameters():
             parameter.requires_grad_(name in self.names)
+        retake(run.trained)
         activate(run.net, run.config, index)
         set_activations(run.net, self.stage.activations)
         self.optimizers = build_optimizers(run.parameters, run.parts[index], self.stage)

@@ -34,6 +34,7 @@ from tests.training.mesh_runs import (
     gathered,
     recorded,
     refused,
+    small,
     stopped,
     told_where,
     write_sources,
@@ -331,6 +332,30 @@ def test_layers_are_gathered_in_bfloat16(sources: Path, tmp_path: Path) -> None:
     half, whole = "torch.bfloat16", "torch.float32"
     for found in spawn(2, gathered, config, tmp_path):
         assert found == {"whole": {half}, "shards": {whole}, "input": {whole}, "others": {whole}}
+
+
+@pytest.mark.slow
+def test_what_was_frozen_is_trained_in_a_later_stage(sources: Path, tmp_path: Path) -> None:
+    """FSDP settles a group's dtypes once: gradients that come in bfloat16 are summed and kept in float32."""
+
+    made, parts = small(sources, 1, 2), ["multi_modal_projector", "audio_tower", "language_model"]
+    stages = [
+        dataclasses.replace(
+            made.stages[0],
+            name=part,
+            train={part: 1e-4},
+            freeze=[p for p in parts if p != part],
+            mixture={"heard": 1.0},
+        )
+        for part in parts
+    ]
+    chain = dataclasses.replace(made, stages=stages, bf16=True)
+    alone = recorded(chain, tmp_path / "alone")
+    for (steps,) in spawn(2, all_recorded, [chain], tmp_path / "spread", tmp_path / "alone"):
+        assert len(steps) == len(alone) == 3
+        for found, wanted in zip(steps, alone, strict=True):
+            assert found["error"] < 0.05
+            assert found["losses"] == pytest.approx(wanted["losses"], rel=0.02)
 
 
 @pytest.mark.sweep

@@ -87,6 +87,17 @@ def check_offload(config: TrainConfig, world: World) -> None:
         raise AfnextError(f"offload: {muon[0]} has muon, which works on whole matrices; take adamw")
 
 
+def retake(trained: nn.Module) -> None:
+    """Have FSDP see anew what is trained. As a group of parameters begins, it takes the dtypes that gradients
+    are summed and kept in from those that are trained, and none where all are frozen: the gradients of a
+    later stage would stay in bfloat16, which their float32 shards refuse. Every process calls it.
+    """
+    for module in trained.modules():
+        if isinstance(module, FSDPModule):
+            module.unshard()
+            module.reshard()
+
+
 def settle(trained: nn.Module) -> None:
     """Give up what is whole after a forward that no backward followed."""
     if isinstance(trained, FSDPModule):
