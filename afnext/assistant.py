@@ -494,6 +494,12 @@ def load_model(
         require_folder(disk_cache)
     elif disk_cache_bytes is not None:
         raise ValueError("disk_cache_bytes: goes with disk_cache, which is not given")
+    if disk_cache_bytes is not None and not (
+        isinstance(disk_cache_bytes, int) and disk_cache_bytes >= 0
+    ):
+        raise ValueError(
+            f"disk_cache_bytes: must be a whole number from 0, got {disk_cache_bytes!r}"
+        )
     limits = {
         "cache_bytes": cache_bytes, "audio_cache_bytes": audio_cache_bytes, "max_context": max_context,
         "max_running": max_running, "max_step_tokens": max_step_tokens,

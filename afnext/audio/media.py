@@ -116,11 +116,11 @@ def open_media(stream: ByteStream, stated_over_present: float = 1.0) -> Iterator
     """
     try:
         container: Any = av.open(stream, options=_OPTIONS, **_LENIENT)
-    except (av.error.FFmpegError, ValueError) as error:
+    except (av.error.FFmpegError, ValueError):
         stream.check()
         raise AudioError(
             f"{stream.name}: is not audio in a known format, or is damaged from the start"
-        ) from error
+        ) from None  # FFmpeg's "I/O error" of a header is none of the machine's
     with container:
         if not container.streams.audio:
             raise AudioError(f"{stream.name}: holds no audio stream")

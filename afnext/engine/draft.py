@@ -7,7 +7,7 @@ models find the same tokens likely, they draw the same. The larger one says what
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from threading import Lock
+from threading import RLock
 
 import numpy as np
 from torch import Tensor
@@ -117,12 +117,11 @@ class Draft:
         self.max_context = ours.text.max_position_embeddings
         self.runner = Runner(net, stored_quantization(net) or quantization, None, kv_cache_dtype)
         self._audio = AudioCache(AUDIO_CACHE_BYTES)
-        self._lock = Lock()
         self._pool: PagePool | None = None
 
-    def allot(self, pages: int, page_size: int, max_tokens: int) -> None:
-        """Room for its keys and values, and how many tokens it may read at once."""
-        self.allocator = PageAllocator(pages)
+    def allot(self, pages: int, page_size: int, max_tokens: int, lock: RLock) -> None:
+        """Room for its keys and values, how many tokens it may read at once, and the lock of its engine."""
+        self.allocator, self._lock = PageAllocator(pages), lock
         self._page_size, self._max_tokens = page_size, max_tokens
 
     def start(self) -> DraftSequence:
@@ -140,6 +139,10 @@ class Draft:
         with self._lock:
             self.allocator.forget()
         self._audio.clear()
+
+    def forked(self) -> None:
+        """In a child: no thread of the parent's is there to release what it held."""
+        self._audio.forked()
 
     def propose(self, requests: Sequence[Request], eos: Collection[int]) -> None:
         """Fill ``proposals`` of requests whose last token is all that is new.

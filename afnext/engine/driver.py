@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # says a token in 0.3 ms): what is said within this time of asking is handed over at once, and costs 1 %.
 STREAM = 0.01
 WHOLE = math.inf  # patience of who wants whole answers
+HOUR = 3600.0  # longest sleep: of 300 years a queue knows nothing
 
 
 class _Waiter:
@@ -160,7 +161,7 @@ class Driver:
         pause = 0.0
         while not self._ends:
             with suppress(Empty):
-                self._bell.get(timeout=None if pause == math.inf else pause)
+                self._bell.get(timeout=None if pause == math.inf else min(pause, HOUR))
                 while True:
                     self._bell.get_nowait()
             engine = self._engine()

@@ -35,6 +35,7 @@ PAGE_SIZE = 32
 MAX_RUNNING = 64
 AUDIO_CACHE_BYTES = 512 << 20
 AHEAD_STEPS = 2  # whose prompts are read before they are needed
+PATIENCE = 0.1  # seconds that who cancels waits for the books
 CONTEXTS = 32  # of the longest kind; more are never needed at once
 
 
@@ -162,6 +163,7 @@ class Engine:
             )
         self.runner = Runner(net, quantization, cache, kv_cache_dtype)
         self.eos = frozenset(eos)
+        self.lock = RLock()
         self.draft = None
         if draft is not None:
             self.draft = Draft(draft, net, quantization, kv_cache_dtype)
@@ -182,8 +184,7 @@ class Engine:
             self.taker = "the model takes" if context == most else "max_context allows"
         self.scheduler = Scheduler(PageAllocator(pages), PAGE_SIZE, max_step_tokens, max_running)
         if self.draft is not None:
-            self.draft.allot(pages, PAGE_SIZE, max_step_tokens)
-        self.lock = RLock()
+            self.draft.allot(pages, PAGE_SIZE, max_step_tokens, self.lock)
         self._driver = Driver(self)
         self.feeds = Feeds(self.lock, self._driver.tell, AHEAD_STEPS * max_step_tokens)
         self.disk_cache = disk_cache
@@ -322,11 +323,19 @@ class Engine:
         return min(params.max_tokens, self.max_context - prompt)
 
     def cancel(self, request: Request) -> None:
-        """See ``Handle.cancel``; of a request that is done nothing changes."""
-        with self.lock:
-            self.reap()
-            self._cancel(request)
-        self._driver.tell()
+        """See ``Handle.cancel``; of a request that is done nothing changes.
+
+        A generator that is collected cancels too, on whichever thread and wherever that is. Where the books
+        are open (the lock is that thread's), or another thread waits for what that one holds, it is left to
+        who takes the lock next.
+        """
+        self.drop(request)
+        # Not by ``blocking``: who cancels while a step keeps its books finds the pages free.
+        if not self.lock._is_owned() and self.lock.acquire(timeout=PATIENCE):  # type: ignore[attr-defined]
+            try:
+                self.reap()
+            finally:
+                self.lock.release()
 
     def drop(self, request: Request) -> None:
         """Cancel when there is time: a finalizer may run at any moment, within this engine too."""
@@ -398,6 +407,8 @@ class Engine:
         """In a child: what the parent's threads were at is given up; the lock is held."""
         self._driver.forked()
         self.audio_cache.forked()
+        if self.draft is not None:
+            self.draft.forked()
         self.feeds.forked()
         if self.page_store is not None:
             self.page_store.forked()

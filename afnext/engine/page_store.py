@@ -6,7 +6,8 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from threading import RLock
+from contextlib import suppress
+from threading import BoundedSemaphore, RLock
 
 import torch
 from torch import Tensor
@@ -19,6 +20,9 @@ from .pages import PagePool
 # ns by which each page counts as older than the one before: the end of a prompt, which is of no use without
 # its beginning, leaves first.
 OLDER = 1_000_000
+WINDOWS = (
+    128  # that wait to be written, 5 MB each at 7B; where a disk is slower, others are not kept
+)
 
 
 class PageStore:
@@ -37,6 +41,7 @@ class PageStore:
         self._disk, self._allocator, self._lock = disk, allocator, lock
         self._layout = b""
         self._closed = False
+        self._room = BoundedSemaphore(WINDOWS)
         self._writer: ThreadPoolExecutor | None = None
         self._last: Future[None] | None = None
 
@@ -62,9 +67,11 @@ class PageStore:
             self._later(self._write, pool, list(digests))
 
     def keep_window(self, key: bytes, tokens: Tensor) -> None:
-        """Write the audio tokens of a window, when there is time."""
-        if not self._closed:
-            self._later(self._write_window, key, tokens)
+        """Write the audio tokens of a window, when there is time; not where many wait for that."""
+        if self._closed or not self._room.acquire(blocking=False):
+            return
+        if not self._later(self._write_window, key, tokens):
+            self._room.release()
 
     def flush(self) -> None:
         """Wait until everything that is to be kept is on disk."""
@@ -79,18 +86,25 @@ class PageStore:
         """In a child, which has no writer and leaves writing to its parent."""
         self._closed, self._last = True, None
 
-    def _later(self, write: Callable[..., None], *arguments: object) -> None:
+    def _later(self, write: Callable[..., None], *arguments: object) -> bool:
+        """Whether it will be written."""
         if not self._disk.writable:
-            return
+            return False
         if self._writer is None:
             self._writer = ThreadPoolExecutor(1, "afnext-pages")
-        self._last = self._writer.submit(write, *arguments)
+        with suppress(RuntimeError):  # the program ends: nothing more is kept, and answers go on
+            self._last = self._writer.submit(write, *arguments)
+            return True
+        return False
 
     @torch.inference_mode()
     def _write_window(self, key: bytes, tokens: Tensor) -> None:
-        with CAPTURING:
-            tokens = tokens.cpu()
-        self._disk.save(key, tokens)
+        try:
+            with CAPTURING:
+                tokens = tokens.cpu()
+            self._disk.save(key, tokens)
+        finally:
+            self._room.release()
 
     @torch.inference_mode()
     def _write(self, pool: PagePool, digests: list[bytes]) -> None:

@@ -260,7 +260,8 @@ class Scheduler:
         parts = []
         awaited = {r.after[0].arrival for r in self.waiting if r.after and r.feed is None}
         for request, most in counts:
-            count = min(request.pending, most, left)
+            # Of a prompt that may end here the last token is kept back: its logits are wanted then.
+            count = min(request.pending - (request.feed is not None), most, left)
             growing = request.feed is not None and request.arrival not in awaited
             if count <= 0 or (growing and count < min(most, left)):
                 continue

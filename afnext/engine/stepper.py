@@ -203,6 +203,7 @@ class Stepper:
     def _grow(self) -> None:
         """Add what came of prompts; those that cannot be read, or become too long, fail."""
         feeds = self.engine.feeds
+        feeds.prune()  # of those whose requests failed or are late
         feeds.tend()
         for feed in list(feeds.active):
             requests = [r for r in feed.requests if r.state is not State.DONE]
@@ -212,7 +213,7 @@ class Stepper:
                 self.engine.check_prompt(feed.ids)
             except BaseException as error:
                 self._fail_each(requests, error)
-                feeds.active.remove(feed)
+                feeds.prune()
                 continue
             for request in requests:
                 request.grow()

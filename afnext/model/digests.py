@@ -119,7 +119,9 @@ def _digests_of(path: Path) -> Iterator[tuple[str, str, int]]:
                     ):
                         begin, end = entry["data_offsets"]
                         yield name, made, end - begin
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError) as error:
+    except (
+        OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError
+    ) as error:  # fmt: skip
         raise CheckpointError(f"{path}: cannot be read ({error})") from None
 
 

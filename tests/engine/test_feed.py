@@ -283,7 +283,55 @@ def test_nobody_reads_what_nobody_wants(net: AudioLanguageModel, how: str) -> No
         gc.collect()
     assert more.closed.wait(PATIENCE)
     assert happens(lambda: free(engine))
-    assert engine.feeds.active == []
+    assert happens(lambda: engine.feeds.active == [])
+
+
+def test_a_source_that_rests_is_closed_when_its_request_is_late(net: AudioLanguageModel) -> None:
+    """Far enough ahead of the model, nobody reads it; nor does anybody else come by later."""
+    engine, closed, stuck = (
+        Engine(net, [], max_step_tokens=8, max_running=8),
+        threading.Event(),
+        threading.Event(),
+    )
+
+    def more() -> Iterator[Stretch]:
+        try:
+            while True:
+                yield sounds(CLIP[:1]), CLIP[:1]
+        finally:
+            closed.set()
+
+    on_step(engine, lambda: stuck.wait(0.3))
+    late = engine.submit([1], (), GenerationParams(timeout=0.5), more())
+    assert late.result().stopped == "timeout"
+    assert closed.wait(PATIENCE)
+    assert happens(lambda: engine.feeds.active == [])
+    stuck.set()
+
+
+@pytest.mark.parametrize("timeout", [None, 1e12])
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_source_may_end_with_nothing_more(
+    net: AudioLanguageModel, timeout: float | None, others: int
+) -> None:
+    """All that is known was to be computed by then: its last token still says what comes next."""
+    ids, params = [1, 2, 3, 4, 5], GenerationParams(max_tokens=6, timeout=timeout)
+    alone = Engine(net, []).submit(ids, (), params).result().tokens
+    engine, end = Engine(net, [], max_step_tokens=5, max_running=5), threading.Event()
+
+    def more() -> Iterator[Stretch]:
+        assert end.wait(PATIENCE)
+        yield from ()
+
+    handle = engine.submit(ids, (), params, more())
+    for _ in range(others):
+        assert engine.submit([7, 8], (), PARAMS).result().tokens
+    with ThreadPoolExecutor(1) as pool:
+        said = pool.submit(handle.result)
+        time.sleep(0.05)
+        end.set()
+        assert said.result(PATIENCE).tokens == alone
+    assert free(engine)
 
 
 def test_others_are_served_while_one_waits(net: AudioLanguageModel) -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from afnext.engine import Engine, GenerationParams, Handle, Prompt, stepper
+from afnext.engine.pace import Pace
 from afnext.engine.runner import Chunk
 from afnext.model import AudioLanguageModel
 from tests.engine.models import heard, window
@@ -81,6 +82,41 @@ def test_a_forgotten_iterator_is_a_cancellation(net: AudioLanguageModel) -> None
     assert free(engine)
 
 
+def test_a_cancellation_while_books_are_kept_waits_for_their_end(
+    net: AudioLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A generator that is collected cancels wherever its thread is: between a step's plan and its start."""
+    engine = Engine(net, [])
+    alone = tokens(engine, [5, 6, 7])
+    given_up = engine.submit([1, 2, 3], (), LONG)
+    next(given_up)
+    held, schedule = [], engine.scheduler.schedule
+
+    def collects(limit: int) -> list[Any]:
+        parts = schedule(limit)
+        if not given_up.record.stopped:
+            given_up.cancel()
+            held.append(any(p.request is given_up._request and p.request.pages for p in parts))
+        return parts
+
+    monkeypatch.setattr(engine.scheduler, "schedule", collects)
+    assert tokens(engine, [5, 6, 7]) == alone
+    assert held == [True]  # what is about to be computed has its pages
+    assert given_up.record.stopped == "cancelled"
+    assert free(engine)
+
+
+def test_nobody_who_cancels_waits_for_long(net: AudioLanguageModel) -> None:
+    """Who holds what another thread waits for under the lock must not wait for that."""
+    engine = Engine(net, [])
+    handle = engine.submit([1, 2, 3], (), LONG)
+    next(handle)
+    with ThreadPoolExecutor(1) as pool, engine.lock:
+        pool.submit(handle.cancel).result(30)
+    assert free(engine)
+    assert handle.record.stopped == "cancelled"
+
+
 def test_cancelled_while_its_step_runs(net: AudioLanguageModel) -> None:
     """Its pages are in use until the step ends, and free then; the others' tokens are right."""
     engine = Engine(net, [])
@@ -136,9 +172,12 @@ def test_a_failed_step_fails_its_request_and_no_other(
 
 
 @pytest.mark.parametrize("limit", [0, 250, 310])
-def test_a_step_that_is_too_large_is_made_in_parts(net: AudioLanguageModel, limit: int) -> None:
+def test_a_step_that_is_too_large_is_made_in_parts(
+    net: AudioLanguageModel, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What fails alone fails, whoever it shared a step with does not, nor what fits alone."""
     engine = Engine(net, [])
+    monkeypatch.setattr(Pace, "took", lambda *_: None)  # a slow machine takes smaller steps
     params = GenerationParams(max_tokens=12, temperature=1.0, seed=4, speculate=2)
     prompts = [[5, 6, 7], [i % 50 for i in range(300)], [9, 8] * 9]
     alone = [engine.submit(ids, (), params).result().tokens for ids in prompts]
@@ -221,14 +260,19 @@ def test_who_is_interrupted_loses_nothing(net: AudioLanguageModel) -> None:
     engine = Engine(net, [])
     alone = tokens(engine, [5, 6, 7])
     asked = [engine.submit([5, 6, 7], (), GenerationParams(max_tokens=12)) for _ in range(2)]
-    due, main = {4, 6}, threading.main_thread().ident
+    due, main, goes_on = {4, 6}, threading.main_thread().ident, threading.Event()
     assert main is not None
 
     def interrupt(chunks: Sequence[Chunk]) -> None:
         if (said := len(asked[0].record.tokens)) in due:
             due.remove(said)
+            goes_on.clear()
             signal.pthread_kill(main, signal.SIGINT)
-            time.sleep(0.01)
+            goes_on.wait(60)
+
+    def go_on_and_wait(handle: Handle) -> None:
+        goes_on.set()
+        handle.result()
 
     before_each_step(engine, interrupt)
     # Where tests run in the background, SIGINT is ignored.
@@ -237,8 +281,9 @@ def test_who_is_interrupted_loses_nothing(net: AudioLanguageModel) -> None:
         with pytest.raises(KeyboardInterrupt):
             list(asked[0])
         with pytest.raises(KeyboardInterrupt):
-            asked[1].result()
+            go_on_and_wait(asked[1])
     finally:
+        goes_on.set()
         signal.signal(signal.SIGINT, before)
     asked[0].cancel()
     assert asked[1].result().tokens == alone
