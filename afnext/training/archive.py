@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sqlite3
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -49,6 +50,9 @@ SHARD_RECORDS = 1_000_000
 LEDGER = "recordings.sqlite"
 """Of a folder that is not finished."""
 PART = ".part"
+OURS = re.compile(
+    r"audio-\d{5}\.(tar|index\.json).*|records-\d{5}\.(conversations\.jsonl|rows\.arrow).*"
+)
 """How files of records end until all of them are there: a folder with some is no source."""
 ROWS = 4096  # of records that are held before they become a batch
 AHEAD = 4  # recordings that are read and encoded ahead, for each process
@@ -124,9 +128,10 @@ def archive(
         folder.mkdir(parents=True, exist_ok=True)
         for unfinished in folder.glob(".index.*"):
             rmtree(unfinished)
+        _require_own(folder)
         with closing(Ledger(folder / LEDGER, of)) as ledger:
             if not ledger.listed:
-                for old in chain(folder.glob("audio-*"), folder.glob("records-*")):
+                for old in _ours(folder):
                     old.unlink()
                 _list(ledger, files, root, most_skipped)
             _write_audio(ledger, folder, encoding, shard_seconds, processes, told)
@@ -144,6 +149,18 @@ def archive(
         for path in (*parts, folder / LEDGER):
             path.unlink()
     return Archived(records, *kept, skipped)
+
+
+def _ours(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if OURS.fullmatch(path.name))
+
+
+def _require_own(folder: Path) -> None:
+    """Where no archive was begun, files of such names are somebody's."""
+    if not (folder / LEDGER).exists() and (found := _ours(folder)):
+        raise AfnextError(
+            f"{folder} holds {found[0].name}, which an archive would write over: give another folder"
+        )
 
 
 def _records_file(number: int) -> str:

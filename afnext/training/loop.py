@@ -250,7 +250,13 @@ class Run:
     def keep_tokenizer(self) -> None:
         """In the run's folder, where no other has it: what its checkpoints are models with."""
         if self.init is None:
-            save_tokenizer(self.backend, self.out / TOKENIZER)
+            folder = self.out / TOKENIZER
+            if not (
+                folder / "tokenizer.json"
+            ).exists():  # whole, or not at all: it is read on --resume
+                with TemporaryDirectory(dir=self.out, prefix=f".{TOKENIZER}.") as made:
+                    save_tokenizer(self.backend, Path(made) / TOKENIZER)
+                    (Path(made) / TOKENIZER).replace(folder)
 
     def _network(self) -> AudioLanguageModel:
         if self.init is not None:

@@ -97,7 +97,8 @@ class StageRun:
             if run.journal.due(step, stage.steps):
                 self._report()
             every = run.config.evaluate_every
-            if every and (step % every == 0 or step == stage.steps):
+            # Who is told to end has little time: what is kept comes first.
+            if every and not self.told and (step % every == 0 or step == stage.steps):
                 self._evaluate(held_out)
                 began = time.perf_counter()
             if self.told:

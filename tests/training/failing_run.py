@@ -19,6 +19,7 @@ from afnext.errors import AfnextError
 from afnext.ops import runtime
 from afnext.training import loop, stage
 from afnext.training.data.batches import Batches, Plan, Step
+from afnext.training.run import export
 from afnext.training.run.meters import Meters
 from afnext.training.stage import StageRun
 from tests.training.mesh_runs import small
@@ -77,7 +78,7 @@ def main(sources: str, folder: str, how: str, step: str = "3") -> None:
 
     dcp.FileSystemWriter.write_data = hanging  # type: ignore[method-assign]
     if how == "exporting":
-        loop.export = exporting
+        export.export = exporting
     stage.LEISURE = 1.0
 
     def noted(self: Meters, losses: Mapping[str, float], *rest: object) -> None:

@@ -292,3 +292,25 @@ def test_the_command(given: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out.endswith("5 records, 3 recordings, 0.00 h\n")
     with pytest.raises(SystemExit, match="holds a training set"):
         module.main([str(given), str(tmp_path / "set")])
+
+
+@pytest.mark.parametrize("name", ["records-00000.conversations.jsonl", "audio-00001.tar"])
+def test_what_it_did_not_write_it_does_not_write_over(
+    given: Path, tmp_path: Path, name: str
+) -> None:
+    """Twice: a refusal must not leave what makes the next call take it for its own."""
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    for other in (name, "audio-0001.wav", "records-a.jsonl"):
+        (folder / other).write_text("mine")
+    for _ in range(2):
+        with pytest.raises(AfnextError, match=f"{name}, which an archive would write over"):
+            archive([given], folder)
+    assert {path.read_text() for path in folder.iterdir()} == {"mine"}
+    (folder / name).unlink()
+    archive([given], folder)
+    assert (
+        (folder / "audio-0001.wav").read_text()
+        == (folder / "records-a.jsonl").read_text()
+        == "mine"
+    )

@@ -55,7 +55,10 @@ class Broken:
         """
         new = [sample for sample in samples if self._note(sample)]
         if new and self.writes:
+            cut_short = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
             with self.path.open("a", encoding="utf-8") as file:
+                if cut_short and file.tell():
+                    file.write("\n")
                 file.writelines(json.dumps(asdict(s), ensure_ascii=False) + "\n" for s in new)
         for sample in reversed(new):
             count, limit = self.counts[sample.source], self.limits.get(sample.source, 0)

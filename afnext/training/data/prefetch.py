@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,7 +33,7 @@ def ahead(
     if workers:
         yield from DataLoader(
             dataset, batch_size=None, sampler=plans,
-            num_workers=workers, prefetch_factor=-(-depth // workers), worker_init_fn=_one_thread,
+            num_workers=workers, prefetch_factor=-(-depth // workers), worker_init_fn=_begin,
         )  # fmt: skip
         return
     with ThreadPoolExecutor(min(depth, READERS), "reader") as pool:
@@ -49,6 +50,10 @@ def ahead(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _one_thread(_: int) -> None:
-    """So that processes do not fight for cores; torch does the same for its own."""
+def _begin(_: int) -> None:
+    """One thread, so that processes do not fight for cores; torch does the same for its own. And SIGTERM,
+    which torchrun sends to all of a process's group, is for the one that trains: it needs its batches until
+    it has kept a checkpoint, and ends these.
+    """
     set_num_threads(1)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
