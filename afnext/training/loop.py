@@ -299,7 +299,10 @@ class Run:
         names = [stage.name for stage in self.config.stages]
         done: dict[str, str | int] = {}
         if self.progress.stage < len(names):
-            done = {"stage": names[self.progress.stage], "step": self.progress.step}
+            stage, step = self.progress.stage, self.progress.step
+            if step == self.config.stages[stage].steps and stage + 1 < len(names):
+                stage, step = stage + 1, 0  # whose own beginning was not kept any more
+            done = {"stage": names[stage], "step": step}
         self.journal.write(START, parameters=count, vocabulary=self.tokenizer.vocab_size, **done)
         for line in self._apart():
             self.journal.say(line)

@@ -147,7 +147,7 @@ def plan_stage(
     step = dry_step(
         net, load, config.bf16, stage.activations,
         kept_gradients=batches > 1 and resources.processes == 1, answers=bool(stage.losses.answer),
-        share=_kept_gradient(net, batches, resources.processes // config.replicate),
+        share=_kept_gradient(net, batches, resources.processes, config.replicate),
     )  # fmt: skip
     counts = {
         pattern: (sum(parameters[n].numel() for n in matched), stage.train.get(pattern))
@@ -210,15 +210,15 @@ def _bytes(module: nn.Module, trained: bool = False) -> float:
 
 
 def _kept_gradient(
-    net: AudioLanguageModel, batches: int, shards: int
+    net: AudioLanguageModel, batches: int, processes: int, replicate: int
 ) -> Callable[[nn.Parameter], float]:
     """What stays of a gradient in a backward of several processes: of a layer a shard, which adds to that of
     the batch before, if there was one; what belongs to no layer is summed at the end.
     """
-    if shards == 1:
+    if processes == 1:
         return lambda _: 1.0
     inside = {id(p) for layer in layers_of(net) for p in layer.parameters()}
-    shard = 1 / shards if batches == 1 else 0.0
+    shard = replicate / processes if batches == 1 else 0.0
     return lambda parameter: shard if id(parameter) in inside else 1.0
 
 
