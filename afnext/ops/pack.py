@@ -45,8 +45,8 @@ class PackedWeight:
 
     Attributes:
         data: uint8 ``[bytes]``, aligned to 64 bytes. On CUDA a product reads them while the kernel before it
-            may still run: whoever writes them in place by a kernel (a copy waits by itself) lets it end, as
-            by ``torch.cuda.synchronize``, before the next product.
+            may still run: whoever writes them in place by a kernel (a copy of contiguous bytes waits by
+            itself) lets it end, as by ``torch.cuda.synchronize``, before the next product.
         format: what the weight is stored as, by the name that ``pack`` was given.
         n, k: shape of the plain weight.
         gate_up: whether it is ``[2 * F, K]``, gate rows and then up rows, packed side by side.

@@ -15,7 +15,8 @@
 //   H100's multiprocessor, one an Ada's; registers: 128 sums, 64 scores and operands in flight,
 //   255 a thread, the most of which two blocks of 128 threads have room for
 //
-//   other head dims: rows x keys of a tile, registers, shared memory (blocks a multiprocessor: two)
+//   other head dims: rows x keys of a tile, registers, shared memory (blocks a multiprocessor: two,
+//   three at 32, and one where it has not the shared memory)
 //    32    128 x 64   153   16 KB         192    64 x 64   202   72 KB
 //    64    128 x 64   210   32 KB         256    64 x 64   235   96 KB, of 99 that sm_120 has
 //    96    128 x 64   239   48 KB         over 128, sums of 32 rows a warp would be 192 and 256

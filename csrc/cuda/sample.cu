@@ -13,7 +13,7 @@
 // (300 KB) stay. A pass costs one SM some 10 instructions a logit, 7 us of 1.75 GHz at V = 151,672;
 // more blocks a row would have to wait for one another. Shared memory: 49 KB. 512 threads, so that
 // each may hold 4 vectors of 16 bytes in flight and what they unfold to: 60 to 96 registers,
-// which is one block a multiprocessor.
+// which is one block a multiprocessor, or two.
 #include <cmath>
 
 #include "cuda/arch/call.h"

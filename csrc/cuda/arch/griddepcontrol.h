@@ -9,7 +9,8 @@
 // waits, even one that has nothing to read: the next kernel takes its end for the end of all
 // before.
 //
-// Launched by Call::launch, and before sm_90, both functions do nothing. The emulator finds blocks
+// Launched by Call::launch the wait returns at once, but launch_dependents still lets the next
+// kernel start early where that one may; before sm_90 both do nothing. The emulator finds blocks
 // that never wait, writes before the wait, and reads of what kernels wrote before it.
 #pragma once
 

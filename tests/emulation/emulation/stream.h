@@ -33,6 +33,7 @@ class Lines {
   template <typename Do>
   static void each(const void* pointer, size_t bytes, Do with) {
     const auto first = reinterpret_cast<uintptr_t>(pointer);
+    if (bytes == 0) return;
     for (uintptr_t line = first / kBytes; line * kBytes < first + bytes; ++line) with(line);
   }
 

@@ -102,7 +102,8 @@ Outcome depend(const Options& options) {
   constexpr int kBlocks = 3, kValues = kBlocks * 128;
   const auto x = Random().floats(kValues);
   auto constant = x;
-  std::vector<float> twice(kValues, NAN), y(kValues, NAN);
+  std::vector<float> padded(16 + kValues + 16, NAN), y(kValues, NAN);
+  float* const twice = padded.data() + 16;  // with lines of 64 bytes to itself
   std::vector<double> exact;
   for (const float value : x) exact.push_back(3.0 * value);
   emulation::Stream stream;
@@ -110,7 +111,7 @@ Outcome depend(const Options& options) {
     return emulation::run(options, dim3(kBlocks), dim3(128), 0, [&] { doubled(x.data(), out); },
                           {&stream, false});
   };
-  first(twice.data());
+  first(twice);
   if (copied) {  // as kernels go on to write it
     stream.unfinished.add(constant.data(), kValues * sizeof(float));
     stream.forget(constant.data(), kValues * sizeof(float));
@@ -118,7 +119,7 @@ Outcome depend(const Options& options) {
   Outcome outcome;
   outcome.report =
       emulation::launch_early(options, stream, dependent<fault>, dim3(kBlocks), dim3(128),
-                              sizeof(DependentShared), twice.data(), constant.data(), y.data());
+                              sizeof(DependentShared), twice, constant.data(), y.data());
   outcome.error = distance(y, exact);
   return outcome;
 }
