@@ -2,7 +2,7 @@
 race detector on: a missing barrier, a wait for the wrong group or a read of what nobody wrote fails here.
 
 A core case runs under two of the four schedules, and under the other two in the sweep, where any other case
-runs under all four."""
+runs under two, and with ``make test-all`` under all four."""
 
 from __future__ import annotations
 
@@ -34,9 +34,10 @@ def pairs(case: Case) -> list[list[Schedule]]:
 def _params() -> Iterator[Any]:
     for op, case in all_cases():
         first, other = pairs(case)
-        marks = [] if case.core else [pytest.mark.sweep]
-        yield pytest.param(case, first, id=f"{op}-{case.name}", marks=marks)
-        yield pytest.param(case, other, id=f"{op}-{case.name}-again", marks=pytest.mark.sweep)
+        sweep = [pytest.mark.sweep]
+        yield pytest.param(case, first, id=f"{op}-{case.name}", marks=[] if case.core else sweep)
+        again = sweep if case.core else [*sweep, pytest.mark.long]
+        yield pytest.param(case, other, id=f"{op}-{case.name}-again", marks=again)
 
 
 @pytest.mark.parametrize(("case", "schedules"), _params())
