@@ -132,6 +132,7 @@ def test_source_distribution_and_wheel_install(tmp_path: Path) -> None:
 
 
 @pytest.mark.sweep
+@pytest.mark.long  # test_compile has compiled the same kernels
 @pytest.mark.skipif(nvcc.nvcc() is None, reason="needs nvcc")
 def test_a_wheel_with_cuda_kernels_is_small_and_needs_no_toolkit(tmp_path: Path) -> None:
     """For two architectures; CUDA's runtime is inside, its driver is found when asked."""
