@@ -33,6 +33,7 @@ from .engine.gpu_model import place
 from .engine.packed import require_quantization, stored_quantization
 from .engine.packed_cache import PackedCache, identity
 from .engine.pages import kv_dtype
+from .engine.params import require_whole
 from .errors import ChatError
 from .hub import find_adapter, find_model
 from .model import AudioLanguageModel
@@ -240,8 +241,7 @@ class Assistant:
         if isinstance(conversations, str | Message | Mapping):
             kind = type(conversations).__name__
             raise TypeError(f"conversations: must be a list of them, got one {kind}: use reply")
-        if isinstance(at_once, bool) or not isinstance(at_once, int) or at_once < 1:
-            raise ValueError(f"at_once: must be a whole number from 1, got {at_once!r}")
+        require_whole("at_once", at_once, 1)
         reading = {n: options.pop(n) for n in READING if n in options}
         params = self._params(options.pop("params", None), options)
         return self._each_reply(enumerate(conversations), at_once, params, reading)
@@ -494,12 +494,8 @@ def load_model(
         require_folder(disk_cache)
     elif disk_cache_bytes is not None:
         raise ValueError("disk_cache_bytes: goes with disk_cache, which is not given")
-    if disk_cache_bytes is not None and not (
-        isinstance(disk_cache_bytes, int) and disk_cache_bytes >= 0
-    ):
-        raise ValueError(
-            f"disk_cache_bytes: must be a whole number from 0, got {disk_cache_bytes!r}"
-        )
+    if disk_cache_bytes is not None:
+        require_whole("disk_cache_bytes", disk_cache_bytes, 0)
     limits = {
         "cache_bytes": cache_bytes, "audio_cache_bytes": audio_cache_bytes, "max_context": max_context,
         "max_running": max_running, "max_step_tokens": max_step_tokens,

@@ -262,6 +262,9 @@ def test_limits_of_the_engine_are_options_of_load(tmp_path: Path) -> None:
         afnext.load("nano", max_running=0)
     with pytest.raises(ValueError, match="disk_cache_bytes: goes with disk_cache"):
         afnext.load("nano", disk_cache_bytes=1000)
+    for wrong in (-1, "4G", True):
+        with pytest.raises(ValueError, match="disk_cache_bytes: must be a whole number from 0"):
+            afnext.load("nano", disk_cache=tmp_path / "more", disk_cache_bytes=wrong)
 
 
 def test_a_timeout_counts_the_reading_of_recordings(

@@ -24,7 +24,7 @@ from .handle import Handle
 from .memory import default_cache_bytes
 from .packed_cache import PackedCache
 from .page_store import PageStore
-from .params import GenerationParams
+from .params import GenerationParams, require_whole
 from .prompt_audio import PromptAudio
 from .request import Generation, Request, State
 from .runner import PREFILL_CHUNK, Runner
@@ -151,12 +151,12 @@ class Engine:
     ) -> None:
         most = net.config.text.max_position_embeddings
         context = most if max_context is None else max_context
-        _require_whole("max_context", context, 2, most)
-        _require_whole("max_step_tokens", max_step_tokens, 1)
-        _require_whole("max_running", max_running, 1)
-        _require_whole("audio_cache_bytes", audio_cache_bytes, 0)
+        require_whole("max_context", context, 2, most)
+        require_whole("max_step_tokens", max_step_tokens, 1)
+        require_whole("max_running", max_running, 1)
+        require_whole("audio_cache_bytes", audio_cache_bytes, 0)
         if cache_bytes is not None:
-            _require_whole("cache_bytes", cache_bytes, 1)
+            require_whole("cache_bytes", cache_bytes, 1)
         if max_running > max_step_tokens:
             raise ValueError(
                 f"max_running: must be at most max_step_tokens, {max_step_tokens}, got {max_running}"
@@ -422,13 +422,6 @@ class Engine:
             request.record.stopped = "cancelled"
             self.scheduler.finish(request)
         self.feeds.prune()
-
-
-def _require_whole(name: str, value: int, least: int, most: int | None = None) -> None:
-    right = isinstance(value, int) and not isinstance(value, bool) and value >= least
-    if not right or (most is not None and value > most):
-        upto = "" if most is None else f" to {most}"
-        raise ValueError(f"{name}: must be a whole number from {least}{upto}, got {value!r}")
 
 
 def _require_ids_alone(params: GenerationParams) -> None:

@@ -20,9 +20,8 @@ from .pages import PagePool
 # ns by which each page counts as older than the one before: the end of a prompt, which is of no use without
 # its beginning, leaves first.
 OLDER = 1_000_000
-WINDOWS = (
-    128  # that wait to be written, 5 MB each at 7B; where a disk is slower, others are not kept
-)
+# Windows that wait to be written, 5 MB each at 7B; where a disk is slower, others are not kept.
+WINDOWS = 128
 
 
 class PageStore:

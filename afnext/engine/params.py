@@ -74,8 +74,7 @@ class GenerationParams:
             "speculate": (self.speculate, 0),
         }
         for name, (value, least) in whole.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name}: must be a whole number from {least}, got {value!r}")
+            require_whole(name, value, least)
         ranges = {
             "temperature": (self.temperature, "a number from 0", lambda v: v >= 0),
             "top_p": (self.top_p, "above 0 and at most 1", lambda v: 0 < v <= 1),
@@ -132,3 +131,11 @@ def _schema_text(schema: Any) -> str:
     if not isinstance(parsed, dict):
         raise ValueError(f"json_schema: must be an object, got {text}")
     return text
+
+
+def require_whole(name: str, value: object, least: int, most: int | None = None) -> None:
+    """Raise ``ValueError`` for an argument that is no whole number in its range."""
+    right = isinstance(value, int) and not isinstance(value, bool) and value >= least
+    if not right or (most is not None and value > most):  # type: ignore[operator]
+        upto = "" if most is None else f" to {most}"
+        raise ValueError(f"{name}: must be a whole number from {least}{upto}, got {value!r}")

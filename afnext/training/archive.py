@@ -50,10 +50,11 @@ SHARD_RECORDS = 1_000_000
 LEDGER = "recordings.sqlite"
 """Of a folder that is not finished."""
 PART = ".part"
+"""How files of records end until all of them are there: a folder with some is no source."""
 OURS = re.compile(
     r"audio-\d{5}\.(tar|index\.json).*|records-\d{5}\.(conversations\.jsonl|rows\.arrow).*"
 )
-"""How files of records end until all of them are there: a folder with some is no source."""
+"""Names of the files that an archive writes."""
 ROWS = 4096  # of records that are held before they become a batch
 AHEAD = 4  # recordings that are read and encoded ahead, for each process
 
@@ -126,9 +127,9 @@ def archive(
     }  # fmt: skip
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        _require_own(folder)
         for unfinished in folder.glob(".index.*"):
             rmtree(unfinished)
-        _require_own(folder)
         with closing(Ledger(folder / LEDGER, of)) as ledger:
             if not ledger.listed:
                 for old in _ours(folder):

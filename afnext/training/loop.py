@@ -40,7 +40,7 @@ from afnext.training.network.optimizer import parts_of_stage
 from afnext.training.recipe import load_recipe, told_of
 from afnext.training.run import state
 from afnext.training.run.checkpoints import CHECKPOINTS, Checkpoints, newest, read_progress
-from afnext.training.run.export import model_config, save_model
+from afnext.training.run.export import appearing, model_config, save_model
 from afnext.training.run.export_checkpoint import TOKENIZER
 from afnext.training.run.kept_recipe import changes, keep, resume_refusal
 from afnext.training.run.meters import SourceLosses
@@ -248,15 +248,14 @@ class Run:
             self.backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
 
     def keep_tokenizer(self) -> None:
-        """In the run's folder, where no other has it: what its checkpoints are models with."""
-        if self.init is None:
-            folder = self.out / TOKENIZER
-            if not (
-                folder / "tokenizer.json"
-            ).exists():  # whole, or not at all: it is read on --resume
-                with TemporaryDirectory(dir=self.out, prefix=f".{TOKENIZER}.") as made:
-                    save_tokenizer(self.backend, Path(made) / TOKENIZER)
-                    (Path(made) / TOKENIZER).replace(folder)
+        """In the run's folder, where no other has it: what its checkpoints are models with, and stays as it
+        is where there are any.
+        """
+        folder = self.out / TOKENIZER
+        if self.init is not None or (self.checkpoints.newest is not None and folder.exists()):
+            return
+        with appearing(folder) as made:
+            save_tokenizer(self.backend, made)
 
     def _network(self) -> AudioLanguageModel:
         if self.init is not None:

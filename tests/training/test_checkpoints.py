@@ -288,6 +288,17 @@ def test_a_signal_ends_a_run_after_its_step(
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_a_run_that_begins_anew_has_its_own_tokenizer(
+    recipe: TrainConfig, tmp_path: Path, shared_data: Path
+) -> None:
+    """What is left of one that kept nothing is no part of it."""
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text("of another")
+    made = loop.train(recipe, tmp_path, data=shared_data)
+    texts = [(f / "tokenizer.json").read_text() for f in (made, tmp_path / "tokenizer")]
+    assert texts[0] == texts[1]
+
+
 def test_what_is_no_checkpoint_of_a_run_is_not_exported(
     checkpoints: Checkpoints, tmp_path: Path
 ) -> None:

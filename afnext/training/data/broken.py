@@ -11,6 +11,7 @@ from pathlib import Path
 
 from afnext.errors import AfnextError
 from afnext.training.data.conversations import too_many
+from afnext.training.run.records import end_line
 
 LISTED = "broken.jsonl"
 
@@ -40,6 +41,8 @@ class Broken:
         self.path, self.limits, self.writes = folder / LISTED, limits, writes
         self.samples: dict[tuple[str, str], Sample] = {}
         self.counts: Counter[str] = Counter()
+        if writes:
+            end_line(self.path)
         if self.path.exists():
             for line in self.path.read_text(encoding="utf-8").splitlines():
                 with suppress(
@@ -55,10 +58,7 @@ class Broken:
         """
         new = [sample for sample in samples if self._note(sample)]
         if new and self.writes:
-            cut_short = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
             with self.path.open("a", encoding="utf-8") as file:
-                if cut_short and file.tell():
-                    file.write("\n")
                 file.writelines(json.dumps(asdict(s), ensure_ascii=False) + "\n" for s in new)
         for sample in reversed(new):
             count, limit = self.counts[sample.source], self.limits.get(sample.source, 0)

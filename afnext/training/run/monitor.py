@@ -23,6 +23,7 @@ from afnext.model import AudioLanguageModel
 from afnext.training.data.batches import Batch
 from afnext.training.data.packing import NOT_LEARNT, hear, hidden_states
 from afnext.training.data.targets import Words
+from afnext.training.run.records import end_line
 
 if TYPE_CHECKING:
     from afnext.training.run.tensorboard import Board
@@ -81,9 +82,7 @@ class Journal:
         self._last = self._advanced = time.monotonic()
         self._unrecorded = 0  # steps
         self._bar: Progress | None = None
-        if path.exists() and path.read_bytes()[-1:] not in (b"", b"\n"):
-            with path.open("ab") as file:  # a kill cut the last record short
-                file.write(b"\n")
+        end_line(path)
         if sys.stderr.isatty():
             columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
             self._bar = Progress(*columns, console=Console(stderr=True))

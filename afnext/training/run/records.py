@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,16 @@ def read_records(log: Path) -> list[dict[str, Any]]:
                 del found[next(anew, len(found)) :]
             found.append(record)
     return found
+
+
+def end_line(path: Path) -> None:
+    """Have a file of lines, if it is there, end with a whole one: a kill may have cut the last short."""
+    if not path.exists() or not path.stat().st_size:
+        return
+    with path.open("rb+") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b"\n":
+            file.write(b"\n")
 
 
 def _beyond(record: dict[str, Any], stage: str, step: int) -> bool:
