@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,39 @@ def test_a_step_is_a_function_of_its_plan(run: loop.Run) -> None:
         assert torch.equal(a.targets.active, b.targets.active)
     first, second = one[plans[3]].batches
     assert not torch.equal(first.packed.ids, second.packed.ids)
+
+
+def test_a_step_is_the_same_however_it_is_cut(run: loop.Run) -> None:
+    """Every objective and its gradients, of two batches of different sizes and of one of all of it. Only
+    tokens that are read weigh by what the head makes of a batch's.
+    """
+    losses = dataclasses.replace(run.config.stages[2].losses, reading=0.0)
+    short = dataclasses.replace(
+        run.config.stages[2], mixture={"short": 1.0}, mixture_of={}, losses=losses
+    )
+    batches = run.batches(short, run.sources)
+    drawn, _ = batches.mixture.draw(700, "cut", Cursors())
+    pieces = ([drawn[:1], drawn[1:]], [drawn])
+    cuts = [[batches._made(piece, [], []) for piece in cut] for cut in pieces]
+    labelled = [len(batch.targets.labelled) for batch in cuts[0]]
+    assert sum(labelled) == len(cuts[1][0].targets.labelled), "a recording is in two draws"
+    assert max(labelled) > 1.5 * min(labelled), labelled
+    run.trained.requires_grad_(True)
+    found = []
+    for cut in cuts:
+        run.trained.zero_grad(set_to_none=True)
+        told: Counter[str] = Counter()
+        for batch in share(cut, short, Team(), run.world):
+            parts = run.losses(batch, short)
+            torch.stack(list(parts.values())).sum().backward()
+            told.update({name: float(part.detach()) for name, part in parts.items()})
+        gradients = [p.grad for p in run.trained.parameters() if p.grad is not None]
+        found.append((dict(told), torch.cat([g.flatten() for g in gradients])))
+    (cut_losses, cut_gradients), (losses_of_all, gradients_of_all) = found
+    assert len(cut_losses) == 6
+    assert cut_losses == pytest.approx(losses_of_all, rel=1e-5)
+    error = (cut_gradients - gradients_of_all).norm() / gradients_of_all.norm()
+    assert error < 1e-5
 
 
 def test_teams_share_out_what_one_has_alone(run: loop.Run) -> None:

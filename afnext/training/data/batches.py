@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from threading import Lock
 
 import numpy as np
@@ -60,6 +60,7 @@ class Batch:
     """``packed`` conversations, the ``targets`` of their recordings, what each learnt token weighs
     (float32 ``[learnt]``, in the order of ``packed.targets``), and which of the mixture's sources it is of
     (``owners``, int64 ``[learnt]``, by the order of their names). ``seconds`` of audio, each recording once.
+    ``portions``: how much of a step's mean of each objective about audio is this batch's; none: all of it.
     ``shared``: in a run of several processes.
     """
 
@@ -68,6 +69,7 @@ class Batch:
     weights: Tensor
     owners: Tensor
     seconds: float
+    portions: Mapping[str, float] = field(default_factory=dict)
     shared: Shared | None = None
 
     def to(self, device: torch.device) -> Batch:
@@ -75,7 +77,7 @@ class Batch:
         shared = self.shared and replace(self.shared, own=self.shared.own.to(device))
         return Batch(
             self.packed.to(device), self.targets.to(device), self.weights.to(device),
-            self.owners.to(device), self.seconds, shared,
+            self.owners.to(device), self.seconds, self.portions, shared,
         )  # fmt: skip
 
 

@@ -52,6 +52,21 @@ def heads_of(config: TrainConfig, model: ModelConfig) -> Heads | None:
     return heads
 
 
+def counts(targets: Targets) -> dict[str, float]:
+    """What each loss here is a mean over, by its name in the log: so much of a step's is in a batch. Of
+    ``reading``, whose weights are the head's own, the tokens.
+    """
+    labelled = len(targets.labelled)
+    return {
+        "frame": labelled,
+        "spelling": sum(map(len, targets.spelling)),
+        "reading": sum(length for _, length in targets.spoken),
+        "alignment": labelled,
+        "clock": float(clock_weights(targets).sum()) if labelled else 0.0,
+        "size": len(targets.seconds),
+    }
+
+
 def frame_loss(heads: Heads, encoded: Tensor, targets: Targets) -> Tensor:
     """Ten times the mean binary cross-entropy of activity and of onsets."""
     x = encoded[targets.labelled]
@@ -141,6 +156,13 @@ def size_loss(audio: Tensor, embedding: Tensor) -> Tensor:
     return (audio.float().norm(dim=-1) / usual - LONGEST).relu().square().mean()
 
 
+def clock_weights(targets: Targets) -> Tensor:
+    """Of each audio token in ``clock_loss``, float32 ``[A]``."""
+    weights = torch.ones_like(targets.seconds)
+    weights[targets.labelled] += (SOUNDING - 1) * (targets.active > 0).any(1)
+    return weights
+
+
 def clock_loss(audio: Tensor, embedding: Tensor, words: Words, targets: Targets) -> Tensor:
     """Cross-entropy of cosines with the embeddings of the times and of the tens before them, against each
     token's own; the embeddings are not moved by it. Of the tens alone where no times have tokens. Where
@@ -153,8 +175,7 @@ def clock_loss(audio: Tensor, embedding: Tensor, words: Words, targets: Targets)
     readings = [(ten_names(table, words), tens)]
     if len(words.times):
         readings.append((table[words.times], tenths % 100))
-    weights = torch.ones_like(targets.seconds)
-    weights[targets.labelled] += (SOUNDING - 1) * (targets.active > 0).any(1)
+    weights = clock_weights(targets)
     losses = [
         F.cross_entropy(SHARPNESS * unit @ F.normalize(names, dim=-1).T, right, reduction="none")
         for names, right in readings

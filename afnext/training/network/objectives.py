@@ -21,6 +21,7 @@ from afnext.training.network.loss import (
     Heads,
     alignment_loss,
     clock_loss,
+    counts,
     frame_loss,
     reading_loss,
     size_loss,
@@ -44,14 +45,23 @@ def objectives(stage: StageConfig) -> list[str]:
 
 def share(batches: Sequence[Batch], stage: StageConfig, team: Team, world: World) -> list[Batch]:
     """A step's batches of this process with weights that are shares of the whole step's: every learnt token
-    of the step, on any process, counts by its own weight. And, in a run of several, what each must know of
+    of the step, on any process, counts by its own weight, and every audio token of an objective about audio
+    as every other, into however many batches they are cut. And, in a run of several, what each must know of
     the others' to keep in step.
     """
     own = [own_audio(batch.packed.audio, team) for batch in batches]
-    total = world.combined(sum_of(batch.weights for batch in batches) / team.size)
+    counted = [counts(batch.targets) for batch in batches]
+    sums = [sum_of(batch.weights for batch in batches)]
+    sums += [torch.tensor([sum(c[name] for c in counted)]).double() for name in counted[0]]
+    total, *of_audio = world.combined(torch.cat(sums) / team.size).split(1)
+    whole = dict(zip(counted[0], torch.cat(of_audio).tolist(), strict=True))
     found = [
-        replace(batch, weights=(batch.weights / total.clamp_min(1e-30)).float())
-        for batch in batches
+        replace(
+            batch,
+            weights=(batch.weights / total.clamp_min(1e-30)).float(),
+            portions={name: count / whole[name] for name, count in c.items() if count},
+        )
+        for batch, c in zip(batches, counted, strict=True)
     ]
     if world.size == 1:
         return found
@@ -101,14 +111,15 @@ class Objectives:
             else Whole(self.net, batch)
         )
         # Each process of a team finds the same; of their sum each gives its part.
-        copies = stage.accumulate * (shared.team.size if shared else 1)
+        team = shared.team.size if shared else 1
         of_audio = self._of_audio(batch, seen.encoded, seen.audio) if everything else {}
-        parts = {name: part / copies for name, part in of_audio.items()}
+        parts = {
+            name: part * (batch.portions.get(name, 1.0) / team) for name, part in of_audio.items()
+        }
         captions, audio_id = self.heads and self.heads.captions, self.net.config.audio_token_id
         if stage.losses.captions and captions:
             told = captions.loss(batch.packed, batch.weights, seen.encoded, audio_id)
             if told is not None:
-                team = shared.team.size if shared else 1
                 parts["captions"] = stage.losses.captions * told / team
         if stage.losses.answer:
             hidden, targets, weights, owners = seen.answers()
