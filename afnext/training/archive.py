@@ -5,8 +5,8 @@ Each recording is kept once, however many records hear it: 16 kHz mono, in ``aud
 (:mod:`afnext.training.data.shards`; WebDataset's tools read them). Records lie in
 ``records-00000.conversations.jsonl``, .., and ``index.arrow`` lists them (:mod:`afnext.training.data.index`).
 The index is written last: without it a folder is not finished, and the same call goes on where it stands,
-with the shards and files of records that are whole. Memory does not follow the number of records where they
-come one a line; a file that is one JSON value is held whole.
+with the shards and files of records that are whole; what could not be read is tried again. Memory does not
+follow the number of records where they come one a line; a file that is one JSON value is held whole.
 """
 
 from __future__ import annotations
@@ -135,6 +135,8 @@ def archive(
                 for old in _ours(folder):
                     old.unlink()
                 _list(ledger, files, root, most_skipped)
+            else:
+                _try_again(ledger, folder, encoding)
             _write_audio(ledger, folder, encoding, shard_seconds, processes, told)
             skipped = Skipped()
             usable = _usable(ledger, files, root, encoding, skipped, counted)
@@ -162,6 +164,18 @@ def _require_own(folder: Path) -> None:
         raise AfnextError(
             f"{folder} holds {found[0].name}, which an archive would write over: give another folder"
         )
+
+
+def _try_again(ledger: Ledger, folder: Path, encoding: str) -> None:
+    """Where a recording that could not be read can be now, it and what is behind it is written anew."""
+    reading = _Reading(encoding)
+    mended = (number for number, path in ledger.unreadable() if not reading[number, path].why)
+    if (first := next(mended, None)) is None:
+        return
+    ledger.forget_from(first)
+    for path in _ours(folder):
+        if path.name.startswith("records-"):
+            path.unlink()
 
 
 def _records_file(number: int) -> str:

@@ -209,6 +209,29 @@ def test_a_shard_that_is_lost_meanwhile_is_written_again(
     assert content(tmp_path / "set") == content(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("seconds", [1, 3, 100])
+@pytest.mark.parametrize("lost", [["a.wav"], ["c.wav"], ["b.wav", "c.wav"], [*LENGTHS]])
+def test_recordings_out_of_reach_are_tried_again(
+    lost: list[str], seconds: int, given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the same bytes, wherever in a shard they belong; while they stay away nothing is written anew."""
+    monkeypatch.setattr(module, "SHARD_RECORDS", 2)
+    archive([given], tmp_path / "whole", shard_seconds=seconds)
+    for name in lost:
+        (given.parent / name).rename(tmp_path / name)
+    folder = tmp_path / "set"
+    times = []
+    for _ in range(2):
+        with pytest.raises(AfnextError, match="records cannot be used"):
+            archive([given], folder, shard_seconds=seconds)
+        times.append([path.stat().st_mtime_ns for path in sorted(folder.glob("*.tar"))])
+    assert times[0] == times[1]
+    for name in lost:
+        (tmp_path / name).rename(given.parent / name)
+    archive([given], folder, shard_seconds=seconds)
+    assert content(folder) == content(tmp_path / "whole")
+
+
 @pytest.mark.slow
 def test_processes_write_the_same(given: Path, tmp_path: Path) -> None:
     archive([given], tmp_path / "one", shard_seconds=1)

@@ -115,13 +115,31 @@ class Ledger:
                 ((w.shard, w.seconds, w.why, w.number) for w in written),
             )
 
+    def unreadable(self) -> list[tuple[int, str]]:
+        """Numbers and paths of those that could not be read."""
+        return self._base.execute(
+            "SELECT number, path FROM recordings WHERE why != '' ORDER BY number"
+        ).fetchall()
+
     def forget(self, shard: int) -> None:
         """What is known of the recordings of a shard and of those behind it."""
+        self._forget(self._one("SELECT min(number) FROM recordings WHERE shard >= ?", shard))
+
+    def forget_from(self, number: int) -> None:
+        """What is known of a recording, of those behind it, and of all in the shard that it belongs in."""
+        shard = self._one(
+            "SELECT coalesce((SELECT min(shard) FROM recordings WHERE number > ?), max(shard))"
+            " FROM recordings",
+            number,
+        )  # the last one ended where there was no more
+        first = self._one("SELECT min(number) FROM recordings WHERE shard >= ?", shard)
+        self._forget(number if first is None else min(number, first))
+
+    def _forget(self, first: int) -> None:
         with self._base:
             self._base.execute(
-                "UPDATE recordings SET shard = NULL, seconds = 0, why = '' WHERE number >= "
-                "(SELECT min(number) FROM recordings WHERE shard >= ?)",
-                (shard,),
+                "UPDATE recordings SET shard = NULL, seconds = 0, why = '' WHERE number >= ?",
+                (first,),
             )
 
     def find(self, path: str) -> Written:
@@ -131,8 +149,8 @@ class Ledger:
         ).fetchone()
         return Written(*row)
 
-    def _one(self, query: str) -> Any:
-        return self._base.execute(query).fetchone()[0]
+    def _one(self, query: str, *values: Any) -> Any:
+        return self._base.execute(query, values).fetchone()[0]
 
     def _told(self, key: str) -> str | None:
         row = self._base.execute("SELECT value FROM told WHERE key = ?", (key,)).fetchone()
