@@ -20,6 +20,10 @@ from afnext.ops import runtime
 HERE, FIRST, OTHER, COUNT, ALL = (
     f"afnext/alike/{key}" for key in ("here", "first", "other", "count", "all")
 )
+MODULE = "compiled module"
+REMEDIES = {
+    MODULE: ": what two machines build of one source may differ, so install one wheel on all"
+}
 
 
 def agree(
@@ -55,7 +59,7 @@ def other_than(first: Mapping[str, str], rank: int, theirs: Mapping[str, str]) -
     """Which is the first thing that a rank has otherwise; empty where there is none."""
     for what, value in theirs.items():
         if value != first[what]:
-            return f"rank {rank} has another {what} than rank 0"
+            return f"rank {rank} has another {what} than rank 0{REMEDIES.get(what, '')}"
     return ""
 
 
@@ -69,6 +73,6 @@ def code() -> dict[str, str]:
     module = hashlib.sha256(runtime.module_path().read_bytes())
     return {
         "code of afnext": found.hexdigest(),
-        "compiled module": module.hexdigest(),
+        MODULE: module.hexdigest(),
         "version of torch": torch.__version__,
     }
