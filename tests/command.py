@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.parallel.processes import forked
 
-LIMIT = 120.0
+LIMIT = 600.0
 """Seconds after which a process is given up."""
 
 

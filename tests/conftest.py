@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from afnext.training.synthesis.banks import Banks
+
+settings.register_profile(
+    "afnext", deadline=None
+)  # how long an example takes is the machine's affair
+settings.load_profile("afnext")
+
+
+def pytest_collection_finish() -> None:
+    """What is there before the first test stays: a collection that looks through all of it takes a second,
+    in which every thread stands still.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

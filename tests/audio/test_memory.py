@@ -51,7 +51,7 @@ def grown(code: str, *arguments: object) -> float:
         check=True,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     return float(done.stdout)
 

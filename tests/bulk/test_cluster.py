@@ -40,7 +40,10 @@ def test_two_workers_answer_each_once(cluster: None, folder: Path) -> None:
         import time
 
         def answer(path: Path, stop: Stop) -> dict:
-            time.sleep(0.05)
+            (folder / f"worker-{os.getpid()}").touch()
+            until = time.monotonic() + 120  # the other one is still on its way
+            while len(list(folder.glob("worker-*"))) < 2 and time.monotonic() < until:
+                time.sleep(0.01)
             if path.name == "07.wav":
                 raise ValueError(f"{path}: is broken")
             return {"text": path.name, "process": os.getpid()}
@@ -157,7 +160,7 @@ def test_what_workers_print_is_not_among_the_progress(folder: Path) -> None:
     """Of a Ray that is started for the answers."""
     pytest.importorskip("ray.data")
     run = subprocess.run(
-        [sys.executable, "-c", CHATTY], cwd=folder, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", CHATTY], cwd=folder, capture_output=True, text=True, timeout=600
     )
     assert run.stdout == "['00.wav', '01.wav']\n", run.stderr
     assert "a worker" not in run.stderr

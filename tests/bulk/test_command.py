@@ -50,7 +50,7 @@ def started(folder: Path, out: Path, least: int, *options: str) -> subprocess.Po
         # A shell has what it starts in the background ignore interrupts, and that is inherited.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not out.exists() or out.read_bytes().count(b"\n") < least:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline

@@ -92,7 +92,7 @@ def test_a_model_that_cannot_be_loaded_fails_no_recording(folder: Path) -> None:
 
 
 def test_many_at_once_are_really_at_once(folder: Path) -> None:
-    together = threading.Barrier(3, timeout=10)
+    together = threading.Barrier(3, timeout=60)
 
     def meet(path: Path, stop: Stop) -> dict:
         together.wait()

@@ -151,7 +151,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Runner:
         # Its display needs a terminal.
         subprocess.run(
             ["script", "--quiet", "--command", f"{BOCHS} -q -f bochsrc", "/dev/null"],
-            cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, timeout=30,
+            cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, timeout=300,
             env={**os.environ, "TERM": "xterm"},
         )  # fmt: skip
         assert (folder / "printed").exists(), (folder / "log").read_text()[-4000:]

@@ -172,8 +172,9 @@ def test_a_stream_is_handed_over_in_pieces_that_are_worth_it() -> None:
 def run(code: str) -> None:
     root = Path(__file__).parents[2]
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=4 * PATIENCE
-    )
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code],  # of forks beside threads
+        cwd=root, capture_output=True, text=True, timeout=4 * PATIENCE,
+    )  # fmt: skip
     assert (done.stdout, done.stderr, done.returncode) == ("done\n", "", 0)
 
 

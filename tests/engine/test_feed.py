@@ -364,14 +364,16 @@ def test_sources_that_stall_hold_up_nobody(net: AudioLanguageModel) -> None:
     """However many they are; each takes a thread of its own."""
     engine, go = Engine(net, []), threading.Event()
     engine.feeds._most = 2
-    slow = [
-        submit(engine, growing(recording(40.0, 9 + n), before=lambda: go.wait(PATIENCE)))
-        for n in range(3)
-    ]
+    given_up: list[bool] = []
+
+    def wait() -> None:
+        if not go.wait(PATIENCE):
+            given_up.append(True)
+
+    slow = [submit(engine, growing(recording(40.0, 9 + n), before=wait)) for n in range(3)]
     asked = submit(engine, growing())
-    begun = time.monotonic()
     assert len(asked.result().tokens) == 6
-    assert time.monotonic() - begun < PATIENCE / 2
+    assert not given_up
     assert not any(h.finished for h in slow)
     go.set()
     assert all(len(h.result().tokens) == 6 for h in slow)

@@ -190,9 +190,14 @@ def test_a_full_disk_is_a_warning(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("afnext.engine.disk_cache.Path.mkdir", full)
-    with pytest.warns(UserWarning, match="No space left"):
+
+    def asked() -> Generation:
         record = ask(engine, 5)
-    engine.flush()
+        engine.flush()
+        return record
+
+    with pytest.warns(UserWarning, match="No space left"):
+        record = asked()
     assert record.tokens == recomputed(net, heard([CLIP], [1], [5]), [CLIP], 6)
     assert ask(engine, 6).stopped == "length"
 

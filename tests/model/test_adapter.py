@@ -217,15 +217,14 @@ def test_a_cache_on_disk_knows_adapters_apart(
     save_file({n: -t for n, t in load_file(nanos / WEIGHTS).items() if "lora_B" in n}
               | {n: t for n, t in load_file(nanos / WEIGHTS).items() if "lora_A" in n},
               other / WEIGHTS)  # fmt: skip
-    found = [
-        [
-            afnext.load("nano", adapter=adapter, disk_cache=tmp_path / "cache").ask(
-                scene_file, QUESTION, max_tokens=4, logprobs=1
-            )
-            for adapter in (None, nanos, other)
-        ]
-        for _ in range(2)
-    ]
+
+    def said(adapter: Path | None) -> afnext.Reply:
+        model = afnext.load("nano", adapter=adapter, disk_cache=tmp_path / "cache")
+        reply = model.ask(scene_file, QUESTION, max_tokens=4, logprobs=1)
+        model.engine.flush()
+        return reply
+
+    found = [[said(adapter) for adapter in (None, nanos, other)] for _ in range(2)]
     assert len({reply.logprobs[0].logprob for reply in found[0]}) == 3  # texts may be the same
     assert [reply.text for reply in found[1]] == [reply.text for reply in found[0]]
     assert [bool(reply.usage.cached_tokens) for reply in found[0]] == [False] * 3

@@ -15,7 +15,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-WAIT = 120.0
+WAIT = 600.0
 """Seconds after which a test's processes are given up."""
 
 

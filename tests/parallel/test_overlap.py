@@ -24,7 +24,7 @@ TOKENS, HEADS, DIM = 128, 8, 32
 SECONDS = 1.6
 LEFT = 0.1
 """Of what is waited for without overlap: the most that may be left of it."""
-TRIES = 6
+TRIES = 20
 SECONDS_A_PAIR = SECONDS / (TOKENS * TOKENS / 2 * HEADS)
 
 

@@ -24,7 +24,8 @@ from afnext.training.run.meters import Meters
 from afnext.training.stage import StageRun
 from tests.training.mesh_runs import small
 
-TIMEOUT = 8.0
+TIMEOUT = 8.0  # where a rank is to be late
+PATIENCE = 120.0  # elsewhere: a first checkpoint and a picture take a slow machine long
 CHANGES: dict[str, dict[str, Any]] = {
     "another recipe": {"seed": 7},
     "another device": {"device": "cuda"},
@@ -48,7 +49,8 @@ def raises() -> None:
 
 
 def main(sources: str, folder: str, how: str, step: str = "3") -> None:
-    config = dataclasses.replace(small(Path(sources), 6), timeout=TIMEOUT)
+    patience = TIMEOUT if how in ("late", "saving", "exporting", "stopped") else PATIENCE
+    config = dataclasses.replace(small(Path(sources), 6), timeout=patience)
     rank, first = int(os.environ["RANK"]), os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
     gradients, made, add = StageRun._gradients, Batches.__getitem__, Meters.add
     ways = {"killed": kills, "stopped": stands_still, "terminated": terminates, "raises": raises}

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -56,7 +56,7 @@ def torchrun(
                str(sources), str(folder), how, str(step)]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
     )
     return done.returncode, done.stderr
 
@@ -123,11 +123,11 @@ def test_a_signal_to_one_process_ends_all_with_a_checkpoint(
 def test_the_rank_and_the_reason_are_named(
     sources: Path, tmp_path: Path, how: str, wanted: str
 ) -> None:
-    began = time.monotonic()
-    status, said = torchrun(sources, tmp_path / "run", how)
+    status, said = torchrun(
+        sources, tmp_path / "run", how
+    )  # in less than the 1000 s that it would sleep
     assert status != 0
     assert wanted in said
-    assert time.monotonic() - began < 120
 
 
 def test_a_run_is_taken_over_by_the_torchrun_that_began_it(
@@ -151,14 +151,14 @@ def test_a_run_is_taken_over_by_the_torchrun_that_began_it(
 def test_who_is_otherwise_or_absent_is_named(tmp_path: Path) -> None:
     """By all, before anything is joined."""
 
-    def of_three(values: list[str], folder: Path) -> list[str]:
+    def of_three(values: list[str], folder: Path, patience: float = 60.0) -> list[str]:
         folder.mkdir()
 
         def of_rank(rank: int) -> str:
             store = dist.FileStore(str(folder / "store"), 3)
             alike = {"recipe": values[rank], "code": "same"}
             try:
-                agree(store, rank, 3, alike, timedelta(seconds=0.5))
+                agree(store, rank, 3, alike, timedelta(seconds=patience))
             except AfnextError as error:
                 return str(error)
             return ""
@@ -169,8 +169,8 @@ def test_who_is_otherwise_or_absent_is_named(tmp_path: Path) -> None:
     assert of_three(["a", "a", "a"], tmp_path / "alike") == ["", "", ""]
     other = of_three(["a", "a", "b"], tmp_path / "other")
     assert other == ["rank 2 has another recipe than rank 0"] * 3
-    absent = of_three(["a", "a"], tmp_path / "absent")
-    assert absent == ["rank 2 did not come in 0 s"] * 2
+    absent = of_three(["a", "a"], tmp_path / "absent", 1.0)
+    assert absent == ["rank 2 did not come in 1 s"] * 2
 
 
 def test_what_is_compiled_is_of_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,9 +185,14 @@ def test_what_is_compiled_is_of_the_code(tmp_path: Path, monkeypatch: pytest.Mon
     }  # fmt: skip
 
 
+WATCHING: list[Watch] = []
+
+
 def watches(folder: Path, count: int, silence: float = 60.0) -> list[Watch]:
     store = dist.FileStore(str(folder / "store"), count)
-    return [Watch(store, rank, count, silence) for rank in range(count)]
+    made = [Watch(store, rank, count, silence) for rank in range(count)]
+    WATCHING.extend(made)
+    return made
 
 
 def until(seconds: float, condition) -> bool:  # type: ignore[no-untyped-def]
@@ -198,7 +203,7 @@ def until(seconds: float, condition) -> bool:  # type: ignore[no-untyped-def]
 
 
 @pytest.fixture
-def ends(monkeypatch: pytest.MonkeyPatch) -> dict[int, str]:
+def ends(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[int, str]]:
     """By rank, why a process would have been ended."""
     found: dict[int, str] = {}
 
@@ -208,16 +213,20 @@ def ends(monkeypatch: pytest.MonkeyPatch) -> dict[int, str]:
     monkeypatch.setattr(watch, "_end", noted)
     monkeypatch.setattr(watch, "BEAT", 0.05)
     monkeypatch.setattr(watch, "GRACE", 0.1)
-    monkeypatch.setattr(watch, "GONE", 0.5)
-    return found
+    monkeypatch.setattr(watch, "GONE", 3.0)
+    yield found
+    for each in WATCHING:  # or, where a test fails, one would end all tests
+        each._ended.set()
+        each._thread.join()
+    WATCHING.clear()
 
 
 def test_whoever_is_silent_is_named_by_all(tmp_path: Path, ends: dict[int, str]) -> None:
-    three = watches(tmp_path, 3, silence=0.5)
+    three = watches(tmp_path, 3, silence=3.0)
     three[1].at("at step 7 of all", 100.0)
-    time.sleep(0.2)
+    assert until(30, lambda: "step 7" in three[0]._signs()[1])
     three[1]._ended.set()  # as a process that was killed: it says no goodbye
-    assert until(10, lambda: {0, 2} <= ends.keys())
+    assert until(30, lambda: {0, 2} <= ends.keys())
     assert "rank 1 gives no sign of life" in ends[0]
     assert "(the last: at step 7 of all)" in ends[0]
     assert ends[0] == ends[2]
@@ -227,10 +236,10 @@ def test_whoever_is_late_is_named(tmp_path: Path, ends: dict[int, str]) -> None:
     three = watches(tmp_path, 3)
     for step in range(4):
         for each in three:
-            each.at(f"waiting for the data of step {step} of all", 0.6)
+            each.at(f"waiting for the data of step {step} of all", 2.0)
             if each.rank != 2 or step < 3:
-                each.at(f"at step {step} of all", 0.6)
-    assert until(10, lambda: len(ends) == 3)
+                each.at(f"at step {step} of all", 2.0)
+    assert until(30, lambda: len(ends) == 3)
     assert len(set(ends.values())) == 1
     assert "rank 2 is waiting for the data of step 3 of all for" in ends[0]
 
@@ -239,17 +248,17 @@ def test_of_those_who_are_as_far_who_does_not_wait_is_named(
     tmp_path: Path, ends: dict[int, str]
 ) -> None:
     for each in watches(tmp_path, 3):
-        each.at("between steps 3 and 4 of all", 0.3)
+        each.at("between steps 3 and 4 of all", 2.0)
         each.awaits(0, "" if each.rank == 1 else watch.OTHERS)
-    assert until(10, lambda: len(ends) == 3)
+    assert until(30, lambda: len(ends) == 3)
     assert "rank 1 is between steps 3 and 4 of all for" in ends[0]
     assert len(set(ends.values())) == 1
 
 
 def test_a_message_that_does_not_arrive_is_named(tmp_path: Path, ends: dict[int, str]) -> None:
     for each in watches(tmp_path, 2):
-        each.at("at step 3 of all", 0.3)
-    assert until(10, lambda: len(ends) == 2)
+        each.at("at step 3 of all", 2.0)
+    assert until(30, lambda: len(ends) == 2)
     assert "a message between them does not arrive" in ends[0]
 
 
@@ -262,7 +271,7 @@ def loses_a_message(store: str) -> str:
     watch.BEAT, watch.GRACE = 0.1, 0.1
     mesh = init_device_mesh("cpu", (3, 1), mesh_dim_names=("ring", "ulysses"))
     watching = Watch(dist.FileStore(store, 3), dist.get_rank(), 3)
-    link = GroupLink(mesh, 4.0, watching.awaits)
+    link = GroupLink(mesh, 12.0, watching.awaits)
     shift, count = link.shift, itertools.count()
 
     def losing(received: Sequence[Tensor], sent: Sequence[Tensor]) -> Work:
@@ -271,10 +280,10 @@ def loses_a_message(store: str) -> str:
 
     link.shift = losing  # type: ignore[method-assign]
     dist.barrier()
-    watching.at("at step 3 of all", 1.5)
+    watching.at("at step 3 of all", 4.0)
     with pytest.raises(AfnextError, match="did not come to an end"):
         of_rank(Case(1, 3), link, dist.get_rank())
-    until(10, lambda: reasons)
+    until(30, lambda: reasons)
     return reasons[0]
 
 
@@ -293,13 +302,13 @@ def test_what_a_process_ended_with_is_told_to_the_others(
     assert one.explain() == ""
     other.failed("the disk is full")
     assert one.explain() == "rank 1 ended: the disk is full"
-    assert until(10, lambda: len(ends) == 2)
+    assert until(30, lambda: len(ends) == 2)
 
 
 def test_a_run_that_comes_to_its_end_ends_nobody(tmp_path: Path, ends: dict[int, str]) -> None:
     """Though some are there for longer than others."""
-    one, other = watches(tmp_path, 2, silence=0.3)
+    one, other = watches(tmp_path, 2, silence=1.0)
     one.close()
-    time.sleep(0.8)
+    time.sleep(2.5)
     other.close()
     assert ends == {}

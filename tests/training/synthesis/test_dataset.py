@@ -138,14 +138,14 @@ from afnext.training.synthesis import dataset
 from afnext.training.synthesis.banks import Banks
 dataset.SHARD_SECONDS = 20.0
 write = dataset.write_shard
-slow = lambda path: time.sleep(60 * (path.name > "scenes-00001.tar"))
+slow = lambda path: time.sleep(600 * (path.name > "scenes-00001.tar"))
 dataset.write_shard = lambda path, made: (slow(path), write(path, made))
 sets = [dataset.SceneSet("sounds", 40, 1.0, 4.0), dataset.SceneSet("mixed", 6, 5.0, 9.0, questions=12),
         dataset.SceneSet("dialogue", 4, 6.0, 6.0)]
 list(dataset.generate({str(tmp_path)!r}, sets, Banks(Path({str(banks.folder)!r})), {SEED}, 2))
 """
     with subprocess.Popen([sys.executable, "-c", program], start_new_session=True) as process:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not list(tmp_path.glob("*.conversations.jsonl")) and time.monotonic() < deadline:
             assert process.poll() is None
             time.sleep(0.01)
