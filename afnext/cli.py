@@ -269,8 +269,10 @@ def train(
     processes: torchrun --nproc-per-node 4 --no-python afnext train ...
     """
     from .evaluation.samples import write_samples
+    from .training import hold_memory
     from .training import train as run
 
+    hold_memory()
     made = run(
         _chain(recipe), out, resume=resume, data=data, stages=stage or (), device=device,
         show=write_samples, tensorboard=tensorboard,

@@ -13,10 +13,13 @@ if TYPE_CHECKING:
     from afnext.training.config import TrainConfig
     from afnext.training.loop import train
     from afnext.training.recipe import load_recipe
+    from afnext.training.run.heap import hold_memory
 
-__all__ = ["TrainConfig", "load_recipe", "train"]
+__all__ = ["TrainConfig", "hold_memory", "load_recipe", "train"]
 
-_HOMES = {"TrainConfig": "config", "load_recipe": "recipe", "train": "loop"}
+_HOMES = {
+    "TrainConfig": "config", "hold_memory": "run.heap", "load_recipe": "recipe", "train": "loop"
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
