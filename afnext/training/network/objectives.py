@@ -53,8 +53,9 @@ def share(batches: Sequence[Batch], stage: StageConfig, team: Team, world: World
     counted = [counts(batch.targets) for batch in batches]
     sums = [sum_of(batch.weights for batch in batches)]
     sums += [torch.tensor([sum(c[name] for c in counted)]).double() for name in counted[0]]
-    total, *of_audio = world.combined(torch.cat(sums) / team.size).split(1)
-    whole = dict(zip(counted[0], torch.cat(of_audio).tolist(), strict=True))
+    together = world.combined(torch.cat(sums) / team.size)
+    total, of_audio = together[:1], together[1:].numpy().tolist()
+    whole = dict(zip(counted[0], of_audio, strict=True))
     found = [
         replace(
             batch,

@@ -172,7 +172,9 @@ bool Block::own(const void* pointer) const {
     return static_cast<size_t>(static_cast<const char*>(pointer) -
                                static_cast<const char*>(begin)) < bytes;
   };
-  if (within(this, sizeof(*this)) || within(warps_.data(), warps_.size() * sizeof(Warp)) ||
+  // A module that is loaded later has the variables of each OS thread on the heap, current_ too.
+  if (within(&current_, sizeof(current_)) || within(this, sizeof(*this)) ||
+      within(warps_.data(), warps_.size() * sizeof(Warp)) ||
       within(threads_.data(), threads_.size() * sizeof(threads_[0]))) {
     return true;
   }
