@@ -17,10 +17,12 @@ def hold_memory() -> None:
     all of the process. The command ``afnext train`` does.
 
     A step on a CPU frees gigabytes in tensors whose sizes the next one does not have again. glibc hands them
-    back to the system and takes them again page by page: of nano's last stage a step of 5 s of computing
-    spent 3.5 s on that, and 1.4 s where freed memory stays. oneDNN keeps code for the last 1024 shapes, by
-    which a process grew by 45 MB a step. ``ONEDNN_PRIMITIVE_CACHE_CAPACITY`` in the environment counts
-    before this. Where the C library is another one, only that is done.
+    back to the system and takes them again page by page, into other holes; where freed memory stays, a step
+    has a twentieth of the page faults. That is memory and, on a machine that does other things too, time: of
+    nano's last stage beside other programs 1.4 s a step for 3.7 s, on a quiet machine nothing that is seen.
+    oneDNN keeps code for the last 1024 shapes, by which a process grew by 45 MB a step.
+    ``ONEDNN_PRIMITIVE_CACHE_CAPACITY`` in the environment counts before this. Where the C library is another
+    one, only that is done.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PRIMITIVES))
     tune = getattr(ctypes.CDLL(None), "mallopt", None)
