@@ -288,6 +288,7 @@ def test_a_signal_ends_a_run_after_its_step(
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.slow
 def test_a_run_that_begins_anew_has_its_own_tokenizer(
     recipe: TrainConfig, tmp_path: Path, shared_data: Path
 ) -> None:
