@@ -12,9 +12,8 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from afnext.training.synthesis.banks import Banks
 
-settings.register_profile(
-    "afnext", deadline=None
-)  # how long an example takes is the machine's affair
+# How long an example takes is the machine's affair.
+settings.register_profile("afnext", deadline=None)
 settings.load_profile("afnext")
 
 

@@ -6,12 +6,12 @@ Each runs in a process of its own, where the high-water mark is its own.
 from __future__ import annotations
 
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests import high_water
 
 pytestmark = [
     pytest.mark.slow,
@@ -31,29 +31,13 @@ except ImportError:
 from afnext.audio import load, stream_windows
 from afnext.errors import AudioError
 warnings.simplefilter("ignore")
-def high_water():
-    [line] = [l for l in open("/proc/self/status") if l.startswith("VmHWM")]
-    return int(line.split()[1]) / 1000
 load(np.zeros(4800, np.float32), sample_rate=48000)
-before = high_water()
 """
 
 
 def grown(code: str, *arguments: object) -> float:
     """Megabytes by which the high-water mark rose over that of the imports."""
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            PRELUDE + code + "\nprint(high_water() - before)",
-            *map(str, arguments),
-        ],
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    return float(done.stdout)
+    return high_water.grown(PRELUDE, code, *arguments) / 1000
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ independence from the number of threads, bad input, registration.
 
 import ctypes
 import mmap
-import subprocess
 import sys
 
 import pytest
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from afnext import ops
 from afnext.ops import runtime
+from tests.high_water import grown
 from tests.ops.attention_oracle import Case, assert_gold, call, make_case, offsets, oracle
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -266,18 +266,11 @@ def test_reads_nothing_past_the_end(backend: str, dtype: torch.dtype, dim: int) 
     torch.testing.assert_close(call(ops.attention, case), expected, rtol=0, atol=0)
 
 
-# Not ru_maxrss, which begins at what the parent had at most.
-MEMORY = """
+WARM = """
 import torch
 from afnext import ops
-def high_water():
-    [line] = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
-    return int(line.split()[1])
 q, k, v = torch.randn(3, 20_000, 1, 64).requires_grad_().unbind(0)
 ops.attention(q[:64], k[:64], v[:64])[0].sum().backward()
-before = high_water()
-ops.attention(q, k, v, causal=True)[0].sum().backward()
-print(high_water() - before)
 """
 
 
@@ -285,8 +278,8 @@ print(high_water() - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_grows_with_tokens_not_with_their_square() -> None:
     """20,000 tokens forward and backward: 5 MB a tensor, where scores would be 1,600 MB."""
-    run = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
-    assert int(run.stdout) < 150 * 1024  # kB
+    kilobytes = grown(WARM, "ops.attention(q, k, v, causal=True)[0].sum().backward()")
+    assert kilobytes < 150 * 1024
 
 
 def bad(**changes: object) -> dict[str, object]:

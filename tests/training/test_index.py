@@ -100,12 +100,12 @@ Index(sys.argv[1])
 mapped = memory("VmRSS")
 Mixture({"a": Source(sys.argv[1])}, {"a": 1.0}, 1e5)
 mapped = memory("VmRSS") - mapped
-before, began = memory("RssAnon"), time.process_time()
+before, began = memory("RssAnon"), time.perf_counter()
 index = Index(sys.argv[1])
 for i in range(0, len(index), len(index) // 1000):
     index[i]
 len(index.up_to(1e5))
-print(time.process_time() - began, memory("RssAnon") - before, mapped)
+print(time.perf_counter() - began, memory("RssAnon") - before, mapped)
 """
 
 

@@ -58,9 +58,8 @@ def test_slow_files_starve_nobody() -> None:
     one = waited(Slow(), 40, 1)
     dataset = Slow()
     assert one > 0.4
-    assert any(
-        waited(dataset, 40, 8) < 0.08 for _ in range(5)
-    )  # other programs may take a moment of one
+    # Other programs may take a moment of one.
+    assert any(waited(dataset, 40, 8) < 0.08 for _ in range(5))
     assert 1 < dataset.most <= READERS
 
 

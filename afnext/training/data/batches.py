@@ -60,7 +60,7 @@ class Batch:
     """``packed`` conversations, the ``targets`` of their recordings, what each learnt token weighs
     (float32 ``[learnt]``, in the order of ``packed.targets``), and which of the mixture's sources it is of
     (``owners``, int64 ``[learnt]``, by the order of their names). ``seconds`` of audio, each recording once.
-    ``portions``: how much of a step's mean of each objective about audio is this batch's; none: all of it.
+    ``portions``: how much of a step's mean of each objective about audio is this batch's; see ``share``.
     ``shared``: in a run of several processes.
     """
 

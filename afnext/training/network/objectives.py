@@ -114,9 +114,7 @@ class Objectives:
         # Each process of a team finds the same; of their sum each gives its part.
         team = shared.team.size if shared else 1
         of_audio = self._of_audio(batch, seen.encoded, seen.audio) if everything else {}
-        parts = {
-            name: part * (batch.portions.get(name, 1.0) / team) for name, part in of_audio.items()
-        }
+        parts = {name: part * (batch.portions[name] / team) for name, part in of_audio.items()}
         captions, audio_id = self.heads and self.heads.captions, self.net.config.audio_token_id
         if stage.losses.captions and captions:
             told = captions.loss(batch.packed, batch.weights, seen.encoded, audio_id)
